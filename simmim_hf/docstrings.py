@@ -1,0 +1,149 @@
+"""The built-in corpus: the documentation inside the installed Python, torch and transformers, read as text."""
+
+import ast
+import gc
+import importlib.util
+import inspect
+import os
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from datasets import Dataset
+from datasets.utils import tqdm
+
+# How the lines of a docstring are told apart: code, the name of a parameter before its description, markup.
+_CODE_DIRECTIVE = re.compile(r"\.\. *(code|math|test|image|plot|figure|doctest|graphviz|_)")
+_PARAMETER = re.compile(r"([-*`\w][\w., *`]* ?\([^)]*\) ?:|:\w+( [\w*]+)*:|[\w*`]+ ?:)(\s+|$)")
+_ROLE = re.compile(r":[\w:]+:`~?([^`]*)`|\[`~?([^`\]]*)`\](\([^)]*\))?")
+_NOISE = re.compile(r"<[^<>]*>|`+|\*\*(?=\w)|(?<=\w)\*\*|https?://\S+")
+
+
+def built_in_corpus() -> Dataset:
+    """The docstrings of the installed Python standard library, torch and transformers: English text for offline use.
+
+    The source files are parsed, not imported. Cleaned of code and markup, without repeats, in the order of the paths.
+
+    Returns:
+        One row per docstring: `text`, `summary` (its first sentence), `body` (the rest, possibly empty) and `source`
+        (such as `torch/nn/modules/linear.py`).
+    """
+    folders = {"python": sysconfig.get_paths()["stdlib"]}
+    for package in ("torch", "transformers"):
+        spec = importlib.util.find_spec(package)
+        if spec and spec.submodule_search_locations:
+            folders[package] = spec.submodule_search_locations[0]
+    return Dataset.from_list(scan_docstrings(folders))
+
+
+def scan_docstrings(folders: dict[str, str | Path]) -> list[dict[str, str]]:
+    """Collect the prose of all docstrings below some folders.
+
+    Args:
+        folders: the folder of each name; the name begins the `source` of its rows.
+
+    Returns:
+        The rows of [`built_in_corpus`].
+    """
+    files = [(f"{name}/{path}", Path(folder, path)) for name, folder in folders.items() for path in _modules(folder)]
+    rows, raw_seen, seen = [], set(), set()
+    for source, file in tqdm(sorted(files), desc="Reading docstrings", unit=" files"):
+        for docstring in _docstrings(file):
+            if docstring in raw_seen:
+                continue
+            raw_seen.add(docstring)
+            text = clean_docstring(docstring)
+            if len(text.split()) < 8:
+                continue
+            summary, body = _split_summary(text)
+            # Models repeat each other's documentation under other names, so names and numbers do not count here:
+            # only plain lower-case words. A repeated summary, or a repeated start of the body, is a repeat.
+            keys = {("summary", _plain_words(summary)), ("body", _plain_words(body)[:100])}
+            keys = {(part, words) for part, words in keys if len(words) >= 20}
+            if text in seen or keys & seen:
+                continue
+            seen |= keys | {text}
+            rows.append({"text": text, "summary": summary, "body": body, "source": source})
+    return rows
+
+
+def _modules(folder: str | Path) -> Iterator[str]:
+    skipped = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages", "__pycache__"}
+    for root, subfolders, names in os.walk(folder):
+        subfolders[:] = [name for name in subfolders if name not in skipped and not name.startswith(".")]
+        for name in names:
+            if name.endswith(".py") and not name.startswith("test_"):
+                yield Path(root, name).relative_to(folder).as_posix()
+
+
+def _docstrings(file: Path) -> Iterator[str]:
+    collecting = gc.isenabled()
+    gc.disable()  # a tree has no cycles, yet building one sets off collections that scan all of torch: twice as slow
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's strings
+            tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError, RecursionError, OSError):
+        return
+    finally:
+        if collecting:
+            gc.enable()
+    pending = [tree]
+    while pending:  # statements only: walking the expressions too would take three times as long
+        node = pending.pop()
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            docstring = ast.get_docstring(node, clean=False)
+            if docstring:
+                yield docstring
+        children = [
+            child for field in ("body", "handlers", "orelse", "finalbody") for child in getattr(node, field, [])
+        ]
+        pending.extend(child for child in reversed(children) if isinstance(child, (ast.stmt, ast.excepthandler)))
+
+
+def clean_docstring(docstring: str) -> str:
+    """The prose of a docstring: no code, doctests, formulas, headings, underlines or markup; one line a paragraph."""
+    paragraphs: list[list[str]] = [[]]
+    block: int | None = None  # the indent that a block of code has to exceed
+    fenced = doctest = False
+    for line in inspect.cleandoc(docstring).splitlines():
+        stripped = line.strip()
+        indent = len(line) - len(line.lstrip())
+        if stripped.startswith("```"):
+            fenced = not fenced
+            continue
+        if not stripped:
+            doctest = False
+            paragraphs.append([])
+            continue
+        if block is not None and indent <= block:
+            block = None
+        doctest = doctest or stripped.startswith((">>>", "... "))
+        if fenced or doctest or block is not None:
+            continue
+        if stripped.startswith(".."):
+            if _CODE_DIRECTIVE.match(stripped):
+                block = indent
+            stripped = stripped.partition("::")[2].strip() if block is None else ""
+        elif stripped.endswith("::"):
+            block = indent
+            stripped = stripped[:-1]
+        parameter = _PARAMETER.match(stripped)
+        stripped = stripped[parameter.end() if parameter else 0 :].lstrip("-*+# ")
+        stripped = _NOISE.sub("", _ROLE.sub(r"\1\2", stripped))
+        letters = sum(character.isalpha() or character.isspace() for character in stripped)
+        if letters > 0.7 * len(stripped):
+            paragraphs[-1].append(stripped)
+    texts = (" ".join(" ".join(lines).split()) for lines in paragraphs)
+    return "\n".join(text for text in texts if " " in text)
+
+
+def _split_summary(text: str) -> tuple[str, str]:
+    end = re.search(r"\n|(?<!e\.g\.)(?<!i\.e\.)(?<=[.!?])\s+(?=[A-Z])", text)
+    return (text[: end.start()], text[end.end() :]) if end else (text, "")
+
+
+def _plain_words(text: str) -> str:
+    return " ".join(re.findall(r"\b[a-z]+\b", text[:500]))

@@ -1,0 +1,769 @@
+"""SimMIM for text: one encoder of transformers, read twice, with a language-model head and a contrastive term."""
+
+import contextlib
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_MAPPING,
+)
+from transformers.utils import ModelOutput, logging
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_simmim import SimMIMConfig
+from .losses import contrastive_cross_entropy, gather, global_means, similarity_matrix, token_cross_entropy
+from .packing import ATTENTION, Packing
+
+logger = logging.get_logger(__name__)
+
+# `from_pretrained` options of transformers, told apart from those of `SimMIMConfig` in `from_backbone`.
+LOADING_OPTIONS = {
+    *("attn_implementation", "cache_dir", "device_map", "dtype", "force_download", "local_files_only"),
+    *("revision", "subfolder", "token", "trust_remote_code"),
+}
+
+
+@dataclass(frozen=True)
+class NativeHead:
+    """How a family of transformers spells its own language-model head: decoder(norm(activation(dense(hidden)))).
+
+    A head without `dense` is the decoder alone.
+    """
+
+    decoder: str
+    dense: str | None = None
+    norm: str | None = None
+    activation: Callable[[PreTrainedConfig], str] = lambda config: "gelu"
+    eps: Callable[[PreTrainedConfig], float] = lambda config: config.layer_norm_eps
+    bias: Callable[[PreTrainedConfig], bool] = lambda config: True
+
+
+BERT_HEAD = NativeHead(
+    dense="cls.predictions.transform.dense",
+    norm="cls.predictions.transform.LayerNorm",
+    decoder="cls.predictions.decoder",
+    activation=lambda config: config.hidden_act,
+)
+ROBERTA_HEAD = NativeHead(dense="lm_head.dense", norm="lm_head.layer_norm", decoder="lm_head.decoder")
+DECODER_HEAD = NativeHead(decoder="lm_head", bias=lambda config: False)
+NEW_HEAD = NativeHead("decoder", dense="dense", norm="norm", eps=lambda config: 1e-12)
+
+# A new family is one row here; an encoder without a row gets `NEW_HEAD`, a decoder a bare projection.
+NATIVE_HEADS = {
+    "bert": BERT_HEAD,
+    "roberta": ROBERTA_HEAD,
+    "xlm-roberta": ROBERTA_HEAD,
+    "camembert": ROBERTA_HEAD,
+    "mpnet": ROBERTA_HEAD,
+    "nomic_bert": NativeHead(
+        dense="cls.predictions.transform.dense",
+        norm="cls.predictions.transform.layer_norm",
+        decoder="cls.predictions.decoder",
+        activation=lambda config: config.hidden_act,
+    ),
+    "distilbert": NativeHead(
+        dense="vocab_transform",
+        norm="vocab_layer_norm",
+        decoder="vocab_projector",
+        activation=lambda config: config.activation,
+        eps=lambda config: 1e-12,
+    ),
+    "electra": NativeHead(
+        dense="generator_predictions.dense",
+        norm="generator_predictions.LayerNorm",
+        decoder="generator_lm_head",
+    ),
+    "modernbert": NativeHead(
+        dense="head.dense",
+        norm="head.norm",
+        decoder="decoder",
+        activation=lambda config: config.classifier_activation,
+        eps=lambda config: config.norm_eps,
+        bias=lambda config: config.decoder_bias,
+    ),
+    "eurobert": NativeHead(decoder="lm_head", bias=lambda config: config.mlp_bias),
+}
+
+
+def native_head(text_config: PreTrainedConfig) -> NativeHead | None:
+    """The row of `NATIVE_HEADS` for a backbone, or None for an encoder that has none."""
+    family = text_config.model_type
+    if family not in NATIVE_HEADS and family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return DECODER_HEAD if family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES else None
+    return NATIVE_HEADS.get(family)
+
+
+def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """Sequence vectors from token vectors; padding never counts.
+
+    Args:
+        hidden: (batch, length, hidden)
+        attention_mask: (batch, length)
+        pooling: `"mean"`, `"cls"` (the first real token) or `"max"`
+
+    Returns:
+        (batch, hidden)
+    """
+    if pooling == "cls":
+        return hidden[torch.arange(len(hidden), device=hidden.device), attention_mask.long().argmax(1)]
+    real = attention_mask.bool()[..., None]
+    if pooling == "max":
+        return hidden.masked_fill(~real, torch.finfo(hidden.dtype).min).amax(1)
+    real = real.to(hidden.dtype)
+    return (hidden * real).sum(1) / real.sum(1).clamp(min=1)
+
+
+class SimMIMLMHead(nn.Module):
+    """Token logits from hidden states, in the shape of the backbone family's own head so that its weights fit."""
+
+    def __init__(self, config: SimMIMConfig):
+        super().__init__()
+        text_config = config.text_config
+        head = native_head(text_config) or NEW_HEAD
+        width = getattr(text_config, "embedding_size", text_config.hidden_size)
+        self.has_transform = head.dense is not None
+        if self.has_transform:
+            self.dense = nn.Linear(text_config.hidden_size, width, bias=getattr(text_config, "classifier_bias", True))
+            self.activation = ACT2FN[head.activation(text_config)]
+            self.norm = nn.LayerNorm(width, eps=head.eps(text_config), bias=getattr(text_config, "norm_bias", True))
+        self.decoder = nn.Linear(width, text_config.vocab_size, bias=head.bias(text_config))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., hidden) -> (..., vocab)"""
+        if self.has_transform:
+            hidden = self.norm(self.activation(self.dense(hidden)))
+        return self.decoder(hidden)
+
+
+class SimMIMProjection(nn.Module):
+    """MLP between the pooled vector and the contrastive loss (SimCLR, Chen et al. 2020); dropped after training."""
+
+    def __init__(self, config: SimMIMConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out = nn.Linear(config.hidden_size, config.projection_dim)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """(batch, hidden) -> (batch, projection_dim)"""
+        return self.out(nn.functional.relu(self.dense(pooled)))
+
+
+class SimMIMPreTrainedModel(PreTrainedModel):
+    config_class = SimMIMConfig
+    config: SimMIMConfig
+    base_model_prefix = "simmim"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # What is needed in pre-training only may be left over in other classes.
+    _keys_to_ignore_on_load_unexpected = [r"^projection\.", r"^lm_head\."]
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.base_model.encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.base_model.encoder.set_input_embeddings(value)
+
+
+class SimMIMModel(SimMIMPreTrainedModel):
+    """The shared encoder: any text model of transformers, with the configured pooling."""
+
+    def __init__(self, config: SimMIMConfig):
+        super().__init__(config)
+        encoder_class = MODEL_MAPPING.get(type(config.text_config), None)
+        options = {}
+        if encoder_class is not None:
+            if encoder_class.main_input_name != "input_ids":
+                raise ValueError(
+                    f"`text_config` is a `{config.text_config.model_type}`, which reads "
+                    f"`{encoder_class.main_input_name}` and not text. Give a text encoder such as `bert`."
+                )
+            # BERT's own pooler would stay without a gradient.
+            if "add_pooling_layer" in inspect.signature(encoder_class.__init__).parameters:
+                options["add_pooling_layer"] = False
+        self.encoder = AutoModel.from_config(config.text_config, **options)
+        if self.encoder.config._attn_implementation == "sdpa" and self.encoder._supports_attention_backend:
+            self.encoder.config._attn_implementation = ATTENTION
+        self._parameters_of_forward = frozenset(inspect.signature(self.encoder.forward).parameters)
+        self._causal_by_nature = any(getattr(module, "is_causal", False) for module in self.encoder.modules())
+        # RoBERTa and its kin count positions from padding_idx + 1.
+        embedding = getattr(getattr(self.encoder, "embeddings", None), "position_embeddings", None)
+        padding_idx = getattr(embedding, "padding_idx", None)
+        self._first_position = 0 if padding_idx is None else padding_idx + 1
+        self._can_pack: bool | None = None
+        self._proven_directions: set[bool] = set()
+        self.post_init()
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence, in tokens, that the backbone has positions for."""
+        return getattr(self.config.text_config, "max_position_embeddings", sys.maxsize) - self._first_position
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_causal: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            input_ids: (batch, length)
+            attention_mask: (batch, length), 1 for real tokens; padding may stand on either side
+            token_type_ids, position_ids: (batch, length); ignored by a backbone that has none
+            inputs_embeds: (batch, length, embedding), instead of `input_ids`
+            is_causal: read from left to right only; by default so for a model trained with the causal loss alone
+
+        Returns:
+            `last_hidden_state` (batch, length, hidden) and `pooler_output` (batch, hidden), the configured pooling.
+        """
+        inputs = input_ids if input_ids is not None else inputs_embeds
+        if inputs is None:
+            raise ValueError("Give `input_ids` or `inputs_embeds`.")
+        if attention_mask is None:
+            attention_mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
+        plain = input_ids is not None and position_ids is None and not any(kwargs.values())
+        if plain and self._causal_on_encoder(is_causal) and self._packs(input_ids.device):
+            tokens, packing = self.encode(input_ids, attention_mask, token_type_ids, is_causal=True)
+            outputs = ModelOutput(last_hidden_state=packing.unpack(tokens))
+        else:
+            outputs = self._encode_padded(
+                input_ids,
+                attention_mask,
+                token_type_ids,
+                is_causal,
+                position_ids,
+                inputs_embeds=inputs_embeds,
+                **kwargs,
+            )
+        hidden = outputs.last_hidden_state
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden,
+            pooler_output=pool(hidden, attention_mask, self.config.pooling),
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )
+
+    def encode(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+        is_causal: bool | None = None,
+    ) -> tuple[torch.Tensor, Packing]:
+        """The hidden states of the real tokens only, computed without padding where the backbone allows it.
+
+        Args:
+            input_ids, attention_mask, token_type_ids: (batch, length)
+
+        Returns:
+            (tokens, hidden), and the packing that leads back to the (batch, length) grid.
+        """
+        packing = Packing.of(attention_mask)
+        self._prove_direction(self._resolve_causal(is_causal), input_ids.device)
+        if self._packs(input_ids.device):
+            return self._encode_packed(input_ids, packing, token_type_ids, is_causal), packing
+        outputs = self._encode_padded(input_ids, attention_mask, token_type_ids, is_causal)
+        return packing.pack(outputs.last_hidden_state), packing
+
+    def _encode_packed(self, input_ids, packing, token_type_ids=None, is_causal=None) -> torch.Tensor:
+        columns = {"input_ids": input_ids, "token_type_ids": token_type_ids}
+        columns = {name: packing.pack(x)[None] for name, x in columns.items() if x is not None}
+        outputs = self.encoder(
+            **self._accepted(**columns, use_cache=False),
+            position_ids=(packing.positions + self._first_position)[None],
+            # A mask of four dimensions is passed on as it is by every backbone; the attention needs none.
+            attention_mask=torch.ones(1, 1, 1, 1, device=input_ids.device),
+            is_causal=self._resolve_causal(is_causal),
+            packing=packing,
+        )
+        return outputs.last_hidden_state[0]
+
+    def _encode_padded(
+        self, input_ids, attention_mask, token_type_ids=None, is_causal=None, position_ids=None, **kwargs
+    ) -> ModelOutput:
+        if position_ids is None:
+            # Counted over the real tokens, so that padding on the left changes nothing.
+            position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0) + self._first_position
+        if self._causal_by_nature:
+            kwargs["is_causal"] = self._resolve_causal(is_causal)
+        elif self._resolve_causal(is_causal):
+            attention_mask = self._causal_mask(attention_mask)
+        return self.encoder(
+            **self._accepted(token_type_ids=token_type_ids, position_ids=position_ids, use_cache=False),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            **kwargs,
+        )
+
+    def _causal_mask(self, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(batch, length) -> the additive (batch, 1, length, length) mask of a left-to-right reading."""
+        if getattr(self.config.text_config, "sliding_window", None):
+            raise ValueError(
+                f"A `{self.config.text_config.model_type}` with sliding windows reads from left to right only with "
+                "the attention of this package: load the model without `attn_implementation`, or with 'sdpa'."
+            )
+        length, dtype = attention_mask.shape[1], self.dtype
+        visible = (
+            attention_mask.bool()[:, None, None, :]
+            & torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
+        )
+        return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(
+            ~visible, torch.finfo(dtype).min
+        )
+
+    def _resolve_causal(self, is_causal: bool | None) -> bool:
+        return self.config.objective_is_causal if is_causal is None else is_causal
+
+    def _accepted(self, **inputs) -> dict:
+        """The inputs that are given and that this backbone's forward knows by name."""
+        return {k: v for k, v in inputs.items() if v is not None and k in self._parameters_of_forward}
+
+    def _causal_on_encoder(self, is_causal: bool | None) -> bool:
+        return self._resolve_causal(is_causal) and not self._causal_by_nature
+
+    def _packs(self, device: torch.device) -> bool:
+        """Whether the backbone reads sequences without padding."""
+        if self.encoder.config._attn_implementation != ATTENTION:
+            return False
+        if self._can_pack is None:
+            self._can_pack = self._try_to_pack(device)
+        return self._can_pack
+
+    @torch.no_grad()
+    def _prove_direction(self, is_causal: bool, device: torch.device) -> None:
+        """Tries once whether the backbone reads as it is told: some look one way only, and say nothing.
+
+        Raises:
+            ValueError: it looks ahead when it must not, or cannot look ahead when it should.
+        """
+        if is_causal in self._proven_directions:
+            return
+        self._proven_directions.add(is_causal)
+        text = torch.arange(6, device=device)[None] % self.config.vocab_size
+        other = text.clone()
+        other[0, -1] = 3 % self.config.vocab_size
+        family, mask = self.config.text_config.model_type, torch.ones_like(text)
+        try:
+            with _evaluating(self, device):
+                first, second = (self.encode(ids, mask, is_causal=is_causal)[0][0] for ids in (text, other))
+        except Exception as error:
+            self._proven_directions.remove(is_causal)
+            way = "from left to right" if is_causal else "in both directions"
+            raise ValueError(f"The backbone `{family}` cannot read a sequence {way}: {error}") from error
+        if torch.equal(first, second) != is_causal:
+            raise ValueError(
+                f"The backbone `{family}` looks ahead even when it is asked to read from left to right. "
+                "Set `clm_weight` to 0, or choose another backbone."
+                if is_causal
+                else f"The backbone `{family}` only reads from left to right, so masked and contrastive terms would see "
+                "half of each text. Use the objective `clm`, or choose another backbone."
+            )
+
+    @torch.no_grad()
+    def _try_to_pack(self, device: torch.device) -> bool:
+        """Whether the backbone gives the same result packed and padded, on two sequences of unequal length."""
+        attention_mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], device=device)
+        input_ids = torch.arange(10, device=device).view(2, 5) % self.config.vocab_size
+        packing = Packing.of(attention_mask)
+        try:
+            with _evaluating(self, device):
+                packed = self._encode_packed(input_ids, packing, is_causal=False)
+                padded = packing.pack(
+                    self._encode_padded(input_ids, attention_mask, is_causal=False).last_hidden_state
+                )
+            tolerance = 1e-4 if packed.dtype in (torch.float32, torch.float64) else 3e-2
+            reason = None if torch.allclose(packed, padded, atol=tolerance) else "its results differ"
+        except Exception as error:  # whatever it is that this backbone cannot do, it can still read padded batches
+            reason = str(error)
+        if reason is not None or not packing.calls:
+            logger.warning_once(
+                f"The backbone `{self.config.text_config.model_type}` cannot read sequences without padding "
+                f"({reason or 'its attention does not see them'}); it reads padded batches, with the same result."
+            )
+            return False
+        return True
+
+
+@dataclass
+class SimMIMForPreTrainingOutput(ModelOutput):
+    """
+    Args:
+        loss: the weighted sum of the terms, a scalar
+        mlm_loss, contrastive_loss, clm_loss: the unweighted terms, scalars; None where the weight is 0
+        logits: (batch, length, vocab), only where no loss was asked for
+        original_embeds, masked_embeds: (batch, dim), the two vectors of a sequence that the contrastive loss compares
+        mlm_accuracy: share of the corrupted positions whose original token has the highest logit
+        contrastive_accuracy: share of the originals whose own copy is the nearest candidate
+    """
+
+    loss: torch.Tensor | None = None
+    mlm_loss: torch.Tensor | None = None
+    contrastive_loss: torch.Tensor | None = None
+    clm_loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    original_embeds: torch.Tensor | None = None
+    masked_embeds: torch.Tensor | None = None
+    mlm_accuracy: torch.Tensor | None = None
+    contrastive_accuracy: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class SimMIMWithLMHead(SimMIMPreTrainedModel):
+    """The shared encoder with a language-model head that is tied to the input embeddings."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^projection\."]
+
+    def __init__(self, config: SimMIMConfig):
+        super().__init__(config)
+        self.simmim = SimMIMModel(config)
+        self.lm_head = SimMIMLMHead(config)
+        embedding = self.get_input_embeddings().weight
+        name = next(name for name, parameter in self.named_parameters() if parameter is embedding)
+        self._tied_weights_keys = {"lm_head.decoder.weight": name}
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.lm_head.decoder = value
+
+
+class SimMIMForMaskedLM(SimMIMWithLMHead):
+    """Masked language modelling alone: for fill-mask and for further masked-only training."""
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: SimMIMConfig):
+        super().__init__(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> MaskedLMOutput:
+        """
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: (batch, length)
+            labels: (batch, length), original token ids where to predict and -100 elsewhere
+
+        Returns:
+            `logits` (batch, length, vocab), and with `labels` the mean `loss` over the predicted positions.
+        """
+        outputs = self.simmim(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds=inputs_embeds, **kwargs
+        )
+        logits = self.lm_head(outputs.last_hidden_state)
+        loss = None
+        if labels is not None:
+            predicted = labels != -100
+            total = token_cross_entropy(logits[predicted], labels[predicted])
+            loss = global_means({"loss": (total, predicted.sum())})["loss"]
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class SimMIMForPreTraining(SimMIMWithLMHead):
+    """The joint objective: masked-token prediction and a contrastive loss over a sequence and its masked copy."""
+
+    # The terms are means, so a Trainer has to divide them by the number of accumulation steps itself.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: SimMIMConfig):
+        super().__init__(config)
+        self.projection = SimMIMProjection(config) if config.projection_dim is not None else None
+        self.post_init()
+        self._freeze_unused()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)  # makes every parameter trainable
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_unused()
+        return loaded
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self._freeze_unused()
+        return embeddings
+
+    def _freeze_unused(self) -> None:
+        """Parameters that no term reaches would stop DistributedDataParallel."""
+        config = self.config
+        if not config.mlm_weight and not config.clm_weight:
+            for name, parameter in self.lm_head.named_parameters():
+                parameter.requires_grad_(name == "decoder.weight" and config.tie_word_embeddings)
+        if self.projection is not None and not config.contrastive_weight:
+            self.projection.requires_grad_(False)
+
+    @classmethod
+    def from_backbone(cls, pretrained_model_name_or_path: str, **kwargs) -> "SimMIMForPreTraining":
+        """Starts from any encoder or decoder of transformers, and from its language-model head where it has one.
+
+        Args:
+            pretrained_model_name_or_path: a folder or a Hub id; a SimMIM checkpoint is continued
+            kwargs: options of `SimMIMConfig`, and of `from_pretrained` such as `revision` or `dtype`
+
+        Raises:
+            ValueError: an option that does not exist, or a backbone that is not a text model.
+        """
+        loading = {name: kwargs.pop(name) for name in LOADING_OPTIONS & kwargs.keys()}
+        text_config = AutoConfig.from_pretrained(
+            pretrained_model_name_or_path, **{k: v for k, v in loading.items() if k not in ("dtype", "device_map")}
+        )
+        if text_config.model_type == SimMIMConfig.model_type:
+            config = SimMIMConfig(**{**text_config.to_dict(), **kwargs})
+            return cls.from_pretrained(pretrained_model_name_or_path, config=config, **loading)
+        kwargs.setdefault("tie_word_embeddings", getattr(text_config, "tie_word_embeddings", True))
+        config = SimMIMConfig(text_config=text_config, **kwargs)
+        native, info = _load_native(pretrained_model_name_or_path, text_config, loading)
+        config.text_config = native.config
+        model = cls(config).to(device=native.device, dtype=native.dtype)
+        model.simmim.encoder.load_state_dict(native.base_model.state_dict(), strict=False)
+        model._take_head(native, info["missing_keys"])
+        return model.eval()
+
+    def _take_head(self, native: PreTrainedModel, missing: set[str]) -> None:
+        """Copies the language-model head of `native`, or says why there is none to copy."""
+        head = native_head(native.config)
+        parts = {"dense": head.dense, "norm": head.norm, "decoder": head.decoder} if head else {}
+        parts = {ours: theirs for ours, theirs in parts.items() if theirs is not None}
+        family = native.config.model_type
+        if not parts or native.get_output_embeddings() is None:
+            logger.warning(f"No language-model head of `{family}` is known here: a new one is trained from scratch.")
+            return
+        if any(key.startswith(theirs + ".") for key in missing for theirs in parts.values()):
+            logger.warning("This checkpoint has no language-model head: a new one is trained from scratch.")
+            return
+        untied = native.get_input_embeddings().weight is not native.get_output_embeddings().weight
+        for ours, theirs in parts.items():
+            state = native.get_submodule(theirs).state_dict()
+            if ours == "decoder" and untied and self.config.tie_word_embeddings:
+                del state["weight"]  # it would overwrite the input embeddings
+            getattr(self.lm_head, ours).load_state_dict(state, strict=False)
+        self._compare_logits(native)
+
+    @torch.no_grad()
+    def _compare_logits(self, native: PreTrainedModel) -> None:
+        """Says so where a family computes more in its head than a transform and a projection."""
+        ids = self.config.vocab_size - 1 - torch.arange(6, device=native.device)[None]  # none of them is padding
+        with _evaluating(native, native.device), _evaluating(self, native.device):
+            theirs = native(input_ids=ids).logits
+            ours = self.lm_head(self.simmim(ids, is_causal=self.simmim._causal_by_nature).last_hidden_state)
+        if not torch.allclose(ours, theirs, atol=1e-3, rtol=1e-3):
+            logger.warning(
+                f"The language-model head of `{native.config.model_type}` is kept, but not all that it computes (such "
+                "as a bias, a scale or a cap on its logits): its predictions differ at first."
+            )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        masked_input_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        negative_input_ids: torch.Tensor | None = None,
+        negative_attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        **kwargs,
+    ) -> SimMIMForPreTrainingOutput:
+        """
+        Args:
+            input_ids: (batch, length), the original sequences
+            attention_mask: (batch, length), 1 for real tokens, shared by both views
+            masked_input_ids: (batch, length), the corrupted copies
+            labels: (batch, length), the original token ids at corrupted positions and -100 elsewhere
+            negative_input_ids, negative_attention_mask: (negatives, negative length), explicit hard negatives, which
+                every row sees
+            token_type_ids: (batch, length)
+
+        Returns:
+            With `labels` or `masked_input_ids` the loss and its terms; without them `logits`, as a masked LM.
+
+        Raises:
+            ValueError: a view that the objective needs is not given.
+        """
+        if labels is None and masked_input_ids is None:
+            outputs = self.simmim(input_ids, attention_mask, token_type_ids, **kwargs)
+            return SimMIMForPreTrainingOutput(
+                logits=self.lm_head(outputs.last_hidden_state),
+                hidden_states=outputs.hidden_states,
+                attentions=outputs.attentions,
+            )
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        config = self.config
+        views = self._views(input_ids, masked_input_ids, labels)
+        terms, embeds = {}, {}
+        if views:
+            terms, embeds = self._siamese_terms(
+                views, attention_mask, labels, negative_input_ids, negative_attention_mask, token_type_ids
+            )
+        if config.clm_weight:
+            terms["clm_loss"] = self._causal_term(input_ids, attention_mask, token_type_ids)
+        means = global_means(terms)
+        loss = sum(
+            weight * means[name]
+            for name, weight in (
+                ("mlm_loss", config.mlm_weight),
+                ("contrastive_loss", config.contrastive_weight),
+                ("clm_loss", config.clm_weight),
+            )
+            if name in means
+        )
+        return SimMIMForPreTrainingOutput(
+            loss=loss, original_embeds=embeds.get("original"), masked_embeds=embeds.get("positive"), **means
+        )
+
+    def _views(self, input_ids, masked_input_ids, labels) -> dict[str, torch.Tensor]:
+        """The (batch, length) readings that the mlm and contrastive terms need, by name."""
+        config = self.config
+        masked_is_positive = config.contrastive_weight and config.positive_view == "masked"
+        if masked_input_ids is None and (config.mlm_weight or masked_is_positive):
+            raise ValueError(
+                "`masked_input_ids` is missing, and the objective needs the masked copy: make the batches with "
+                "`DataCollatorForSimMIM`."
+            )
+        if labels is None and config.mlm_weight:
+            raise ValueError("`labels` is missing: make the batches with `DataCollatorForSimMIM`.")
+        views = {}
+        if config.contrastive_weight:
+            views["original"] = input_ids
+        if config.mlm_weight or masked_is_positive:
+            views["masked"] = masked_input_ids
+        if config.contrastive_weight and not masked_is_positive:
+            views["dropout"] = input_ids
+        return views
+
+    def _siamese_terms(
+        self, views, attention_mask, labels, negative_input_ids, negative_attention_mask, token_type_ids
+    ) -> tuple[dict, dict]:
+        """All views through the encoder at once, then the (sum, count) of each term and the compared vectors."""
+        config, (batch, length) = self.config, attention_mask.shape
+        parts = [(view, attention_mask, token_type_ids) for view in views.values()]
+        if config.contrastive_weight and negative_input_ids is not None:
+            if negative_attention_mask is None:
+                negative_attention_mask = torch.ones_like(negative_input_ids)
+            no_types = None if token_type_ids is None else torch.zeros_like(negative_input_ids)
+            parts.append((negative_input_ids, negative_attention_mask, no_types))
+        ids, mask, types = (_stack(column) for column in zip(*parts, strict=True))
+        hidden, packing = self.simmim.encode(ids, mask, types, is_causal=False)
+
+        terms, embeds = {}, {}
+        if config.mlm_weight:
+            corrupted = (labels != -100) & attention_mask.bool()
+            targets = labels[corrupted]
+            first = batch * list(views).index("masked")
+            where = torch.zeros_like(mask, dtype=torch.bool)
+            where[first : first + batch, :length] = corrupted
+            logits = self.lm_head(packing.select(hidden, where))
+            terms["mlm_loss"] = (token_cross_entropy(logits, targets), len(targets))
+            terms["mlm_accuracy"] = _correct(logits, targets)
+        if config.contrastive_weight:
+            pooled = pool(packing.unpack(hidden), mask, config.pooling)
+            if self.projection is not None:
+                pooled = self.projection(pooled)
+            by_view = dict(zip(views, pooled.split(batch), strict=False))
+            embeds = {"original": by_view["original"], "positive": by_view[config.positive_view]}
+            negatives = pooled[batch * len(views) :]
+            terms |= self._contrastive_terms(embeds["original"], embeds["positive"], negatives)
+        return terms, embeds
+
+    def _contrastive_terms(self, rows, positives, negatives) -> dict[str, tuple[torch.Tensor, int]]:
+        """The sums of the contrastive loss and accuracy. rows, positives: (batch, dim); negatives: (negatives, dim)"""
+        config = self.config
+        total, scores, targets = self._contrast(rows, positives, negatives)
+        if config.symmetric:
+            total = (total + self._contrast(positives, rows, negatives[:0])[0]) / 2
+        return {
+            "contrastive_loss": (total, len(rows)),
+            "contrastive_accuracy": _correct(scores, targets),
+        }
+
+    def _contrast(self, rows, positives, negatives) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Each row against the candidates of all processes: the summed loss, (rows, candidates) scores, targets."""
+        config, offset = self.config, 0
+        if config.gather_negatives:
+            positives, offset = gather(positives)
+            negatives, _ = gather(negatives)
+        scores = similarity_matrix(rows, torch.cat([positives, negatives]), config.similarity) / config.temperature
+        targets = torch.arange(offset, offset + len(rows), device=rows.device)
+        return contrastive_cross_entropy(scores, targets, config.contrastive_loss), scores, targets
+
+    def _causal_term(self, input_ids, attention_mask, token_type_ids) -> tuple[torch.Tensor, int]:
+        """The (sum, count) of the next-token loss under a causal mask."""
+        hidden, packing = self.simmim.encode(input_ids, attention_mask, token_type_ids, is_causal=True)
+        real = attention_mask.bool()
+        place = real.long().cumsum(1)
+        has_next, has_previous = real & (place < place[:, -1:]), real & (place > 1)
+        targets = input_ids[has_previous]
+        logits = self.lm_head(packing.select(hidden, has_next))
+        return token_cross_entropy(logits, targets), len(targets)
+
+
+def _load_native(name_or_path: str, text_config: PreTrainedConfig, loading: dict) -> tuple[PreTrainedModel, dict]:
+    """The backbone in its own class with a language-model head, and what was missing in the checkpoint."""
+    family = text_config.model_type
+    auto_class = AutoModel
+    if family in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        auto_class = AutoModelForMaskedLM
+    elif family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        auto_class = AutoModelForCausalLM
+    return auto_class.from_pretrained(name_or_path, output_loading_info=True, **loading)
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module, device: torch.device):
+    """Dropout and autocast off; every module gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _stack(tensors: tuple[torch.Tensor | None, ...]) -> torch.Tensor | None:
+    """Rows of several (rows, length) tensors under each other, zero-padded on the right to one length."""
+    if tensors[0] is None:
+        return None
+    length = max(tensor.shape[1] for tensor in tensors)
+    return torch.cat([nn.functional.pad(tensor, (0, length - tensor.shape[1])) for tensor in tensors])
+
+
+def _correct(scores: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """How many rows of `scores` (rows, choices) have their highest value at `targets` (rows,), and of how many."""
+    return (scores.detach().argmax(-1) == targets).sum().float(), len(targets)

@@ -1,0 +1,383 @@
+"""`simmim pretrain`: real text in, a checkpoint, its evaluation and a picture of the training out."""
+
+import dataclasses
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+
+from datasets import Dataset
+from transformers import AutoConfig, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from . import corpora, docstrings, reporting
+from .configuration_simmim import CHOICES, OBJECTIVES, SimMIMConfig
+from .data_collator import DataCollatorForSimMIM
+from .evaluation import (
+    encode,
+    load_scored_pairs,
+    mean_reciprocal_rank,
+    similarity_spearman,
+    tfidf_reciprocal_rank,
+)
+from .modeling_simmim import SimMIMForPreTraining
+from .trainer import SimMIMTrainer, TimeLimit
+
+logger = logging.get_logger(__name__)
+
+# From scratch without `--text_config`: small enough to learn something on a CPU in minutes.
+SMALL_BERT = {
+    "model_type": "bert",
+    "num_hidden_layers": 4,
+    "hidden_size": 256,
+    "num_attention_heads": 4,
+    "intermediate_size": 1024,
+}
+
+
+def option(default, help: str, **metadata):
+    """A dataclass field for the command line."""
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass
+class ModelArguments:
+    """What is trained: a model to start from, or one to build, and the objective."""
+
+    model_name_or_path: str | None = option(
+        None, "Folder or Hub id of an encoder (or a SimMIM checkpoint) to start from; its masked-LM head is kept."
+    )
+    text_config: str | None = option(
+        None,
+        "From scratch: the backbone, as a JSON object, a JSON file, or a model type such as modernbert. "
+        "Default: a BERT of 4 layers, 256 wide.",
+    )
+    tokenizer_name: str | None = option(
+        None,
+        "Folder or Hub id of a tokenizer, or a vocab.txt. Default: that of --model_name_or_path, else one is "
+        "trained on the corpus.",
+    )
+    vocab_size: int | None = option(
+        None, "Size of a tokenizer that is trained on the corpus. Default: 30522; 8192 for the built-in corpus."
+    )
+    objective: str = option("simmim", "Pre-training objective.", choices=list(OBJECTIVES))
+    mlm_weight: float | None = option(None, "Weight of the masked-token loss. Default: by --objective.")
+    contrastive_weight: float | None = option(None, "Weight of the contrastive loss. Default: by --objective.")
+    clm_weight: float | None = option(None, "Weight of the next-token loss. Default: by --objective.")
+    positive_view: str | None = option(
+        None, "What a sequence is pulled towards. Default: by --objective.", choices=list(CHOICES["positive_view"])
+    )
+    contrastive_loss: str | None = option(
+        None, "Form of the contrastive loss. Default: info_nce.", choices=list(CHOICES["contrastive_loss"])
+    )
+    similarity: str | None = option(None, "Default: cosine.", choices=list(CHOICES["similarity"]))
+    pooling: str | None = option(
+        None, "How tokens become a sequence vector. Default: mean.", choices=list(CHOICES["pooling"])
+    )
+    temperature: float | None = option(None, "Divides the similarities. Default: 0.05.")
+    symmetric: bool | None = option(None, "Average the contrastive loss over both directions. Default: False.")
+    gather_negatives: bool | None = option(None, "Negatives from all processes. Default: True.")
+    projection_dim: int | None = option(None, "Width of a projection used in training only. Default: none.")
+
+    def config_options(self) -> dict:
+        """The options of `SimMIMConfig` that were given, over those of the objective."""
+        names = {f.name for f in dataclasses.fields(SimMIMConfig)} & {f.name for f in dataclasses.fields(self)}
+        given = {name: getattr(self, name) for name in names - {"text_config"} if getattr(self, name) is not None}
+        return {**OBJECTIVES[self.objective], **given}
+
+
+@dataclass
+class DataArguments:
+    """The text, and how it is corrupted."""
+
+    train_file: list[str] | None = option(
+        None,
+        f"Files, globs or folders: {corpora.SUPPORTED}. Default: the documentation inside Python, torch and "
+        "transformers.",
+    )
+    validation_file: list[str] | None = option(None, "Held-out text. Default: a part of the training text.")
+    dataset_name: str | None = option(None, "A Hub dataset instead of files.")
+    dataset_config_name: str | None = option(None, "The configuration of --dataset_name.")
+    text_column: str | None = option(None, "The column with the text. Default: `text`, or the only column of strings.")
+    streaming: bool = option(False, "Read while training instead of first; needs --max_steps.")
+    validation_split_percentage: float = option(5, "Part of the training text that is held out, 2,000 rows at most.")
+    max_seq_length: int = option(128, "Longer texts are truncated to this many tokens.")
+    mlm_probability: list[float] = field(
+        default_factory=lambda: [0.3],
+        metadata={"help": "Share of corrupted tokens; two numbers are a linear schedule from start to end."},
+    )
+    mask_replace_prob: float = option(0.8, "Share of the corrupted tokens that become the mask token.")
+    random_replace_prob: float = option(0.1, "Share of the corrupted tokens that become random tokens.")
+    whole_word_mask: bool = option(False, "Corrupt whole words; in Chinese those of jieba, where it is installed.")
+    mean_span_length: float | None = option(None, "Corrupt spans of this mean length instead of single tokens.")
+    pad_to_multiple_of: int | None = option(None, "Pad batches to a multiple of this.")
+    preprocessing_num_workers: int | None = option(None, "Processes for tokenising.")
+    similarity_file: str | None = option(
+        None, "Scored pairs (sentence1, sentence2, score): Spearman before and after training goes to the table."
+    )
+
+
+@dataclass
+class PretrainingArguments(TrainingArguments):
+    """`TrainingArguments` with defaults for pre-training."""
+
+    output_dir: str | None = option("simmim-pretrained", "Folder for the checkpoint, the figures and the picture.")
+    overwrite_output_dir: bool = option(False, "Write into --output_dir though it is not empty.")
+    max_minutes: float | None = option(None, "Stop training after this many minutes.")
+    num_train_epochs: float = option(1.0, "Passes over the training text.")
+    per_device_train_batch_size: int = option(64, "Sequences a step and device; the others are the negatives.")
+    per_device_eval_batch_size: int = option(64, "Sequences an evaluation step and device.")
+    learning_rate: float | None = option(None, "Default: 5e-4 from scratch, 5e-5 from a model.")
+    warmup_steps: float = option(0.05, "Steps of linear warm-up; below 1: share of all steps.")
+    weight_decay: float = option(0.01, "Weight decay.")
+    train_sampling_strategy: str = option(
+        "group_by_length",
+        "How batches are drawn; group_by_length saves padding and keeps length from telling the pairs apart.",
+        choices=["random", "sequential", "group_by_length", "batch_rebalance"],
+    )
+    length_column_name: str = option("length", "Column with precomputed lengths.")
+    logging_steps: float = option(50, "Log every so many steps; below 1: share of all steps.")
+    save_steps: float = option(500, "Save every so many steps; below 1: share of all steps.")
+    save_total_limit: int | None = option(2, "Keep this many checkpoints.")
+    report_to: None | str | list[str] = option("tensorboard", "Where to log: tensorboard, wandb, ..., all or none.")
+
+
+class Pretraining:
+    """One run of `simmim pretrain`. Whatever can be wrong with the input is found out here, before training starts.
+
+    Raises:
+        ValueError, FileNotFoundError: input that cannot work; the message names the value and the remedy.
+    """
+
+    def __init__(self, model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments):
+        self.model_args, self.data_args, self.args = model_args, data_args, args
+        self.options = model_args.config_options()
+        self.checkpoint = _checkpoint_to_resume(args)
+        _check(self.options, data_args, args)
+        SimMIMConfig(text_config=SMALL_BERT, **self.options)
+        self.scored_pairs = load_scored_pairs(data_args.similarity_file) if data_args.similarity_file else None
+        text_config = _read_text_config(model_args.text_config) if model_args.text_config else dict(SMALL_BERT)
+        set_seed(args.seed)
+
+        with args.main_process_first(desc="reading the corpus"):
+            train, self.held_out = self._load_text()
+            self.tokenizer = self._load_tokenizer(train)
+        ratio = data_args.mlm_probability
+        self.collator = DataCollatorForSimMIM(
+            self.tokenizer,
+            mlm_probability=ratio[0] if len(ratio) == 1 else tuple(ratio),
+            mask_replace_prob=data_args.mask_replace_prob,
+            random_replace_prob=data_args.random_replace_prob,
+            whole_word_mask=data_args.whole_word_mask,
+            mean_span_length=data_args.mean_span_length,
+            pad_to_multiple_of=data_args.pad_to_multiple_of,
+            seed=args.seed,
+        )
+        self.model = self._build_model(text_config)
+        self.max_length = min(data_args.max_seq_length, self.model.simmim.max_length)
+        self.tokenizer.model_max_length = self.max_length
+        self.trainer = self._build_trainer(train)
+
+    @property
+    def built_in(self) -> bool:
+        """Whether the corpus is the documentation that every installation has."""
+        return not self.data_args.train_file and not self.data_args.dataset_name
+
+    def _load_text(self) -> tuple[Dataset, Dataset]:
+        data = self.data_args
+        if self.built_in:
+            # Whole source files are held out, so that no docstring is judged by its neighbours in the file.
+            corpus = docstrings.built_in_corpus()
+            return corpora.split_held_out(corpus, fraction=0.1, group_column="source", seed=self.args.seed)
+        if data.train_file:
+            train = corpora.load_text(data.train_file, data.text_column, data.streaming)
+        else:
+            train = corpora.load_hub_text(
+                data.dataset_name, data.dataset_config_name, text_column=data.text_column, streaming=data.streaming
+            )
+        if data.validation_file:
+            return train, corpora.load_text(data.validation_file, data.text_column)
+        if data.streaming:
+            held_out = Dataset.from_list(list(train.take(1000)))
+            return train.skip(1000), held_out
+        return corpora.split_held_out(train, data.validation_split_percentage / 100, seed=self.args.seed)
+
+    def _load_tokenizer(self, train) -> PreTrainedTokenizerBase:
+        name = self.model_args.tokenizer_name or self.model_args.model_name_or_path
+        if name:
+            return corpora.load_tokenizer(name)
+        if self.checkpoint:
+            return corpora.load_tokenizer(self.checkpoint)
+        texts = train.take(100_000) if self.data_args.streaming else train
+        return corpora.train_tokenizer(
+            (row["text"] for row in texts),
+            vocab_size=self.model_args.vocab_size or (8192 if self.built_in else 30522),
+            show_progress=self.args.process_index == 0,
+        )
+
+    def _build_model(self, text_config: dict) -> SimMIMForPreTraining:
+        path = self.model_args.model_name_or_path
+        if path:
+            model = SimMIMForPreTraining.from_backbone(path, dtype="float32", **self.options)
+            if len(self.tokenizer) > model.config.vocab_size:
+                model.resize_token_embeddings(len(self.tokenizer))
+            return model
+        config = SimMIMConfig(text_config={**text_config, "vocab_size": len(self.tokenizer)}, **self.options)
+        for name in (f"{kind}_token_id" for kind in ("pad", "bos", "eos", "cls", "sep")):
+            if hasattr(config.text_config, name):
+                setattr(config.text_config, name, getattr(self.tokenizer, name))
+        return SimMIMForPreTraining(config)
+
+    def _build_trainer(self, train) -> SimMIMTrainer:
+        args = self.args
+        args.dataloader_pin_memory &= args.device.type == "cuda"
+        if args.learning_rate is None:
+            args.learning_rate = 5e-5 if self.model_args.model_name_or_path else 5e-4
+        with args.main_process_first(desc="tokenising"):
+            workers = self.data_args.preprocessing_num_workers
+            train, truncated = corpora.tokenize(train, self.tokenizer, self.max_length, workers)
+            held_out, _ = corpora.tokenize(self.held_out, self.tokenizer, self.max_length, workers)
+        if args.process_index == 0 and not self.data_args.streaming:
+            print(
+                f"Training text: {len(train):,} sequences, {sum(train['length']):,} tokens; held out: {len(held_out):,}. "
+                f"{truncated:,} sequences are longer than {self.max_length} tokens and were truncated."
+            )
+        return SimMIMTrainer(
+            model=self.model,
+            args=args,
+            train_dataset=train,
+            eval_dataset=held_out,
+            data_collator=self.collator,
+            processing_class=self.tokenizer,
+            callbacks=[TimeLimit(args.max_minutes)] if args.max_minutes else None,
+        )
+
+    def run(self) -> dict:
+        """Trains, evaluates, saves everything into `output_dir` and prints what came out of it.
+
+        Returns:
+            The figures, as in `results.json`.
+        """
+        before = self._measure()
+        trained = self.trainer.train(resume_from_checkpoint=self.checkpoint)
+        after = self._measure()
+        self.trainer.save_model()
+        self.trainer.save_state()
+        results = {
+            "command": " ".join(["simmim", *sys.argv[1:]]),
+            "seed": self.args.seed,
+            "versions": reporting.versions(),
+            "parameters": self.model.num_parameters(),
+            "steps": trained.global_step,
+            "train_seconds": round(trained.metrics["train_runtime"], 1),
+            "before": before,
+            "after": after,
+        }
+        if self.trainer.is_world_process_zero():
+            self._report(results)
+        return results
+
+    def _measure(self) -> dict[str, float]:
+        """Held-out losses, and what the sentence vectors are worth, of the model as it is now."""
+        metrics = self.trainer.evaluate()
+        figures = {name.removeprefix("eval_"): metrics[name] for name in reporting.HELD_OUT_METRICS if name in metrics}
+        if self.scored_pairs is not None:
+            figures["similarity_spearman"] = similarity_spearman(
+                self.model, self.tokenizer, self.scored_pairs, self.max_length
+            )
+        if self.built_in:
+            summaries, bodies = self._retrieval_pairs()
+            vectors = [encode(self.model, self.tokenizer, texts, self.max_length) for texts in (summaries, bodies)]
+            figures["retrieval_mrr@10"] = mean_reciprocal_rank(*vectors)
+        return figures
+
+    def _retrieval_pairs(self) -> tuple[list[str], list[str]]:
+        pairs = self.held_out.filter(lambda row: len(row["body"].split()) >= 10)
+        return list(pairs["summary"]), list(pairs["body"])
+
+    def _report(self, results: dict) -> None:
+        folder = self.args.output_dir
+        baseline = {}
+        if self.built_in:
+            summaries, bodies = self._retrieval_pairs()
+            results["retrieval_candidates"] = len(bodies)
+            baseline["retrieval_mrr@10"] = results["tfidf_mrr@10"] = tfidf_reciprocal_rank(summaries, bodies)
+        with open(os.path.join(folder, "results.json"), "w", encoding="utf-8") as file:
+            json.dump(results, file, indent=2)
+        reporting.plot_training(self.trainer.state.log_history, os.path.join(folder, "training.png"))
+        print(reporting.before_after_table(results["before"], results["after"], baseline))
+        if self.built_in:
+            print(f"Retrieval: a docstring's body by its summary line, among {len(bodies):,} held-out candidates.\n")
+        self._print_neighbours()
+        print(reporting.loading_snippet(folder))
+
+    def _print_neighbours(self) -> None:
+        texts = list(self.held_out["summary" if self.built_in else "text"])
+        vectors = encode(self.model, self.tokenizer, texts, self.max_length)
+        queries = list(range(0, len(texts), max(1, len(texts) // 4)))[:4]
+        scores = vectors[queries] @ vectors.T
+        scores[range(len(queries)), queries] = -1
+        print("Nearest neighbours among the held-out texts:")
+        for query, row in zip(queries, scores, strict=True):
+            best = row.argsort()[::-1][:2]
+            print(reporting.neighbours(texts[query], [(texts[i], row[i]) for i in best]))
+
+
+def _check(options: dict, data_args: DataArguments, args: PretrainingArguments) -> None:
+    """Refuses combinations that could only fail, or learn nothing, once training runs."""
+    if options["contrastive_weight"] and args.per_device_train_batch_size * args.world_size < 2:
+        raise ValueError(
+            "--per_device_train_batch_size 1 leaves a contrastive objective without negatives. Give 2 or more "
+            "(64 is usual), or an objective without a contrastive term: --objective mlm."
+        )
+    if len(data_args.mlm_probability) > 2:
+        raise ValueError(
+            f"--mlm_probability takes one number, or a start and an end, not {data_args.mlm_probability}."
+        )
+    if data_args.train_file and data_args.dataset_name:
+        raise ValueError("Give --train_file or --dataset_name, not both.")
+    if data_args.streaming and args.max_steps <= 0:
+        raise ValueError("--streaming does not know where an epoch ends: give --max_steps.")
+    if not 0 < data_args.validation_split_percentage < 100:
+        raise ValueError(
+            f"--validation_split_percentage is {data_args.validation_split_percentage}: give a number between 0 and "
+            "100, or a --validation_file."
+        )
+
+
+def _checkpoint_to_resume(args: PretrainingArguments) -> str | None:
+    """The checkpoint that `--resume_from_checkpoint` means; refuses to write over an earlier run."""
+    resume = args.resume_from_checkpoint
+    if resume:
+        is_folder = os.path.isdir(resume)
+        if not is_folder and resume.lower() not in ("true", "last"):
+            raise FileNotFoundError(
+                f"--resume_from_checkpoint: there is no folder `{resume}`. `last` finds the newest."
+            )
+        checkpoint = resume if is_folder else os.path.isdir(args.output_dir) and get_last_checkpoint(args.output_dir)
+        if not checkpoint:
+            raise FileNotFoundError(f"--resume_from_checkpoint: no checkpoint in `{args.output_dir}`.")
+        return checkpoint
+    if os.path.isdir(args.output_dir) and os.listdir(args.output_dir) and not args.overwrite_output_dir:
+        raise ValueError(
+            f"--output_dir `{args.output_dir}` is not empty. Give another folder, --overwrite_output_dir to write over "
+            "it, or --resume_from_checkpoint last to continue the run in it."
+        )
+    return None
+
+
+def _read_text_config(text_config: str) -> dict:
+    """The backbone's options from a JSON object, a JSON file, or a model type."""
+    try:
+        if text_config.lstrip().startswith("{"):
+            return json.loads(text_config)
+        if os.path.isfile(text_config):
+            with open(text_config, encoding="utf-8") as file:
+                return json.load(file)
+        return AutoConfig.for_model(text_config).to_dict()
+    except (json.JSONDecodeError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"--text_config `{text_config}` is neither a JSON object, nor a JSON file, nor a model type of "
+            f"transformers: {str(error).splitlines()[0]}"
+        ) from error

@@ -1,0 +1,113 @@
+"""What a run shows a person: the table, the picture, the snippet."""
+
+import importlib.metadata
+import platform
+import textwrap
+
+# Held-out metrics in the order of the table: name -> (title, whether more is better).
+HELD_OUT_METRICS = {
+    "eval_mlm_loss": "MLM loss",
+    "eval_mlm_accuracy": "MLM accuracy",
+    "eval_clm_loss": "CLM loss",
+    "eval_contrastive_loss": "contrastive loss",
+    "eval_contrastive_accuracy": "contrastive accuracy",
+    "eval_alignment": "alignment (lower is closer)",
+    "eval_uniformity": "uniformity (lower is more even)",
+}
+OTHER_METRICS = {
+    "retrieval_mrr@10": "retrieval MRR@10",
+    "similarity_spearman": "similarity, Spearman x 100",
+}
+
+# What the picture shows: title -> names in the log.
+PANELS = {
+    "loss": ["loss", "eval_loss"],
+    "masked language modelling, loss": ["mlm_loss", "eval_mlm_loss"],
+    "contrastive loss": ["contrastive_loss", "eval_contrastive_loss"],
+    "causal language modelling, loss": ["clm_loss", "eval_clm_loss"],
+    "accuracy": ["mlm_accuracy", "contrastive_accuracy", "eval_mlm_accuracy", "eval_contrastive_accuracy"],
+    "alignment and uniformity": ["alignment", "uniformity"],
+}
+
+
+def versions() -> dict[str, str]:
+    """The versions that a figure depends on."""
+    names = ("simmim_hf", "torch", "transformers", "datasets", "tokenizers", "accelerate")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"python": platform.python_version(), **found}
+
+
+def before_after_table(before: dict[str, float], after: dict[str, float], baseline: dict[str, float]) -> str:
+    """A plain-text table of held-out figures for the weights before and after training, and a baseline's."""
+    titles = {name.removeprefix("eval_"): title for name, title in HELD_OUT_METRICS.items()} | OTHER_METRICS
+    rows = [("held out", "before", "after", *(["TF-IDF"] if baseline else []))]
+    for name, title in titles.items():
+        if name in after:
+            figures = [before[name], after[name], *([baseline.get(name)] if baseline else [])]
+            rows.append((title, *("" if value is None else f"{value:.3f}" for value in figures)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
+    return "\n".join(["", lines[0], "-" * len(lines[0]), *lines[1:], ""])
+
+
+def plot_training(log_history: list[dict[str, float]], path: str) -> None:
+    """Draws the training curves of a Trainer's log into a PNG: points are held-out evaluations."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    logged = {name for entry in log_history for name in entry}
+    panels = {title: [name for name in names if name in logged] for title, names in PANELS.items()}
+    panels = {title: names for title, names in panels.items() if names and not set(names) <= {"eval_loss"}}
+    columns = min(3, max(1, len(panels)))
+    rows = -(-max(1, len(panels)) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(4.6 * columns, 3.2 * rows), squeeze=False, dpi=120)
+    for axis, (title, names) in zip(axes.flat, panels.items(), strict=False):
+        colours = {}
+        for name in names:
+            steps, values = zip(*[(entry["step"], entry[name]) for entry in log_history if name in entry], strict=True)
+            quantity = name.removeprefix("eval_")
+            colours.setdefault(quantity, f"C{len(colours)}")
+            held_out = name.startswith("eval_")
+            label = f"{quantity.replace('_', ' ')}{', held out' if held_out else ''}"
+            axis.plot(steps, values, "o" if held_out else "-", color=colours[quantity], label=label, linewidth=1.5)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def neighbours(query: str, found: list[tuple[str, float]]) -> str:
+    """A text and its nearest neighbours with their cosines, a line each."""
+    lines = [textwrap.shorten(query, 100)] + [
+        f"   {cosine:.2f}  {textwrap.shorten(text, 92)}" for text, cosine in found
+    ]
+    return "\n".join(lines)
+
+
+def loading_snippet(folder: str) -> str:
+    """Python that loads what a run saved."""
+    return f"""
+Saved in {folder}: model, tokenizer, collator settings, results.json and training.png. Load it with
+
+    import simmim_hf
+    from transformers import AutoModel, AutoTokenizer, pipeline
+
+    tokenizer = AutoTokenizer.from_pretrained("{folder}")
+    model = AutoModel.from_pretrained("{folder}")
+    batch = tokenizer(["A sentence.", "Another one."], padding=True, return_tensors="pt")
+    vectors = model(**batch).pooler_output
+
+    fill_mask = pipeline("fill-mask", model="{folder}")
+"""

@@ -1,0 +1,110 @@
+"""Tiny random models of every claimed family, and ragged batches for them."""
+
+import torch
+from transformers import AutoConfig, BertTokenizer
+
+from simmim_hf import SimMIMConfig, SimMIMForPreTraining
+
+# Tensors this small gain nothing from a second thread, and lose much where other processes want the same cores.
+torch.set_num_threads(1)
+
+VOCAB = 64
+MASK_ID, FIRST_WORD = 4, 5
+SIZE = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZE |= {"intermediate_size": 48, "max_position_embeddings": 64}
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+# More than one key/value head, so that a mistake in their grouping shows.
+DECODER = {**SIZE, **SPECIAL, "num_key_value_heads": 2, "head_dim": 8}
+# A window of 4 tokens on each side in the second layer.
+LOCAL = {**SIZE, **SPECIAL, "cls_token_id": 2, "sep_token_id": 3, "local_attention": 8}
+LOCAL |= {"layer_types": ["full_attention", "sliding_attention"]}
+
+FAMILIES = {
+    "bert": SIZE,
+    "roberta": {**SIZE, "pad_token_id": 1},
+    "xlm-roberta": {**SIZE, "pad_token_id": 1},
+    "camembert": {**SIZE, "pad_token_id": 1},
+    "distilbert": {"vocab_size": VOCAB, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48},
+    "electra": {**SIZE, "embedding_size": 16},
+    "mpnet": {**SIZE, "pad_token_id": 1},
+    "modernbert": LOCAL,
+    "eurobert": {**DECODER, "mask_token_id": MASK_ID},
+    "nomic_bert": {**SIZE, "head_dim": 8, "pad_token_id": 0},
+    "llama": DECODER,
+    "qwen3": DECODER,
+    "gpt2": {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, **SPECIAL},
+}
+DECODERS = ["llama", "qwen3", "gpt2"]
+PACKED = [family for family in FAMILIES if family != "mpnet"]  # mpnet adds a position bias to its scores
+
+
+def text_config(family="bert", **options):
+    return AutoConfig.for_model(family, **{**FAMILIES[family], **options})
+
+
+def randomize(model, seed=0, scale=0.1):
+    """Noise on every parameter, so that no bias is zero and no norm one."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += scale * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    return model.eval()
+
+
+def tiny_model(family="bert", backbone=None, attn_implementation=None, **options):
+    """A `SimMIMForPreTraining` with random weights, dropout off; `backbone` are options of its text config."""
+    config = SimMIMConfig(text_config=text_config(family, **(backbone or {})), **options)
+    if attn_implementation:
+        config._attn_implementation = attn_implementation
+    torch.manual_seed(0)
+    return randomize(SimMIMForPreTraining(config))
+
+
+def padded(rows, pad, side="right"):
+    """Rows of different lengths to (batch, length)."""
+    length = max(map(len, rows))
+    fill = [[pad] * (length - len(row)) for row in rows]
+    return torch.tensor([f + row if side == "left" else row + f for f, row in zip(fill, rows)])
+
+
+def ragged_batch(lengths, side="right", pad=0, seed=0, ratio=0.4):
+    """What the collator gives, for sequences of these lengths; each has a corrupted position."""
+    generator = torch.Generator().manual_seed(seed)
+    columns = {name: [] for name in ("input_ids", "masked_input_ids", "labels", "attention_mask")}
+    for length in lengths:
+        ids = torch.randint(FIRST_WORD, VOCAB, (length,), generator=generator)
+        corrupted = torch.rand(length, generator=generator) < ratio
+        corrupted[length // 2] = True
+        columns["input_ids"].append(ids.tolist())
+        columns["masked_input_ids"].append(ids.masked_fill(corrupted, MASK_ID).tolist())
+        columns["labels"].append(ids.masked_fill(~corrupted, -100).tolist())
+        columns["attention_mask"].append([1] * length)
+    pads = {"input_ids": pad, "masked_input_ids": pad, "labels": -100, "attention_mask": 0}
+    return {name: padded(rows, pads[name], side) for name, rows in columns.items()}
+
+
+def real_rows(ids, attention_mask):
+    """Each sequence alone, (1, its length)."""
+    return [row[mask.bool()][None] for row, mask in zip(ids, attention_mask)]
+
+
+def gradients(model, loss):
+    """The gradient of every parameter, zeros where the loss does not reach it."""
+    names, parameters = zip(*model.named_parameters())
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, found)}
+
+
+def assert_same_gradients(actual, expected, rtol=1e-4, atol=1e-5):
+    assert actual.keys() == expected.keys()
+    for name, gradient in actual.items():
+        absolute = atol * max(1.0, expected[name].abs().max().item())
+        off = (gradient - expected[name]).abs() - absolute - rtol * expected[name].abs()
+        assert off.max() <= 0, f"the gradient of {name} is off by {off.max()} more than it may be"
+
+
+def tiny_tokenizer():
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(VOCAB - FIRST_WORD))]
+    return BertTokenizer(vocab={word: i for i, word in enumerate(words)})
