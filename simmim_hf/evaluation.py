@@ -71,6 +71,21 @@ def similarity_spearman(model, tokenizer, pairs: Dataset, max_length: int) -> fl
     return 100 * float(spearmanr((first * second).sum(1), pairs["score"]).statistic)
 
 
+def unigram_cross_entropy(train: Dataset, held_out: Dataset, tokenizer: PreTrainedTokenizerBase) -> float:
+    """The MLM loss, in nats a token, of a model that knows only how frequent each token is in the training text.
+
+    Args:
+        train, held_out: with a column `input_ids`; special tokens do not count
+    """
+    train_counts, counts = (
+        np.bincount(np.concatenate(data.with_format("numpy")["input_ids"][:]), minlength=len(tokenizer))
+        for data in (train, held_out)
+    )
+    ordinary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
+    train_counts, counts = train_counts[ordinary] + 1, counts[ordinary]
+    return float(-(counts * np.log(train_counts / train_counts.sum())).sum() / counts.sum())
+
+
 def load_scored_pairs(file: str) -> Dataset:
     """A .jsonl or .csv file (also .gz, .xz, .zst) with the columns `sentence1`, `sentence2` and `score`.
 

@@ -93,7 +93,7 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
-        gradient = gradient.contiguous()
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
@@ -121,6 +121,8 @@ def gather(x: torch.Tensor) -> tuple[torch.Tensor, int]:
     dist.all_gather(counts, rows)
     counts = torch.cat(counts).tolist()
     most = max(counts)
+    if most == 0:
+        return x, 0
     everything = _AllGather.apply(F.pad(x, (0, 0, 0, most - len(x))))
     everything = torch.cat([part[:count] for part, count in zip(everything.split(most), counts, strict=True)])
     return everything, sum(counts[: dist.get_rank()])

@@ -378,8 +378,8 @@ class SimMIMModel(SimMIMPreTrainedModel):
                 f"The backbone `{family}` looks ahead even when it is asked to read from left to right. "
                 "Set `clm_weight` to 0, or choose another backbone."
                 if is_causal
-                else f"The backbone `{family}` only reads from left to right, so masked and contrastive terms would see "
-                "half of each text. Use the objective `clm`, or choose another backbone."
+                else f"The backbone `{family}` only reads from left to right: two of the terms would see half of each "
+                "text. Use the objective `clm`, or choose another backbone."
             )
 
     @torch.no_grad()

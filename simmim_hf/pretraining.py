@@ -20,6 +20,7 @@ from .evaluation import (
     mean_reciprocal_rank,
     similarity_spearman,
     tfidf_reciprocal_rank,
+    unigram_cross_entropy,
 )
 from .modeling_simmim import SimMIMForPreTraining
 from .trainer import SimMIMTrainer, TimeLimit
@@ -140,7 +141,8 @@ class PretrainingArguments(TrainingArguments):
     logging_steps: float = option(50, "Log every so many steps; below 1: share of all steps.")
     save_steps: float = option(500, "Save every so many steps; below 1: share of all steps.")
     save_total_limit: int | None = option(2, "Keep this many checkpoints.")
-    report_to: None | str | list[str] = option("tensorboard", "Where to log: tensorboard, wandb, ..., all or none.")
+    # HfArgumentParser reads this union only with None first, as TrainingArguments has it.
+    report_to: None | str | list[str] = option("tensorboard", "Where to log: tensorboard, wandb, ..., all or none.")  # noqa: RUF036
 
 
 class Pretraining:
@@ -155,9 +157,9 @@ class Pretraining:
         self.options = model_args.config_options()
         self.checkpoint = _checkpoint_to_resume(args)
         _check(self.options, data_args, args)
-        SimMIMConfig(text_config=SMALL_BERT, **self.options)
-        self.scored_pairs = load_scored_pairs(data_args.similarity_file) if data_args.similarity_file else None
         text_config = _read_text_config(model_args.text_config) if model_args.text_config else dict(SMALL_BERT)
+        SimMIMConfig(text_config=text_config, **self.options)  # refuses what it can before the corpus is read
+        self.scored_pairs = load_scored_pairs(data_args.similarity_file) if data_args.similarity_file else None
         set_seed(args.seed)
 
         with args.main_process_first(desc="reading the corpus"):
@@ -240,8 +242,9 @@ class Pretraining:
             held_out, _ = corpora.tokenize(self.held_out, self.tokenizer, self.max_length, workers)
         if args.process_index == 0 and not self.data_args.streaming:
             print(
-                f"Training text: {len(train):,} sequences, {sum(train['length']):,} tokens; held out: {len(held_out):,}. "
-                f"{truncated:,} sequences are longer than {self.max_length} tokens and were truncated."
+                f"Training text: {len(train):,} sequences, {sum(train['length']):,} tokens; "
+                f"held out: {len(held_out):,}. {truncated:,} sequences are "
+                f"longer than {self.max_length} tokens and were truncated."
             )
         return SimMIMTrainer(
             model=self.model,
@@ -297,8 +300,10 @@ class Pretraining:
         return list(pairs["summary"]), list(pairs["body"])
 
     def _report(self, results: dict) -> None:
-        folder = self.args.output_dir
-        baseline = {}
+        folder, baseline = self.args.output_dir, {}
+        if not self.data_args.streaming:
+            texts = self.trainer.train_dataset, self.trainer.eval_dataset
+            baseline["mlm_loss"] = results["unigram_cross_entropy"] = unigram_cross_entropy(*texts, self.tokenizer)
         if self.built_in:
             summaries, bodies = self._retrieval_pairs()
             results["retrieval_candidates"] = len(bodies)
@@ -308,7 +313,7 @@ class Pretraining:
         reporting.plot_training(self.trainer.state.log_history, os.path.join(folder, "training.png"))
         print(reporting.before_after_table(results["before"], results["after"], baseline))
         if self.built_in:
-            print(f"Retrieval: a docstring's body by its summary line, among {len(bodies):,} held-out candidates.\n")
+            print(f"Retrieval: a docstring's body by its summary line, among {len(bodies):,} held-out candidates.")
         self._print_neighbours()
         print(reporting.loading_snippet(folder))
 
@@ -361,8 +366,8 @@ def _checkpoint_to_resume(args: PretrainingArguments) -> str | None:
         return checkpoint
     if os.path.isdir(args.output_dir) and os.listdir(args.output_dir) and not args.overwrite_output_dir:
         raise ValueError(
-            f"--output_dir `{args.output_dir}` is not empty. Give another folder, --overwrite_output_dir to write over "
-            "it, or --resume_from_checkpoint last to continue the run in it."
+            f"--output_dir `{args.output_dir}` is not empty. Give another folder, --overwrite_output_dir to write "
+            "over it, or --resume_from_checkpoint last to continue the run in it."
         )
     return None
 

@@ -19,6 +19,8 @@ OTHER_METRICS = {
     "similarity_spearman": "similarity, Spearman x 100",
 }
 
+BASELINES = {"mlm_loss": "token frequencies", "retrieval_mrr@10": "TF-IDF"}
+
 # What the picture shows: title -> names in the log.
 PANELS = {
     "loss": ["loss", "eval_loss"],
@@ -38,21 +40,22 @@ def versions() -> dict[str, str]:
 
 
 def before_after_table(before: dict[str, float], after: dict[str, float], baseline: dict[str, float]) -> str:
-    """A plain-text table of held-out figures for the weights before and after training, and a baseline's."""
+    """A plain-text table of held-out figures for the weights before and after training, and of the baselines."""
     titles = {name.removeprefix("eval_"): title for name, title in HELD_OUT_METRICS.items()} | OTHER_METRICS
-    rows = [("held out", "before", "after", *(["TF-IDF"] if baseline else []))]
+    rows = [("held out", "before", "after", "baseline", "")]
     for name, title in titles.items():
         if name in after:
-            figures = [before[name], after[name], *([baseline.get(name)] if baseline else [])]
-            rows.append((title, *("" if value is None else f"{value:.3f}" for value in figures)))
+            figures = [
+                f"{value:.3f}" if value is not None else ""
+                for value in (before[name], after[name], baseline.get(name))
+            ]
+            rows.append((title, *figures, BASELINES.get(name, "") if name in baseline else ""))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]
-    return "\n".join(["", lines[0], "-" * len(lines[0]), *lines[1:], ""])
+    lines = []
+    for title, *figures, note in rows:
+        aligned = (figure.rjust(width) for figure, width in zip(figures, widths[1:-1], strict=True))
+        lines.append("  ".join([title.ljust(widths[0]), *aligned, note]).rstrip())
+    return "\n".join(["", lines[0], "-" * max(map(len, lines)), *lines[1:], ""])
 
 
 def plot_training(log_history: list[dict[str, float]], path: str) -> None:

@@ -1,6 +1,8 @@
 """The ordinary Trainer of transformers, which also logs every term of the SimMIM loss."""
 
+import contextlib
 import dataclasses
+import random
 import time
 from collections import defaultdict, deque
 
@@ -29,7 +31,7 @@ class SimilarLengthSampler(LengthGroupedSampler):
         self.epoch = epoch
 
     def __iter__(self):
-        self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        self.generator = torch.Generator().manual_seed(random.Random(f"{self.seed} {self.epoch}").getrandbits(63))
         indices = list(super().__iter__())
         batches = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
         # The longest batch stays first, to run out of memory early or never; a short one stays last.
@@ -49,10 +51,27 @@ class MaskRatioSchedule(TrainerCallback):
         self.data_collator = data_collator
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.resumed_at = state.global_step
         self.data_collator.set_schedule(state.max_steps * args.gradient_accumulation_steps)
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.data_collator.begin(state.global_step * args.gradient_accumulation_steps)
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        first = state.global_step * args.gradient_accumulation_steps
+        streams = isinstance(getattr(train_dataloader, "dataset", None), torch.utils.data.IterableDataset)
+        if streams and state.global_step == self.resumed_at and not args.ignore_data_skip:
+            first = 0
+        self.data_collator.begin(first)
+
+
+class SamplerEpoch(TrainerCallback):
+    """Tells the sampler the epoch where Trainer does not reach it: behind the skipped batches of a resumed run."""
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        sampler = getattr(train_dataloader, "batch_sampler", None)
+        while hasattr(sampler, "batch_sampler"):
+            sampler = sampler.batch_sampler
+        sampler = getattr(sampler, "sampler", None)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(int(state.epoch))
 
 
 class TimeLimit(TrainerCallback):
@@ -65,7 +84,10 @@ class TimeLimit(TrainerCallback):
         self.start = time.monotonic()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if time.monotonic() - self.start >= self.seconds:
+        over = torch.tensor(float(time.monotonic() - self.start >= self.seconds), device=args.device)
+        if torch.distributed.is_initialized():
+            torch.distributed.broadcast(over, 0)
+        if over:
             control.should_training_stop = True
 
 
@@ -86,7 +108,7 @@ class Meter:
             return {}
         names = list(self.sums)
         local = torch.stack(
-            [torch.as_tensor(part[n], dtype=torch.float64) for n in names for part in (self.sums, self.weights)]
+            [torch.as_tensor(part[n], dtype=torch.float32) for n in names for part in (self.sums, self.weights)]
         )
         total = accelerator.reduce(local.to(accelerator.device), reduction="sum").view(-1, 2).tolist()
         self.__init__()
@@ -98,9 +120,10 @@ class SimMIMTrainer(Trainer):
 
     It logs, beside the loss, each term, the accuracy of the masked and of the contrastive prediction, alignment and
     uniformity (Wang & Isola 2020) and the real tokens per second (tokens of the original sequences over all processes,
-    without padding, each counted once); it evaluates the same quantities; it weights micro-batches of gradient accumulation by their
-    numbers of corrupted positions and sequences, so that accumulation is exact for every term; it stops at a loss that
-    is not finite, before the optimizer sees it; and it saves the collator's settings with every checkpoint.
+    without padding, each counted once); it evaluates the same quantities; it weights the micro-batches of gradient
+    accumulation by their numbers of corrupted positions and sequences, so that accumulation is exact for every term;
+    it stops at a loss that is not finite, before the optimizer sees it; and it saves the collator's settings with
+    every checkpoint.
     """
 
     def __init__(self, *args, **kwargs):
@@ -109,6 +132,10 @@ class SimMIMTrainer(Trainer):
         self._tokens, self._tokens_since = 0, None
         self._shares: deque[dict[str, float]] = deque()
         self._evaluation_collator = self.data_collator
+        self.add_callback(SamplerEpoch())
+        if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
+            # Accelerate would cut batches of different lengths in the first process and send them to the others.
+            self.accelerator.dataloader_config.dispatch_batches = False
         ratio = getattr(self.data_collator, "mlm_probability", None)
         if isinstance(ratio, tuple):
             self._evaluation_collator = dataclasses.replace(self.data_collator, mlm_probability=ratio[1])
@@ -124,13 +151,22 @@ class SimMIMTrainer(Trainer):
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, LengthGroupedSampler):
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return SimilarLengthSampler(sampler.batch_size, sampler.lengths, seed)
+            return SimilarLengthSampler(sampler.batch_size * self.args.world_size, sampler.lengths, seed)
         return sampler
 
     def get_eval_dataloader(self, eval_dataset=None):
+        with self._with_evaluation_collator():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset):
+        with self._with_evaluation_collator():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextlib.contextmanager
+    def _with_evaluation_collator(self):
         training_collator, self.data_collator = self.data_collator, self._evaluation_collator
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            yield
         finally:
             self.data_collator = training_collator
 
@@ -141,7 +177,7 @@ class SimMIMTrainer(Trainer):
 
     def _shares_of(self, batches: list[dict]) -> list[dict[str, float]]:
         """For each micro-batch and term its part of all things averaged over, times the number of micro-batches."""
-        counts = torch.stack([torch.stack(list(_counts(batch).values())) for batch in batches]).double()
+        counts = torch.stack([torch.stack(list(_counts(batch).values())) for batch in batches]).float()
         counts = self.accelerator.reduce(counts.to(self.accelerator.device), reduction="sum")
         shares = len(batches) * counts / counts.sum(0).clamp(min=1)
         return [dict(zip(_counts(batches[0]), row, strict=True)) for row in shares.tolist()]
@@ -177,7 +213,7 @@ class SimMIMTrainer(Trainer):
                 quantities["uniformity"] = uniformity(outputs.original_embeds)
             meter.add(quantities, counts["contrastive_loss"])
         if training:
-            self._tokens = self._tokens + inputs["attention_mask"].sum()
+            self._tokens = self._tokens + _counts(inputs)["tokens"]
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if self._tokens_since is None:
@@ -222,9 +258,11 @@ def _weight_of(term: str) -> str:
 
 def _counts(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What each term of the loss averages over in a batch: corrupted positions, sequences, next tokens."""
-    mask = inputs["attention_mask"]
+    ids, labels = inputs["input_ids"], inputs.get("labels")
+    mask = inputs["attention_mask"] if inputs.get("attention_mask") is not None else torch.ones_like(ids)
     return {
-        "mlm_loss": (inputs["labels"] != -100).sum(),
+        "mlm_loss": ((labels != -100) & mask.bool()).sum() if labels is not None else mask.new_zeros(()),
         "contrastive_loss": torch.tensor(len(mask), device=mask.device),
         "clm_loss": (mask.sum(1) - 1).clamp(min=0).sum(),
+        "tokens": mask.sum(),
     }

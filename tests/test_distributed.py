@@ -1,6 +1,9 @@
 """Two processes with half the batch each train as one process with the whole batch."""
 
+import json
+import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -198,12 +201,18 @@ def test_accelerate_launch_trains_the_example_on_two_processes(tmp_path):
     lines = [" ".join(words[(i * k) % len(words)] for k in range(1, 4 + i % 9)) for i in range(1, 60)]
     text.write_text("\n".join(lines))
     config = '{"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}'
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "--num_machines"]
-    command += ["1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port())]
-    command += [str(EXAMPLES / "run_pretraining.py"), "--train_file", str(text), "--text_config", config]
-    command += ["--max_seq_length", "16", "--output_dir", str(tmp_path / "out"), "--max_steps", "3", "--use_cpu"]
-    command += ["--per_device_train_batch_size", "4", "--save_steps", "2", "--report_to", "none"]
-    process = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=180)
+    # `--cpu --num_processes 2` starts one process without MPI; `--multi_gpu` is torchrun, on the CPU as well.
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", str(free_port()), str(EXAMPLES / "run_pretraining.py"), "--use_cpu"]
+    command += ["--train_file", str(text), "--text_config", config, "--max_seq_length", "16"]
+    command += ["--output_dir", str(tmp_path / "out"), "--num_train_epochs", "1", "--report_to", "none"]
+    command += ["--per_device_train_batch_size", "4", "--save_steps", "2"]
+    env = {**environment(), "ACCELERATE_USE_CPU": "true"}
+    process = subprocess.run(command, env=env, capture_output=True, text=True, timeout=180)
     assert process.returncode == 0, process.stderr
+    rows = int(re.search(r"(\d+) training texts", process.stdout)[1])
+    state = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())
+    assert state["max_steps"] == math.ceil(rows / 8)  # 4 rows in each of two processes
     assert (tmp_path / "out" / "checkpoint-2" / "model.safetensors").exists()
     assert (tmp_path / "out" / "model.safetensors").exists()

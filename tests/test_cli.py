@@ -1,0 +1,218 @@
+"""The command `simmim pretrain` as a user meets it: what it makes, and what it says to input that cannot work."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForPreTraining, PreTrainedTokenizerFast
+
+from simmim_hf.cli import main
+
+TINY = json.dumps({"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64})
+WORDS = "the old river runs under a small stone bridge while green birds sing above quiet water every morning".split()
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    lines = [" ".join(WORDS[(i * j) % len(WORDS)] for j in range(1, 4 + i % 9)) + f" {i}" for i in range(1, 241)]
+    file = tmp_path / "corpus.txt"
+    file.write_text("\n".join(lines))
+    return file
+
+
+def options(corpus: Path, output: Path, *more: str) -> list[str]:
+    small = [
+        "--vocab_size",
+        "300",
+        "--per_device_train_batch_size",
+        "16",
+        "--logging_steps",
+        "1",
+        "--report_to",
+        "none",
+    ]
+    given = ["--train_file", str(corpus), "--output_dir", str(output), "--text_config", TINY, "--use_cpu"]
+    return ["pretrain", *given, *small, "--max_steps", "6", *more]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "simmim_hf.cli", *arguments]
+
+
+def refused(capsys, *arguments: str) -> str:
+    """The one-line message with which the command refuses."""
+    with pytest.raises(SystemExit) as refusal:
+        main(list(arguments))
+    assert refusal.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_run_makes_a_checkpoint_that_opens_in_a_fresh_process(corpus, tmp_path):
+    output = tmp_path / "run"
+    done = subprocess.run(command(*options(corpus, output)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "MLM loss" in done.stdout and "Nearest neighbours" in done.stdout
+    assert {"model.safetensors", "tokenizer.json", "data_collator_config.json", "results.json"} <= set(
+        os.listdir(output)
+    )
+    assert (output / "training.png").read_bytes().startswith(b"\x89PNG")
+    results = json.loads((output / "results.json").read_text())
+    assert results["steps"] == 6 and results["after"]["mlm_loss"] < results["before"]["mlm_loss"]
+
+    script = f"""
+import simmim_hf, torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, pipeline
+folder = {str(output)!r}
+saved = load_file(folder + "/model.safetensors")
+assert AutoConfig.from_pretrained(folder).text_config.hidden_size == 32
+for auto in (AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining):
+    state = auto.from_pretrained(folder).state_dict()
+    for name, tensor in state.items():
+        name = name if name in saved else "simmim." + name
+        assert name in saved or name.endswith("lm_head.decoder.weight"), name
+        assert name not in saved or torch.equal(tensor, saved[name]), name
+batch = AutoTokenizer.from_pretrained(folder)(["the old river", "a bird"], padding=True, return_tensors="pt")
+assert AutoModel.from_pretrained(folder)(**batch).pooler_output.shape == (2, 32)
+assert len(pipeline("fill-mask", model=folder)("the old [MASK] runs")) == 5
+"""
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+    assert not list(output.glob("**/*.bin")) or all(p.name == "training_args.bin" for p in output.glob("**/*.bin"))
+
+
+def test_a_settings_file_equals_the_options(corpus, tmp_path):
+    assert main(options(corpus, tmp_path / "flags", "--temperature", "0.1", "--mlm_probability", "0.2", "0.4")) == 0
+    settings = {
+        **{"train_file": [str(corpus)], "text_config": json.loads(TINY), "vocab_size": 300, "use_cpu": True},
+        **{"per_device_train_batch_size": 16, "logging_steps": 1, "report_to": "none", "max_steps": 6},
+        **{"temperature": 0.1, "mlm_probability": [0.2, 0.4], "output_dir": str(tmp_path / "file")},
+    }
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["pretrain", str(tmp_path / "settings.yaml")]) == 0
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("flags", "file"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_killed_run_goes_on_where_it_was(corpus, tmp_path):
+    def curve(output):
+        history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+        return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+
+    more = ("--max_steps", "40", "--save_steps", "5")
+    assert subprocess.run(command(*options(corpus, tmp_path / "whole", *more)), capture_output=True).returncode == 0
+    broken = tmp_path / "broken"
+    process = subprocess.Popen(
+        command(*options(corpus, broken, *more)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.time() + 120
+    while not (broken / "checkpoint-10" / "trainer_state.json").exists() and time.time() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (broken / "model.safetensors").exists()
+    resumed = options(corpus, broken, *more, "--resume_from_checkpoint", "last")
+    assert subprocess.run(command(*resumed), capture_output=True).returncode == 0
+    assert curve(broken) == curve(tmp_path / "whole")
+
+
+def test_it_continues_from_its_own_checkpoint_with_other_options(corpus, tmp_path):
+    assert main(options(corpus, tmp_path / "first")) == 0
+    more = ("--model_name_or_path", str(tmp_path / "first"), "--objective", "fused")
+    assert main(options(corpus, tmp_path / "second", *more)) == 0
+    config = AutoModelForPreTraining.from_pretrained(tmp_path / "second").config
+    assert config.clm_weight == 1 and config.text_config.hidden_size == 32
+
+
+def test_truncated_sequences_are_counted(corpus, tmp_path, capsys):
+    assert main(options(corpus, tmp_path / "run", "--max_seq_length", "8", "--validation_file", str(corpus))) == 0
+    lines = [line.split() for line in corpus.read_text().splitlines()]
+    longer = sum(len(line) + 2 > 8 for line in lines)
+    said = capsys.readouterr().out
+    assert "longer than 8 tokens and were truncated" in said
+    assert int(said.split(" sequences are longer")[0].split()[-1].replace(",", "")) >= longer
+
+
+def test_more_tokens_than_positions_are_truncated(corpus, tmp_path, capsys):
+    short = json.dumps({**json.loads(TINY), "max_position_embeddings": 6})
+    assert main(options(corpus, tmp_path / "run", "--text_config", short)) == 0
+    assert "longer than 6 tokens and were truncated" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--temprature", "0.1"], "there is no option --temprature. Did you mean --temperature?"),
+        (["--temperature", "0"], "`temperature` is 0.0: it must be above 0"),
+        (["--mlm_probability", "0"], "mlm_probability=0.0"),
+        (["--mlm_probability", "1.0"], "mlm_probability=1.0"),
+        (["--mlm_probability", "0.1", "0.2", "0.3"], "--mlm_probability takes one number, or a start and an end"),
+        (["--per_device_train_batch_size", "1"], "without negatives"),
+        (["--text_config", '{"model_type": "vit"}'], "not a text model"),
+        (["--text_config", "nonsense"], "neither a JSON object, nor a JSON file, nor a model type"),
+        (["--text_config", '{"hidden_size": 30, "num_attention_heads": 4}'], "30"),
+        (["--objective", "simim"], "simim"),
+        (["--train_file", "no-such-file.txt"], "no-such-file.txt"),
+        (["--resume_from_checkpoint", "last"], "no checkpoint"),
+        (["--resume_from_checkpoint", "no/such/folder"], "there is no folder `no/such/folder`"),
+        (["--streaming", "--max_steps", "-1"], "--max_steps"),
+        (["--validation_split_percentage", "0"], "--validation_split_percentage is 0.0"),
+        (["--similarity_file", "no-such-pairs.jsonl"], "no-such-pairs.jsonl"),
+        (["stray"], "stray"),
+    ],
+)
+def test_bad_options_are_refused_before_training(corpus, tmp_path, capsys, given, said):
+    message = refused(capsys, *options(corpus, tmp_path / "run"), *given)
+    assert said in message and "error" in message
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("content", "said"), [("", "empty"), ("\n  \n\n", "holds no text")])
+def test_files_without_text_are_refused(tmp_path, capsys, content, said):
+    (tmp_path / "nothing.txt").write_text(content)
+    message = refused(capsys, *options(tmp_path / "nothing.txt", tmp_path / "run"))
+    assert "nothing.txt" in message and said in message
+
+
+def test_a_tokenizer_without_a_mask_token_is_refused(corpus, tmp_path, capsys):
+    backend = Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1, "the": 2}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(
+        tmp_path / "tokenizer"
+    )
+    message = refused(capsys, *options(corpus, tmp_path / "run"), "--tokenizer_name", str(tmp_path / "tokenizer"))
+    assert "has no mask token" in message and "add_special_tokens" in message
+
+
+def test_an_earlier_run_is_not_written_over(corpus, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious.txt").write_text("keep")
+    message = refused(capsys, *options(corpus, tmp_path / "run"))
+    assert "is not empty" in message and "--overwrite_output_dir" in message and "--resume_from_checkpoint" in message
+    assert main(options(corpus, tmp_path / "run", "--overwrite_output_dir")) == 0
+    assert (tmp_path / "run" / "precious.txt").read_text() == "keep"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(corpus, tmp_path, capsys):
+    explosive = ("--learning_rate", "1e30", "--max_grad_norm", "0", "--save_steps", "1", "--warmup_steps", "0")
+    with pytest.raises(SystemExit) as stopped:
+        main(options(corpus, tmp_path / "run", *explosive))
+    assert stopped.value.code == 1
+    assert "Lower the learning rate" in capsys.readouterr().err
+    assert list((tmp_path / "run").glob("checkpoint-*")) and not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_unknown_settings_in_a_file_are_refused(tmp_path, capsys):
+    (tmp_path / "settings.json").write_text('{"tempperature": 1}')
+    assert "Did you mean --temperature?" in refused(capsys, "pretrain", str(tmp_path / "settings.json"))
+    assert "no settings file" in refused(capsys, "pretrain", str(tmp_path / "missing.yaml"))
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    assert "must hold options" in refused(capsys, "pretrain", str(tmp_path / "list.yaml"))
