@@ -6,6 +6,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 
+import torch
 from datasets import Dataset
 from transformers import AutoConfig, PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -143,6 +144,11 @@ class PretrainingArguments(TrainingArguments):
     save_total_limit: int | None = option(2, "Keep this many checkpoints.")
     # HfArgumentParser reads this union only with None first, as TrainingArguments has it.
     report_to: None | str | list[str] = option("tensorboard", "Where to log: tensorboard, wandb, ..., all or none.")  # noqa: RUF036
+
+    def __post_init__(self):
+        # transformers takes bfloat16 on a CPU only where the CPU was asked for.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        super().__post_init__()
 
 
 class Pretraining:
