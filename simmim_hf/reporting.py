@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import platform
-import textwrap
 
 # Held-out metrics in the order of the table: name -> (title, whether more is better).
 HELD_OUT_METRICS = {
@@ -93,10 +92,12 @@ def plot_training(log_history: list[dict[str, float]], path: str) -> None:
 
 def neighbours(query: str, found: list[tuple[str, float]]) -> str:
     """A text and its nearest neighbours with their cosines, a line each."""
-    lines = [textwrap.shorten(query, 100)] + [
-        f"   {cosine:.2f}  {textwrap.shorten(text, 92)}" for text, cosine in found
-    ]
-    return "\n".join(lines)
+    return "\n".join([_start(query, 100), *(f"   {cosine:.2f}  {_start(text, 92)}" for text, cosine in found)])
+
+
+def _start(text: str, width: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def loading_snippet(folder: str) -> str:
