@@ -31,7 +31,7 @@ WEIGHTS = ("mlm_weight", "contrastive_weight", "clm_weight")
 COMMON_OPTIONS = {
     *("name_or_path", "torch_dtype", "num_labels", "attn_implementation", "experts_implementation"),
     *("output_attentions", "auto_map", "quantization_config", "tokenizer_class", "custom_pipelines", "is_decoder"),
-    *("task_specific_params", "classifier_dropout", "per_layer_config"),
+    *("task_specific_params", "classifier_dropout", "per_layer_config", "use_cache"),
 }
 
 
@@ -154,7 +154,7 @@ class SimMIMConfig(PreTrainedConfig):
         # A folder may come from a newer version of this package: what it does not know must not stop the loading.
         unknown = [name for name in config_dict if not cls._is_option(name)]
         if unknown:
-            logger.warning(
+            logger.warning_once(
                 f"This configuration has options that this version of simmim_hf does not know: {', '.join(unknown)}. "
                 "They are ignored; if the checkpoint was made by a newer version, upgrade with "
                 "`pip install --upgrade simmim_hf`."

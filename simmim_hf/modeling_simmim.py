@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -31,6 +32,8 @@ from .losses import contrastive_cross_entropy, gather, global_means, similarity_
 from .packing import ATTENTION, Packing
 
 logger = logging.get_logger(__name__)
+
+IGNORE_INDEX = -100
 
 # `from_pretrained` options of transformers, told apart from those of `SimMIMConfig` in `from_backbone`.
 LOADING_OPTIONS = {
@@ -486,7 +489,7 @@ class SimMIMForMaskedLM(SimMIMWithLMHead):
         logits = self.lm_head(outputs.last_hidden_state)
         loss = None
         if labels is not None:
-            predicted = labels != -100
+            predicted = labels != IGNORE_INDEX
             total = token_cross_entropy(logits[predicted], labels[predicted])
             loss = global_means({"loss": (total, predicted.sum())})["loss"]
         return MaskedLMOutput(
@@ -499,6 +502,9 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
 
     # The terms are means, so a Trainer has to divide them by the number of accumulation steps itself.
     accepts_loss_kwargs = False
+    # How many sequences go through the encoder at a time in training, None for all at once: memory against time, with
+    # the same loss and gradients.
+    chunk_size: int | None = None
 
     def __init__(self, config: SimMIMConfig):
         super().__init__(config)
@@ -670,35 +676,75 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         self, views, attention_mask, labels, negative_input_ids, negative_attention_mask, token_type_ids
     ) -> tuple[dict, dict]:
         """All views through the encoder at once, then the (sum, count) of each term and the compared vectors."""
-        config, (batch, length) = self.config, attention_mask.shape
-        parts = [(view, attention_mask, token_type_ids) for view in views.values()]
+        config, batch = self.config, len(attention_mask)
+        nothing = torch.full_like(attention_mask, IGNORE_INDEX)
+        parts = [
+            (view, attention_mask, labels if name == "masked" and config.mlm_weight else nothing, token_type_ids)
+            for name, view in views.items()
+        ]
         if config.contrastive_weight and negative_input_ids is not None:
             if negative_attention_mask is None:
                 negative_attention_mask = torch.ones_like(negative_input_ids)
             no_types = None if token_type_ids is None else torch.zeros_like(negative_input_ids)
-            parts.append((negative_input_ids, negative_attention_mask, no_types))
-        ids, mask, types = (_stack(column) for column in zip(*parts, strict=True))
-        hidden, packing = self.simmim.encode(ids, mask, types, is_causal=False)
+            nothing = torch.full_like(negative_input_ids, IGNORE_INDEX)
+            parts.append((negative_input_ids, negative_attention_mask, nothing, no_types))
+        ids, mask, targets, types = (_stack(column) for column in zip(*parts, strict=True))
+        pooled, *predictions = self._read_in_chunks(ids, mask, targets, types, is_causal=False, views=len(parts))
 
         terms, embeds = {}, {}
         if config.mlm_weight:
-            corrupted = (labels != -100) & attention_mask.bool()
-            targets = labels[corrupted]
-            first = batch * list(views).index("masked")
-            where = torch.zeros_like(mask, dtype=torch.bool)
-            where[first : first + batch, :length] = corrupted
-            logits = self.lm_head(packing.select(hidden, where))
-            terms["mlm_loss"] = (token_cross_entropy(logits, targets), len(targets))
-            terms["mlm_accuracy"] = _correct(logits, targets)
+            total, correct, count = predictions
+            terms |= {"mlm_loss": (total, count), "mlm_accuracy": (correct, count)}
         if config.contrastive_weight:
-            pooled = pool(packing.unpack(hidden), mask, config.pooling)
-            if self.projection is not None:
-                pooled = self.projection(pooled)
             by_view = dict(zip(views, pooled.split(batch), strict=False))
             embeds = {"original": by_view["original"], "positive": by_view[config.positive_view]}
-            negatives = pooled[batch * len(views) :]
-            terms |= self._contrastive_terms(embeds["original"], embeds["positive"], negatives)
+            terms |= self._contrastive_terms(embeds["original"], embeds["positive"], pooled[batch * len(views) :])
         return terms, embeds
+
+    def _read_in_chunks(self, *columns: torch.Tensor | None, is_causal: bool, views: int) -> tuple[torch.Tensor, ...]:
+        """`_read` over all rows, or over `chunk_size` rows of each view at a time with only its results kept.
+
+        A chunk is computed again in backward, with the same dropout, so that memory stays that of one chunk and the
+        gradient is exact (GradCache, Gao et al. 2021, without a second training loop).
+        """
+        if self.chunk_size is None:
+            return self._read(*columns, is_causal)
+        size = self.chunk_size * views
+        chunks = zip(*(_split(column, size, len(columns[0])) for column in columns), strict=True)
+        results = [checkpoint(self._read, *chunk, is_causal, use_reentrant=False) for chunk in chunks]
+        vectors, *sums = zip(*results, strict=True)
+        return torch.cat(vectors), *(torch.stack(values).sum(0) for values in sums)
+
+    def _read(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        targets: torch.Tensor,
+        token_type_ids: torch.Tensor | None,
+        is_causal: bool,
+    ) -> tuple[torch.Tensor, ...]:
+        """Rows through the encoder, and the predicted positions through the head.
+
+        Args:
+            targets: (rows, length), the token to predict at each position, -100 for none
+
+        Returns:
+            The vectors (rows, dim) that the contrastive loss compares, (rows, 0) where there are none to compute; the
+            summed cross-entropy, how many predictions were right, and of how many.
+        """
+        hidden, packing = self.simmim.encode(input_ids, attention_mask, token_type_ids, is_causal)
+        vectors = hidden.new_empty(len(input_ids), 0)
+        if self.config.contrastive_weight and not is_causal:
+            vectors = pool(packing.unpack(hidden), attention_mask, self.config.pooling)
+            if self.projection is not None:
+                vectors = self.projection(vectors)
+        predicted = (targets != IGNORE_INDEX) & attention_mask.bool()
+        targets, count = targets[predicted], predicted.sum()
+        if not self.config.mlm_weight and not is_causal:
+            return vectors, hidden.new_zeros(()), count.float(), count
+        # Also where nothing is predicted: the head needs its gradient of zero under DistributedDataParallel.
+        logits = self.lm_head(packing.select(hidden, predicted))
+        return vectors, token_cross_entropy(logits, targets), _correct(logits, targets)[0], count
 
     def _contrastive_terms(self, rows, positives, negatives) -> dict[str, tuple[torch.Tensor, int]]:
         """The sums of the contrastive loss and accuracy. rows, positives: (batch, dim); negatives: (negatives, dim)"""
@@ -721,15 +767,14 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         targets = torch.arange(offset, offset + len(rows), device=rows.device)
         return contrastive_cross_entropy(scores, targets, config.contrastive_loss), scores, targets
 
-    def _causal_term(self, input_ids, attention_mask, token_type_ids) -> tuple[torch.Tensor, int]:
+    def _causal_term(self, input_ids, attention_mask, token_type_ids) -> tuple[torch.Tensor, torch.Tensor]:
         """The (sum, count) of the next-token loss under a causal mask."""
-        hidden, packing = self.simmim.encode(input_ids, attention_mask, token_type_ids, is_causal=True)
-        real = attention_mask.bool()
-        place = real.long().cumsum(1)
-        has_next, has_previous = real & (place < place[:, -1:]), real & (place > 1)
-        targets = input_ids[has_previous]
-        logits = self.lm_head(packing.select(hidden, has_next))
-        return token_cross_entropy(logits, targets), len(targets)
+        targets = torch.full_like(input_ids, IGNORE_INDEX)
+        has_next = attention_mask[:, :-1].bool() & attention_mask[:, 1:].bool()
+        targets[:, :-1] = torch.where(has_next, input_ids[:, 1:], IGNORE_INDEX)
+        columns = (input_ids, attention_mask, targets, token_type_ids)
+        _, total, _, count = self._read_in_chunks(*columns, is_causal=True, views=1)
+        return total, count
 
 
 def _load_native(name_or_path: str, text_config: PreTrainedConfig, loading: dict) -> tuple[PreTrainedModel, dict]:
@@ -762,6 +807,11 @@ def _stack(tensors: tuple[torch.Tensor | None, ...]) -> torch.Tensor | None:
         return None
     length = max(tensor.shape[1] for tensor in tensors)
     return torch.cat([nn.functional.pad(tensor, (0, length - tensor.shape[1])) for tensor in tensors])
+
+
+def _split(column: torch.Tensor | None, size: int, rows: int) -> list[torch.Tensor | None]:
+    """Stretches of `size` of the `rows` rows of a column, which may be absent."""
+    return [None if column is None else column[start : start + size] for start in range(0, rows, size)]
 
 
 def _correct(scores: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, int]:

@@ -132,6 +132,9 @@ class PretrainingArguments(TrainingArguments):
     max_minutes: float | None = option(
         None, "Stop training after this many minutes. Default: never; 2.75 for the built-in corpus."
     )
+    chunk_size: int | None = option(
+        None, "Sequences that go through the encoder at a time: any batch size in the memory of one chunk."
+    )
     num_train_epochs: float | None = option(
         None, "Passes over the training text. Default: 1; 1.5 for the built-in corpus."
     )
@@ -273,6 +276,7 @@ class Pretraining:
             eval_dataset=held_out,
             data_collator=self.collator,
             processing_class=self.tokenizer,
+            chunk_size=args.chunk_size,
             callbacks=[TimeLimit(args.max_minutes)] if args.max_minutes else None,
         )
 

@@ -124,10 +124,18 @@ class SimMIMTrainer(Trainer):
     accumulation by their numbers of corrupted positions and sequences, so that accumulation is exact for every term;
     it stops at a loss that is not finite, before the optimizer sees it; and it saves the collator's settings with
     every checkpoint.
+
+    Args:
+        chunk_size: how many sequences go through the encoder at a time; a batch of any size then needs the memory of one
+            chunk, with the same gradients and a second forward. Default: the whole batch.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, chunk_size: int | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        if chunk_size is not None:
+            if chunk_size < 1:
+                raise ValueError(f"chunk_size={chunk_size}: give the number of sequences in a chunk, 1 or more.")
+            self.accelerator.unwrap_model(self.model).chunk_size = chunk_size
         self._training_meter, self._evaluation_meter = Meter(), Meter()
         self._tokens, self._tokens_since = 0, None
         self._shares: deque[dict[str, float]] = deque()

@@ -85,7 +85,8 @@ batch = AutoTokenizer.from_pretrained(folder)(["the old river", "a bird"], paddi
 assert AutoModel.from_pretrained(folder)(**batch).pooler_output.shape == (2, 32)
 assert len(pipeline("fill-mask", model=folder)("the old [MASK] runs")) == 5
 """
-    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert loaded.returncode == 0 and "does not know" not in loaded.stderr, loaded.stderr
     assert not list(output.glob("**/*.bin")) or all(p.name == "training_args.bin" for p in output.glob("**/*.bin"))
 
 
@@ -166,6 +167,7 @@ def test_more_tokens_than_positions_are_truncated(corpus, tmp_path, capsys):
         (["--streaming", "--max_steps", "-1"], "--max_steps"),
         (["--validation_split_percentage", "0"], "--validation_split_percentage is 0.0"),
         (["--similarity_file", "no-such-pairs.jsonl"], "no-such-pairs.jsonl"),
+        (["--chunk_size", "0"], "chunk_size=0"),
         (["stray"], "stray"),
     ],
 )

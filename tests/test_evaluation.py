@@ -114,7 +114,7 @@ def test_static_vectors_of_real_words_beat_chance(tmp_path):
 
 def test_the_table_shows_what_was_measured_and_its_baselines():
     table = reporting.before_after_table({"mlm_loss": 9.5}, {"mlm_loss": 4.25}, {"mlm_loss": 7.0})
-    assert "MLM loss  9.500  4.250     7.000  token frequencies" in table
+    assert "MLM loss   9.500  4.250     7.000  token frequencies" in table
     assert "Spearman" not in table
 
 
