@@ -126,7 +126,7 @@ class SimMIMTrainer(Trainer):
     every checkpoint.
 
     Args:
-        chunk_size: how many sequences go through the encoder at a time; a batch of any size then needs the memory of one
+        chunk_size: how many sequences go through the encoder at a time; a batch of any size needs the memory of one
             chunk, with the same gradients and a second forward. Default: the whole batch.
     """
 
