@@ -1,0 +1,62 @@
+"""Pairs a second that the collator makes in one process, beside the masked-LM collator of transformers (one view).
+
+python benchmarks/collator.py --text corpus.txt [--tokenizer FOLDER] [--whole_word_mask] [--output NAME]
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from transformers import DataCollatorForLanguageModeling
+
+from simmim_hf import DataCollatorForSimMIM, corpora
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--tokenizer", default=None, help="default: trained on the text")
+    parser.add_argument("--rows", type=int, default=4096)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--max_length", type=int, default=128)
+    parser.add_argument("--whole_word_mask", action="store_true", help="for this package's collator only")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", default=None, help="write NAME.json")
+    arguments = parser.parse_args()
+
+    text = corpora.load_text(arguments.text)
+    if arguments.tokenizer:
+        tokenizer = corpora.load_tokenizer(arguments.tokenizer)
+    else:
+        tokenizer = corpora.train_tokenizer(text["text"])
+    tokens, _ = corpora.tokenize(text.select(range(min(arguments.rows, len(text)))), tokenizer, arguments.max_length)
+    rows, size = [{"input_ids": ids} for ids in tokens["input_ids"]], arguments.batch_size
+    collators = {
+        "simmim_hf": DataCollatorForSimMIM(tokenizer, whole_word_mask=arguments.whole_word_mask),
+        "transformers, one view": DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.3),
+    }
+    rates = {name: [] for name in collators}
+    for round in range(arguments.rounds + 1):
+        for name, collator in collators.items():
+            start = time.perf_counter()
+            for first in range(0, len(rows), size):
+                collator(rows[first : first + size])
+            if round:  # the first round warms up
+                rates[name].append(len(rows) / (time.perf_counter() - start))
+    result = {
+        "command": " ".join(["python", *sys.argv]),
+        "versions": {name: version(name) for name in ("torch", "transformers", "simmim_hf")},
+        "mean_length": sum(tokens["length"]) / len(rows),
+        "sequences_per_second": {name: round(statistics.median(values)) for name, values in rates.items()},
+    }
+    print(json.dumps(result, indent=2))
+    if arguments.output:
+        Path(arguments.output + ".json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
