@@ -40,12 +40,12 @@ def main() -> None:
         "transformers, one view": DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.3),
     }
     rates = {name: [] for name in collators}
-    for round in range(arguments.rounds + 1):
+    for repeat in range(arguments.rounds + 1):
         for name, collator in collators.items():
             start = time.perf_counter()
             for first in range(0, len(rows), size):
                 collator(rows[first : first + size])
-            if round:  # the first round warms up
+            if repeat:  # the first round warms up
                 rates[name].append(len(rows) / (time.perf_counter() - start))
     result = {
         "command": " ".join(["python", *sys.argv]),

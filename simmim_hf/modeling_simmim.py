@@ -34,6 +34,7 @@ from .packing import ATTENTION, Packing
 logger = logging.get_logger(__name__)
 
 IGNORE_INDEX = -100
+LOGITS_AT_ONCE = 2**26  # 256 MiB in float32
 
 # `from_pretrained` options of transformers, told apart from those of `SimMIMConfig` in `from_backbone`.
 LOADING_OPTIONS = {
@@ -742,9 +743,25 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         targets, count = targets[predicted], predicted.sum()
         if not self.config.mlm_weight and not is_causal:
             return vectors, hidden.new_zeros(()), count.float(), count
-        # Also where nothing is predicted: the head needs its gradient of zero under DistributedDataParallel.
-        logits = self.lm_head(packing.select(hidden, predicted))
-        return vectors, token_cross_entropy(logits, targets), _correct(logits, targets)[0], count
+        return vectors, *self._predict(packing.select(hidden, predicted), targets), count
+
+    def _predict(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The summed cross-entropy of (tokens, hidden) against (tokens,), and how many of them are right.
+
+        Where the logits would be many, stretches of them are computed, and again in backward, one after the other.
+        """
+
+        def read_logits(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            logits = self.lm_head(hidden)
+            return token_cross_entropy(logits, targets), _correct(logits, targets)[0]
+
+        size = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
+        if len(targets) <= size:
+            # Also where nothing is predicted: the head needs its gradient of zero under DistributedDataParallel.
+            return read_logits(hidden, targets)
+        stretches = zip(hidden.split(size), targets.split(size), strict=True)
+        results = [checkpoint(read_logits, *stretch, use_reentrant=False) for stretch in stretches]
+        return tuple(torch.stack(values).sum(0) for values in zip(*results, strict=True))
 
     def _contrastive_terms(self, rows, positives, negatives) -> dict[str, tuple[torch.Tensor, int]]:
         """The sums of the contrastive loss and accuracy. rows, positives: (batch, dim); negatives: (negatives, dim)"""

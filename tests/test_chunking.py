@@ -89,3 +89,14 @@ def test_a_chunk_is_computed_twice_and_only_its_results_are_kept():
     calls.clear()
     loss_and_gradients(model, ragged_batch(LENGTHS), 2)
     assert len(calls) >= 2 * 4  # 7 sequences in chunks of 2
+
+
+def test_many_logits_are_computed_in_stretches(monkeypatch):
+    model = tiny_model(backbone=NO_DROPOUT, **OBJECTIVES["fused"]).train()
+    batch = ragged_batch(LENGTHS)
+    expected, rows = loss_and_gradients(model, batch), []
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: rows.append(len(logits)))
+    monkeypatch.setattr(modeling_simmim, "LOGITS_AT_ONCE", 3 * model.config.vocab_size)
+    assert_same(loss_and_gradients(model, batch), expected)
+    assert max(rows) == 3
+    assert_same(loss_and_gradients(model, batch, 2), expected)

@@ -18,7 +18,7 @@ from helpers import (
 )
 from transformers import AutoConfig
 
-from simmim_hf import SimMIMConfig, SimMIMForPreTraining, SimMIMModel
+from simmim_hf import SimMIMConfig, SimMIMForPreTraining, SimMIMModel, packing
 from simmim_hf.packing import ATTENTION, Packing
 
 LENGTHS = [9, 20, 1, 5, 17, 20, 4]
@@ -371,3 +371,49 @@ def test_positions_of_roberta_follow_its_padding_token(pad):
                 alone = model.simmim.encoder(input_ids=ids[mask][None]).last_hidden_state[0]
                 torch.testing.assert_close(row[mask], alone, **CLOSE)
     assert model.simmim.max_length == 64 - (pad + 1)
+
+
+def varlen_reference(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
+    """What `torch.nn.attention.varlen.varlen_attn` documents, a sequence and a query at a time."""
+    assert max_q == max_k == int(cu_seq_q.diff().max()) and cu_seq_q.dtype == torch.int32
+    repeats = query.shape[1] // key.shape[1]
+    assert enable_gqa == (repeats > 1)
+    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    output = torch.zeros_like(query)
+    for start, end in zip(cu_seq_q[:-1].tolist(), cu_seq_q[1:].tolist()):
+        for place in range(start, end):
+            first = start if window_size[0] < 0 else max(start, place - window_size[0])
+            last = end if window_size[1] < 0 else min(end, place + window_size[1] + 1)
+            scores = torch.einsum("hd,khd->hk", query[place], key[first:last]) * scale
+            output[place] = torch.einsum("hk,khd->hd", scores.softmax(-1), value[first:last])
+    return output
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("family", ["bert", "modernbert", "qwen3"])
+def test_variable_length_kernels_are_given_what_they_document(monkeypatch, family, is_causal):
+    model = tiny_model(family)
+    batch = ragged_batch([9, 1, 5, 12])
+    columns = (batch["input_ids"], batch["attention_mask"])
+    expected = model.base_model.encode(*columns, is_causal=is_causal)[0]
+    monkeypatch.setattr(packing, "varlen_kernel", lambda device, dtype: varlen_reference)
+    actual = model.base_model.encode(*columns, is_causal=is_causal)[0]
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_there_is_no_variable_length_kernel_on_a_cpu():
+    assert packing.varlen_kernel(torch.device("cpu"), torch.bfloat16) is None
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("family", ["bert", "modernbert", "qwen3"])
+def test_the_variable_length_kernel_equals_the_groups_on_cuda(monkeypatch, family, is_causal):
+    model = tiny_model(family).to("cuda", torch.bfloat16)
+    batch = {name: x.cuda() for name, x in ragged_batch([9, 1, 5, 12]).items()}
+    columns = (batch["input_ids"], batch["attention_mask"])
+    actual = model.base_model.encode(*columns, is_causal=is_causal)[0]
+    monkeypatch.setattr(packing, "varlen_kernel", lambda device, dtype: None)
+    expected = model.base_model.encode(*columns, is_causal=is_causal)[0]
+    torch.testing.assert_close(actual, expected, atol=3e-2, rtol=3e-2)
