@@ -23,7 +23,9 @@ import argparse
 import json
 import platform
 import re
+import resource
 import statistics
+import subprocess
 import sys
 import time
 from importlib.metadata import version
@@ -186,6 +188,12 @@ def measure(models: dict, batches: list[dict], rounds: int, dtype) -> dict[str, 
     return seconds
 
 
+def peak_memory(name: str) -> int:
+    """The peak memory in bytes of a fresh process in which one contender takes a step on every batch."""
+    alone = [sys.executable, *sys.argv, "--contenders", name, "--memory_only"]
+    return int(subprocess.run(alone, stdout=subprocess.PIPE, check=True, text=True).stdout.split()[-1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", required=True, help="text file, one sentence or paragraph a line")
@@ -202,10 +210,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast for every contender")
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
+    parser.add_argument("--chunk_size", type=int, default=None, help="of simmim_hf")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--memory_only", action="store_true", help="print the peak memory of all batches and stop")
     parser.add_argument("--output", default=None, help="write NAME.json and NAME.md")
     arguments = parser.parse_args()
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(arguments.device)
     dtype = torch.bfloat16 if arguments.bf16 else torch.float32
     tokenizer = corpora.load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
     if tokenizer is None:
@@ -220,24 +231,37 @@ def main() -> None:
     )
     torch.manual_seed(0)
     models = {name: CONTENDERS[name](config).to(device).train() for name in arguments.contenders}
+    if "simmim" in models:
+        models["simmim"].model.chunk_size = arguments.chunk_size
+    if arguments.memory_only:
+        (model,) = models.values()
+        for batch in batches:
+            step(model, batch, dtype)
+        cuda = device.type == "cuda"
+        print(torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        return
+    memory = {name: peak_memory(name) for name in models}
     seconds = measure(models, batches, arguments.rounds, dtype)
-    report(arguments, config, models, batches, seconds, matmul_peak(device, dtype), useful_flops(config, batches))
+    report(
+        arguments, config, models, batches, seconds, memory, matmul_peak(device, dtype), useful_flops(config, batches)
+    )
 
 
-def report(arguments, config, models, batches, seconds, peak, flops) -> None:
+def report(arguments, config, models, batches, seconds, memory, peak, flops) -> None:
     tokens = statistics.mean(int(batch["attention_mask"].sum()) for batch in batches)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    rows = ["| contender | seconds a step | real tokens/s | ratio | MFU |", "| --- | --- | --- | --- | --- |"]
+    rows = ["| contender | seconds a step | real tokens/s | ratio | MFU | peak memory, GiB |", "| --- " * 6 + "|"]
     for name, median in medians.items():
         ratio, mfu = median / medians.get("simmim", median), flops / median / peak
-        rows.append(f"| {models[name].name} | {median:.3f} | {tokens / median:,.0f} | {ratio:.2f} | {mfu:.2f} |")
+        figures = f"{median:.3f} | {tokens / median:,.0f} | {ratio:.2f} | {mfu:.2f} | {memory[name] / 2**30:.2f}"
+        rows.append(f"| {models[name].name} | {figures} |")
     padded = statistics.mean(batch["input_ids"].numel() for batch in batches)
     result = {
         "command": " ".join(["python", *sys.argv]),
         "versions": {name: version(name) for name in ("torch", "transformers", "simmim_hf")},
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
+        if arguments.device.startswith("cuda")
         else f"CPU, {torch.get_num_threads()} threads",
         "layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
@@ -245,6 +269,7 @@ def report(arguments, config, models, batches, seconds, peak, flops) -> None:
         "real_tokens_of_padded": tokens / padded,
         "matmul_peak_flops": peak,
         "useful_flops_a_step": flops,
+        "peak_memory_bytes": memory,
         "seconds": seconds,
         "median_seconds": medians,
     }

@@ -132,6 +132,11 @@ class SimMIMTrainer(Trainer):
 
     def __init__(self, *args, chunk_size: int | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        if self.args.torch_compile:
+            raise ValueError(
+                "torch_compile: batches without padding have new lengths at every step, and each would be compiled "
+                "anew, which takes longer than training. Leave it out."
+            )
         if chunk_size is not None:
             if chunk_size < 1:
                 raise ValueError(f"chunk_size={chunk_size}: give the number of sequences in a chunk, 1 or more.")
