@@ -190,10 +190,11 @@ class SimMIMTrainer(Trainer):
 
     def _shares_of(self, batches: list[dict]) -> list[dict[str, float]]:
         """For each micro-batch and term its part of all things averaged over, times the number of micro-batches."""
-        counts = torch.stack([torch.stack(list(_counts(batch).values())) for batch in batches]).float()
+        counted = [_counts(batch) for batch in batches]
+        counts = torch.stack([torch.stack(list(counts.values())) for counts in counted]).float()
         counts = self.accelerator.reduce(counts.to(self.accelerator.device), reduction="sum")
         shares = len(batches) * counts / counts.sum(0).clamp(min=1)
-        return [dict(zip(_counts(batches[0]), row, strict=True)) for row in shares.tolist()]
+        return [dict(zip(counted[0], row, strict=True)) for row in shares.tolist()]
 
     # Loss
 
@@ -226,7 +227,7 @@ class SimMIMTrainer(Trainer):
                 quantities["uniformity"] = uniformity(outputs.original_embeds)
             meter.add(quantities, counts["contrastive_loss"])
         if training:
-            self._tokens = self._tokens + _counts(inputs)["tokens"]
+            self._tokens = self._tokens + counts["tokens"]
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if self._tokens_since is None:
