@@ -1,6 +1,8 @@
 """Pairs a second that the collator makes in one process, beside the masked-LM collator of transformers (one view).
 
-python benchmarks/collator.py --text corpus.txt [--tokenizer FOLDER] [--whole_word_mask] [--output NAME]
+With `--step`, a result of `train_step.py`, also how many times as fast as the fastest step there takes them.
+
+python benchmarks/collator.py --text corpus.txt [--tokenizer FOLDER] [--step benchmarks/results/cpu-2x128.json]
 """
 
 import argparse
@@ -25,6 +27,7 @@ def main() -> None:
     parser.add_argument("--max_length", type=int, default=128)
     parser.add_argument("--whole_word_mask", action="store_true", help="for this package's collator only")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--step", default=None, help="a JSON result of train_step.py to compare with")
     parser.add_argument("--output", default=None, help="write NAME.json")
     arguments = parser.parse_args()
 
@@ -53,6 +56,11 @@ def main() -> None:
         "mean_length": sum(tokens["length"]) / len(rows),
         "sequences_per_second": {name: round(statistics.median(values)) for name, values in rates.items()},
     }
+    if arguments.step:
+        step = json.loads(Path(arguments.step).read_text())
+        taken = step["batch_size"] / min(step["median_seconds"].values())
+        result["pairs_per_second_of_the_fastest_step"] = round(taken)
+        result["ratio"] = round(result["sequences_per_second"]["simmim_hf"] / taken, 1)
     print(json.dumps(result, indent=2))
     if arguments.output:
         Path(arguments.output + ".json").write_text(json.dumps(result, indent=2) + "\n")

@@ -1,7 +1,7 @@
 """Times one training step of SimMIM against what people use today, on the same model, data and useful work.
 
     python benchmarks/train_step.py --text corpus.txt                      # sentences as they come, 2 x 128
-    python benchmarks/train_step.py --text corpus.txt --layers 6 --hidden_size 384 --bf16
+    python benchmarks/train_step.py --text corpus.txt --layers 6 --hidden_size 384
     python benchmarks/train_step.py --text corpus.txt --paragraphs --rounds 5
 
 Every contender reads the same sequences with the same corruption and computes a masked and a contrastive loss, forward
@@ -13,7 +13,7 @@ and backward, in one process; their steps are interleaved and the medians compar
   of both for the MLM loss, each padded, logits at every position.
 - sentence-transformers: its `MultipleNegativesRankingLoss` on (original, masked copy), then `BertForMaskedLM` on the
   masked copy.
-- simmim_hf: this package.
+- simmim_hf: this package; once more in bfloat16 autocast.
 
 MFU is the useful floating-point operations a second (see `useful_flops`) over what a square matrix product of the same
 type reaches on the same device.
@@ -117,7 +117,17 @@ class Ours(nn.Module):
         return self.model(**batch).loss
 
 
-CONTENDERS = {"two_passes": TwoPasses, "simcse": SimCSEWithMLM, "st": SentenceTransformers, "simmim": Ours}
+class OursInBfloat16(Ours):
+    name = "simmim_hf, --bf16"
+
+
+CONTENDERS = {
+    "two_passes": TwoPasses,
+    "simcse": SimCSEWithMLM,
+    "st": SentenceTransformers,
+    "simmim": Ours,
+    "simmim_bf16": OursInBfloat16,
+}
 
 
 def synchronize(device):
@@ -176,13 +186,13 @@ def step(model, batch, dtype) -> None:
     synchronize(device)
 
 
-def measure(models: dict, batches: list[dict], rounds: int, dtype) -> dict[str, list[float]]:
+def measure(models: dict, batches: list[dict], rounds: int, dtypes: dict) -> dict[str, list[float]]:
     seconds = {name: [] for name in models}
     for index in range(rounds + 1):
         batch = batches[index % len(batches)]
         for name, model in models.items():
             start = time.perf_counter()
-            step(model, batch, dtype)
+            step(model, batch, dtypes[name])
             if index:  # the first round warms up
                 seconds[name].append(time.perf_counter() - start)
     return seconds
@@ -208,7 +218,7 @@ def main() -> None:
     parser.add_argument("--max_length", type=int, default=128)
     parser.add_argument("--batches", type=int, default=4, help="different batches")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast for every contender")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast for every contender, not only for ours")
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
     parser.add_argument("--chunk_size", type=int, default=None, help="of simmim_hf")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -217,7 +227,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     device = torch.device(arguments.device)
-    dtype = torch.bfloat16 if arguments.bf16 else torch.float32
+    in_bfloat16 = CONTENDERS if arguments.bf16 else {"simmim_bf16"}
+    dtypes = {name: torch.bfloat16 if name in in_bfloat16 else torch.float32 for name in arguments.contenders}
     tokenizer = corpora.load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
     if tokenizer is None:
         tokenizer = corpora.train_tokenizer(corpora.load_text(arguments.text)["text"])
@@ -231,28 +242,27 @@ def main() -> None:
     )
     torch.manual_seed(0)
     models = {name: CONTENDERS[name](config).to(device).train() for name in arguments.contenders}
-    if "simmim" in models:
-        models["simmim"].model.chunk_size = arguments.chunk_size
+    for name in {"simmim", "simmim_bf16"} & models.keys():
+        models[name].model.chunk_size = arguments.chunk_size
     if arguments.memory_only:
-        (model,) = models.values()
+        ((name, model),) = models.items()
         for batch in batches:
-            step(model, batch, dtype)
+            step(model, batch, dtypes[name])
         cuda = device.type == "cuda"
         print(torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         return
     memory = {name: peak_memory(name) for name in models}
-    seconds = measure(models, batches, arguments.rounds, dtype)
-    report(
-        arguments, config, models, batches, seconds, memory, matmul_peak(device, dtype), useful_flops(config, batches)
-    )
+    seconds = measure(models, batches, arguments.rounds, dtypes)
+    peaks = {dtype: matmul_peak(device, dtype) for dtype in set(dtypes.values())}
+    report(arguments, config, models, batches, seconds, memory, dtypes, peaks, useful_flops(config, batches))
 
 
-def report(arguments, config, models, batches, seconds, memory, peak, flops) -> None:
+def report(arguments, config, models, batches, seconds, memory, dtypes, peaks, flops) -> None:
     tokens = statistics.mean(int(batch["attention_mask"].sum()) for batch in batches)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     rows = ["| contender | seconds a step | real tokens/s | ratio | MFU | peak memory, GiB |", "| --- " * 6 + "|"]
     for name, median in medians.items():
-        ratio, mfu = median / medians.get("simmim", median), flops / median / peak
+        ratio, mfu = median / medians.get("simmim", median), flops / median / peaks[dtypes[name]]
         figures = f"{median:.3f} | {tokens / median:,.0f} | {ratio:.2f} | {mfu:.2f} | {memory[name] / 2**30:.2f}"
         rows.append(f"| {models[name].name} | {figures} |")
     padded = statistics.mean(batch["input_ids"].numel() for batch in batches)
@@ -263,11 +273,12 @@ def report(arguments, config, models, batches, seconds, memory, peak, flops) -> 
         "device": torch.cuda.get_device_name()
         if arguments.device.startswith("cuda")
         else f"CPU, {torch.get_num_threads()} threads",
+        "batch_size": arguments.batch_size,
         "layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
         "vocab_size": config.vocab_size,
         "real_tokens_of_padded": tokens / padded,
-        "matmul_peak_flops": peak,
+        "matmul_peak_flops": {str(dtype).removeprefix("torch."): peak for dtype, peak in peaks.items()},
         "useful_flops_a_step": flops,
         "peak_memory_bytes": memory,
         "seconds": seconds,

@@ -3,23 +3,40 @@
 Importing this package registers its configuration and models with the Auto classes of transformers.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining
+import transformers
 
-from .configuration_simmim import SimMIMConfig
+from . import modeling_simmim
+from .configuration_simmim import AUTO_MAP, SimMIMConfig
 from .data_collator import DataCollatorForSimMIM
-from .modeling_simmim import SimMIMForMaskedLM, SimMIMForPreTraining, SimMIMModel
+from .modeling_simmim import (
+    SimMIMForCausalLM,
+    SimMIMForMaskedLM,
+    SimMIMForMultipleChoice,
+    SimMIMForPreTraining,
+    SimMIMForQuestionAnswering,
+    SimMIMForSequenceClassification,
+    SimMIMForTokenClassification,
+    SimMIMModel,
+)
 from .trainer import SimMIMTrainer
 
-AutoConfig.register(SimMIMConfig.model_type, SimMIMConfig, exist_ok=True)
-AutoModel.register(SimMIMConfig, SimMIMModel, exist_ok=True)
-AutoModelForPreTraining.register(SimMIMConfig, SimMIMForPreTraining, exist_ok=True)
-AutoModelForMaskedLM.register(SimMIMConfig, SimMIMForMaskedLM, exist_ok=True)
+for _auto_class, _reference in AUTO_MAP.items():
+    if _auto_class == "AutoConfig":
+        transformers.AutoConfig.register(SimMIMConfig.model_type, SimMIMConfig, exist_ok=True)
+    else:
+        _model_class = getattr(modeling_simmim, _reference.split(".")[1])
+        getattr(transformers, _auto_class).register(SimMIMConfig, _model_class, exist_ok=True)
 
 __all__ = [
     "DataCollatorForSimMIM",
     "SimMIMConfig",
+    "SimMIMForCausalLM",
     "SimMIMForMaskedLM",
+    "SimMIMForMultipleChoice",
     "SimMIMForPreTraining",
+    "SimMIMForQuestionAnswering",
+    "SimMIMForSequenceClassification",
+    "SimMIMForTokenClassification",
     "SimMIMModel",
     "SimMIMTrainer",
 ]

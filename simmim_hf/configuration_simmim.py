@@ -1,7 +1,10 @@
 """What a SimMIM checkpoint is: a text backbone of transformers plus the options of the joint objective."""
 
 import difflib
+import os
+import shutil
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -26,6 +29,21 @@ CHOICES = {
 }
 
 WEIGHTS = ("mlm_weight", "contrastive_weight", "clm_weight")
+
+# Every checkpoint opens in every class, also where this package is not installed: with these files beside its weights
+# and `trust_remote_code=True`. The files import each other, torch and transformers only.
+REMOTE_FILES = ("configuration_simmim.py", "modeling_simmim.py", "packing.py", "losses.py")
+AUTO_MAP = {
+    "AutoConfig": "configuration_simmim.SimMIMConfig",
+    "AutoModel": "modeling_simmim.SimMIMModel",
+    "AutoModelForPreTraining": "modeling_simmim.SimMIMForPreTraining",
+    "AutoModelForMaskedLM": "modeling_simmim.SimMIMForMaskedLM",
+    "AutoModelForCausalLM": "modeling_simmim.SimMIMForCausalLM",
+    "AutoModelForSequenceClassification": "modeling_simmim.SimMIMForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_simmim.SimMIMForTokenClassification",
+    "AutoModelForQuestionAnswering": "modeling_simmim.SimMIMForQuestionAnswering",
+    "AutoModelForMultipleChoice": "modeling_simmim.SimMIMForMultipleChoice",
+}
 
 # Options that transformers itself passes to or stores in any config, beside the fields of `PreTrainedConfig`.
 COMMON_OPTIONS = {
@@ -162,6 +180,20 @@ class SimMIMConfig(PreTrainedConfig):
         loaded = super().from_dict({k: v for k, v in config_dict.items() if k not in unknown}, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded)._validate()  # `kwargs` are set behind `__post_init__`
         return loaded
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+        """Writes `config.json` and the files that open the checkpoint without this package.
+
+        Every way of saving or pushing a model comes through here. transformers would name only the class that is
+        saved, and `AutoModel` would then refuse a pre-training checkpoint.
+        """
+        self.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, **kwargs)
+        for source in map(Path(__file__).with_name, REMOTE_FILES):
+            target = Path(save_directory, source.name)
+            # A configuration that was itself loaded from a Hub without its models has no files beside it.
+            if source.is_file() and not (target.exists() and target.samefile(source)):
+                shutil.copyfile(source, target)
 
     @property
     def objective_is_causal(self) -> bool:

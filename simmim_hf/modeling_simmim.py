@@ -1,12 +1,14 @@
 """SimMIM for text: one encoder of transformers, read twice, with a language-model head and a contrastive term."""
 
 import contextlib
+import copy
 import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import (
@@ -14,11 +16,21 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    Cache,
+    GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.activations import ACT2FN
-from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -180,6 +192,23 @@ class SimMIMPreTrainedModel(PreTrainedModel):
     # What is needed in pre-training only may be left over in other classes.
     _keys_to_ignore_on_load_unexpected = [r"^projection\.", r"^lm_head\."]
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in transformers, from safetensors only: a pickle can execute code when it is opened.
+
+        Raises:
+            OSError: there are no weights in safetensors, or the file is damaged.
+        """
+        with _explaining_weights(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **{**kwargs, "use_safetensors": True})
+
+    def generate(self, *args, **kwargs):
+        """Explains that only `SimMIMForCausalLM` generates."""
+        raise TypeError(
+            f"`{type(self).__name__}` reads in both directions and cannot generate from left to right. Load the "
+            "checkpoint with `AutoModelForCausalLM`, or fill gaps with `SimMIMForMaskedLM.infill`."
+        )
+
     def get_input_embeddings(self) -> nn.Module:
         return self.base_model.encoder.get_input_embeddings()
 
@@ -190,20 +219,21 @@ class SimMIMPreTrainedModel(PreTrainedModel):
 class SimMIMModel(SimMIMPreTrainedModel):
     """The shared encoder: any text model of transformers, with the configured pooling."""
 
-    def __init__(self, config: SimMIMConfig):
+    def __init__(self, config: SimMIMConfig, is_decoder: bool = False):
         super().__init__(config)
-        encoder_class = MODEL_MAPPING.get(type(config.text_config), None)
+        text_config = _as_decoder(config.text_config) if is_decoder else config.text_config
+        encoder_class = MODEL_MAPPING.get(type(text_config), None)
         options = {}
         if encoder_class is not None:
             if encoder_class.main_input_name != "input_ids":
                 raise ValueError(
-                    f"`text_config` is a `{config.text_config.model_type}`, which reads "
+                    f"`text_config` is a `{text_config.model_type}`, which reads "
                     f"`{encoder_class.main_input_name}` and not text. Give a text encoder such as `bert`."
                 )
             # BERT's own pooler would stay without a gradient.
             if "add_pooling_layer" in inspect.signature(encoder_class.__init__).parameters:
                 options["add_pooling_layer"] = False
-        self.encoder = AutoModel.from_config(config.text_config, **options)
+        self.encoder = AutoModel.from_config(text_config, **options)
         if self.encoder.config._attn_implementation == "sdpa" and self.encoder._supports_attention_backend:
             self.encoder.config._attn_implementation = ATTENTION
         self._parameters_of_forward = frozenset(inspect.signature(self.encoder.forward).parameters)
@@ -309,8 +339,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
         self, input_ids, attention_mask, token_type_ids=None, is_causal=None, position_ids=None, **kwargs
     ) -> ModelOutput:
         if position_ids is None:
-            # Counted over the real tokens, so that padding on the left changes nothing.
-            position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0) + self._first_position
+            position_ids = self._positions(attention_mask)
         if self._causal_by_nature:
             kwargs["is_causal"] = self._resolve_causal(is_causal)
         elif self._resolve_causal(is_causal):
@@ -321,6 +350,10 @@ class SimMIMModel(SimMIMPreTrainedModel):
             attention_mask=attention_mask,
             **kwargs,
         )
+
+    def _positions(self, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(batch, length), counted over the real tokens, so that padding on the left changes nothing."""
+        return (attention_mask.long().cumsum(1) - 1).clamp(min=0) + self._first_position
 
     def _causal_mask(self, attention_mask: torch.Tensor) -> torch.Tensor:
         """(batch, length) -> the additive (batch, 1, length, length) mask of a left-to-right reading."""
@@ -441,9 +474,9 @@ class SimMIMWithLMHead(SimMIMPreTrainedModel):
 
     _keys_to_ignore_on_load_unexpected = [r"^projection\."]
 
-    def __init__(self, config: SimMIMConfig):
+    def __init__(self, config: SimMIMConfig, is_decoder: bool = False):
         super().__init__(config)
-        self.simmim = SimMIMModel(config)
+        self.simmim = SimMIMModel(config, is_decoder)
         self.lm_head = SimMIMLMHead(config)
         embedding = self.get_input_embeddings().weight
         name = next(name for name, parameter in self.named_parameters() if parameter is embedding)
@@ -497,6 +530,160 @@ class SimMIMForMaskedLM(SimMIMWithLMHead):
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
+    @torch.no_grad()
+    def infill(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        mask_token_id: int,
+        num_steps: int | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        suppress_tokens: list[int] | None = None,
+        **inputs,
+    ) -> torch.Tensor:
+        """Fills all gaps, the most certain first: mask-predict (Ghazvininejad et al. 2019, section 3).
+
+        A step predicts every open gap; of all gaps, the least certain share `1 - step / num_steps` is opened again.
+
+        Args:
+            input_ids, attention_mask: (batch, length)
+            mask_token_id: the token that stands in every gap
+            num_steps: 1 fills all at once. Default: as many as the text with the most gaps has.
+            temperature: 0 takes the likeliest token, above 0 draws one
+            top_k: draw from the so many likeliest only
+            suppress_tokens: never fill in these; `tokenizer.all_special_ids` is a good choice
+
+        Returns:
+            (batch, length), the input ids with filled gaps.
+
+        Raises:
+            ValueError: there is no gap, or an option out of range.
+        """
+        gaps = input_ids == mask_token_id
+        if not gaps.any():
+            raise ValueError(f"No text has a gap: `input_ids` does not hold the mask token {mask_token_id}.")
+        if temperature < 0 or (top_k is not None and top_k < 1) or (num_steps is not None and num_steps < 1):
+            raise ValueError(
+                f"`temperature` is {temperature}, `top_k` {top_k} and `num_steps` {num_steps}: the first must be 0 or "
+                "above, the others 1 or above."
+            )
+        num_gaps = gaps.sum(1)
+        num_steps = num_steps or int(num_gaps.max())
+        filled, certainty = input_ids.clone(), torch.ones_like(input_ids, dtype=torch.float32)
+        for step in range(1, num_steps + 1):
+            opened = filled == mask_token_id
+            logits = self(filled, attention_mask, **inputs).logits[opened].float()
+            logits[:, [mask_token_id, *(suppress_tokens or [])]] = -torch.inf
+            probabilities = logits.softmax(-1)
+            if temperature == 0:
+                tokens = logits.argmax(-1)
+            else:
+                if top_k is not None and top_k < logits.shape[1]:
+                    logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
+                tokens = (logits / temperature).softmax(-1).multinomial(1)[:, 0]
+            filled[opened] = tokens
+            certainty[opened] = probabilities.gather(1, tokens[:, None])[:, 0]
+            # Of each text, rank its gaps from the least certain; what is not a gap ranks behind all of them.
+            rank = certainty.masked_fill(~gaps, torch.inf).argsort(1).argsort(1)
+            reopened = rank < (num_gaps * (num_steps - step) // num_steps)[:, None]
+            filled[reopened] = mask_token_id
+        return filled
+
+
+class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
+    """The same encoder and head read from left to right, with a cache of keys and values: for `generate`.
+
+    Raises:
+        ValueError: a backbone that transformers cannot turn into a decoder; the message names some that it can.
+    """
+
+    def __init__(self, config: SimMIMConfig):
+        super().__init__(config, is_decoder=True)
+        self.post_init()
+        # A checkpoint of this class, or one whose objective has the causal term, has learned this direction.
+        trained = type(self).__name__ in (config.architectures or ()) or config.clm_weight > 0
+        self._reads_from_left_to_right = trained
+        self._forget_temperature()
+
+    def adjust_generation_fn(self, *args, **kwargs):
+        super().adjust_generation_fn(*args, **kwargs)
+        self._forget_temperature()
+
+    def _forget_temperature(self) -> None:
+        """transformers would take the temperature of the contrastive loss for that of sampling."""
+        if self.generation_config._from_model_config:
+            self.generation_config.temperature = None
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """
+        Args:
+            input_ids, token_type_ids: (batch, length)
+            attention_mask: (batch, cached length + length), 1 for real tokens; padding may stand on either side
+            labels: (batch, length), the input ids, -100 where nothing is to be learned; shifted here
+            logits_to_keep: compute the logits of so many last positions only, 0 for all
+
+        Returns:
+            `logits` (batch, length, vocab), with `labels` the mean `loss`, and `past_key_values`.
+        """
+        inputs = input_ids if input_ids is not None else inputs_embeds
+        batch, length = inputs.shape[:2]
+        if attention_mask is None:
+            cached = past_key_values.get_seq_length() if past_key_values is not None else 0
+            attention_mask = torch.ones(batch, cached + length, dtype=torch.long, device=inputs.device)
+        if attention_mask.dim() != 2:
+            raise ValueError(
+                "Generate with the default cache: positions are counted from an attention mask per token."
+            )
+        outputs = self.simmim.encoder(
+            **self.simmim._accepted(
+                token_type_ids=token_type_ids,
+                position_ids=self.simmim._positions(attention_mask)[:, -length:],
+            ),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            self._reads_from_left_to_right |= self.training
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def generate(self, *args, **kwargs):
+        """As in transformers; warns where the weights have only ever read in both directions."""
+        if not self._reads_from_left_to_right:
+            logger.warning_once(
+                "This checkpoint was trained to read in both directions (`clm_weight` is 0), and what it generates "
+                "makes little sense. Fine-tune it with `SimMIMForCausalLM` first, or pre-train with `clm_weight` "
+                "above 0 (objective `fused` or `clm`)."
+            )
+        return GenerationMixin.generate(self, *args, **kwargs)
+
 
 class SimMIMForPreTraining(SimMIMWithLMHead):
     """The joint objective: masked-token prediction and a contrastive loss over a sequence and its masked copy."""
@@ -514,8 +701,10 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         self._freeze_unused()
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        loaded = super().from_pretrained(*args, **kwargs)  # makes every parameter trainable
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        loaded = super().from_pretrained(
+            pretrained_model_name_or_path, *args, **kwargs
+        )  # makes every parameter trainable
         (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_unused()
         return loaded
 
@@ -794,6 +983,231 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         return total, count
 
 
+class SimMIMWithNewHead(SimMIMPreTrainedModel):
+    """The shared encoder with a linear layer for a downstream task, the only part that pre-training does not give."""
+
+    accepts_loss_kwargs = False
+    head_name = "classifier"
+
+    def __init__(self, config: SimMIMConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.simmim = SimMIMModel(config)
+        text_config = config.text_config
+        dropout = getattr(text_config, "classifier_dropout", None)
+        self.dropout = nn.Dropout(getattr(text_config, "hidden_dropout_prob", 0.0) if dropout is None else dropout)
+        setattr(self, self.head_name, nn.Linear(config.hidden_size, self._num_outputs))
+        self.post_init()
+
+    @property
+    def _num_outputs(self) -> int:
+        return self.num_labels
+
+    def _check_labels(self, labels: torch.Tensor) -> None:
+        """Raises a ValueError for a class that does not exist; on a GPU it would end the process without a reason."""
+        wrong = labels[(labels != IGNORE_INDEX) & ((labels < 0) | (labels >= self.num_labels))]
+        if wrong.numel():
+            raise ValueError(
+                f"`labels` holds {wrong[0].item()}, but this model has {self.num_labels} labels, 0 to "
+                f"{self.num_labels - 1}. Load it with `num_labels=` the number of classes, or renumber them."
+            )
+
+    def _check_padding(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
+        if attention_mask is None and len(inputs) > 1 and self.config.pad_token_id is None:
+            raise ValueError(
+                f"A batch of {len(inputs)} texts without `attention_mask`, and the model has no `pad_token_id`: padding "
+                "cannot be told from text. Give the tokenizer a `pad_token`, set `model.config.pad_token_id`, and "
+                "pass the `attention_mask` that the tokenizer makes."
+            )
+
+
+class SimMIMForSequenceClassification(SimMIMWithNewHead):
+    """Classes, several labels at once, or a number for each text, from its pooled vector."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput:
+        """
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: (batch, length)
+            labels: (batch,) classes or, for one label, numbers; (batch, labels) of 0 and 1 for several at once.
+                `config.problem_type` says which, or is found from their type.
+
+        Returns:
+            `logits` (batch, labels), and with `labels` the mean `loss`.
+        """
+        self._check_padding(input_ids if input_ids is not None else inputs_embeds, attention_mask)
+        outputs = self.simmim(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds=inputs_embeds, **kwargs
+        )
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        loss = None
+        if labels is not None:
+            if self.num_labels > 1 and not labels.is_floating_point() and labels.dim() == 1:
+                self._check_labels(labels)
+            loss = self.loss_function(pooled_logits=logits, labels=labels, config=self.config)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class SimMIMForTokenClassification(SimMIMWithNewHead):
+    """A class for each token."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> TokenClassifierOutput:
+        """
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: (batch, length)
+            labels: (batch, length), -100 where a token has none
+
+        Returns:
+            `logits` (batch, length, labels), and with `labels` the mean `loss`.
+        """
+        outputs = self.simmim(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds=inputs_embeds, **kwargs
+        )
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        loss = None
+        if labels is not None:
+            self._check_labels(labels)
+            loss = self.loss_function(logits, labels, self.config)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class SimMIMForQuestionAnswering(SimMIMWithNewHead):
+    """Where in a text the answer to a question begins and ends."""
+
+    head_name = "qa_outputs"
+
+    @property
+    def _num_outputs(self) -> int:
+        return 2
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        start_positions: torch.Tensor | None = None,
+        end_positions: torch.Tensor | None = None,
+        **kwargs,
+    ) -> QuestionAnsweringModelOutput:
+        """
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: (batch, length), question and text
+            start_positions, end_positions: (batch,) token positions; one beyond the length is ignored
+
+        Returns:
+            `start_logits` and `end_logits` (batch, length), and with positions the mean `loss`.
+        """
+        outputs = self.simmim(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds=inputs_embeds, **kwargs
+        )
+        start_logits, end_logits = self.qa_outputs(self.dropout(outputs.last_hidden_state)).unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions)
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class SimMIMForMultipleChoice(SimMIMWithNewHead):
+    """The best of several continuations of a text."""
+
+    @property
+    def _num_outputs(self) -> int:
+        return 1
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> MultipleChoiceModelOutput:
+        """
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: (batch, choices, length)
+            labels: (batch,), which choice is right
+
+        Returns:
+            `logits` (batch, choices), and with `labels` the mean `loss`.
+        """
+        inputs = input_ids if input_ids is not None else inputs_embeds
+        columns = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        outputs = self.simmim(*(None if column is None else column.flatten(0, 1) for column in columns), **kwargs)
+        logits = self.classifier(self.dropout(outputs.pooler_output)).view(inputs.shape[:2])
+        loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
+        return MultipleChoiceModelOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+def _as_decoder(text_config: PreTrainedConfig) -> PreTrainedConfig:
+    """The backbone's configuration for reading from left to right with a cache."""
+    family = text_config.model_type
+    if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        able = ", ".join(f"`{name}`" for name in NATIVE_HEADS if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        raise ValueError(
+            f"The backbone `{family}` cannot generate: transformers has no decoder of this family. Those that can: "
+            f"{able}, and decoders such as `llama`, `qwen3` or `gpt2`."
+        )
+    text_config = copy.deepcopy(text_config)
+    text_config.is_decoder = True
+    return text_config
+
+
+@contextlib.contextmanager
+def _explaining_weights(name_or_path):
+    """Says in plain words why the weights of a checkpoint are not read."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(
+            f"The weights in `{name_or_path}` are damaged, as after an interrupted download or a full disk ({error}). "
+            "Fetch or save them again."
+        ) from error
+    except OSError as error:
+        if "safetensors" not in str(error):
+            raise
+        raise OSError(
+            f"`{name_or_path}` has no weights in safetensors. Weights in `.bin` files are pickles, which can execute "
+            f"code when they are opened, and are refused; convert them to safetensors where you trust them. ({error})"
+        ) from error
+
+
 def _load_native(name_or_path: str, text_config: PreTrainedConfig, loading: dict) -> tuple[PreTrainedModel, dict]:
     """The backbone in its own class with a language-model head, and what was missing in the checkpoint."""
     family = text_config.model_type
@@ -802,7 +1216,8 @@ def _load_native(name_or_path: str, text_config: PreTrainedConfig, loading: dict
         auto_class = AutoModelForMaskedLM
     elif family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         auto_class = AutoModelForCausalLM
-    return auto_class.from_pretrained(name_or_path, output_loading_info=True, **loading)
+    with _explaining_weights(name_or_path):
+        return auto_class.from_pretrained(name_or_path, output_loading_info=True, use_safetensors=True, **loading)
 
 
 @contextlib.contextmanager
