@@ -1015,9 +1015,9 @@ class SimMIMWithNewHead(SimMIMPreTrainedModel):
     def _check_padding(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
         if attention_mask is None and len(inputs) > 1 and self.config.pad_token_id is None:
             raise ValueError(
-                f"A batch of {len(inputs)} texts without `attention_mask`, and the model has no `pad_token_id`: padding "
-                "cannot be told from text. Give the tokenizer a `pad_token`, set `model.config.pad_token_id`, and "
-                "pass the `attention_mask` that the tokenizer makes."
+                f"A batch of {len(inputs)} texts without `attention_mask`, and the model has no `pad_token_id`: "
+                "padding cannot be told from text. Give the tokenizer a `pad_token`, set "
+                "`model.config.pad_token_id`, and pass the `attention_mask` that the tokenizer makes."
             )
 
 

@@ -34,6 +34,7 @@ from transformers import (
 )
 
 from simmim_hf import SimMIMConfig, SimMIMForMaskedLM, SimMIMForPreTraining, SimMIMModel
+from simmim_hf.configuration_simmim import REMOTE_FILES
 
 LENGTHS = [7, 3, 11, 5]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -313,7 +314,7 @@ def test_the_own_option_decides_about_tying(family, backbone_ties, tmp_path):
 def test_a_checkpoint_loads_into_every_class_bit_by_bit(family, tmp_path):
     model = tiny_model(family, projection_dim=8)
     model.save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", *REMOTE_FILES}
     assert "simmim_sdpa" not in (tmp_path / "config.json").read_text()
     batch = ragged_batch(LENGTHS, pad=model.config.pad_token_id)
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
