@@ -27,6 +27,69 @@ def token_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Te
     return F.cross_entropy(at_least_float32(logits), targets, reduction="sum")
 
 
+class _LinearCrossEntropy(torch.autograd.Function):
+    """See `linear_cross_entropy`. The loss is a sum, so its gradient is known as soon as the logits are."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, tokens_at_once):
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        inputs = (hidden, weight, bias)
+        gradients = [torch.zeros_like(x) if needed else None for x, needed in zip(inputs, ctx.needs_input_grad)]
+        total, correct = at_least_float32(hidden.new_zeros(())), hidden.new_zeros((), dtype=torch.float32)
+        with torch.autocast(device, enabled=False):
+            cast_weight, cast_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+            for start in range(0, len(hidden), tokens_at_once):
+                part = slice(start, start + tokens_at_once)
+                states, answers = hidden[part].to(dtype), targets[part, None]
+                logits = at_least_float32(F.linear(states, cast_weight, cast_bias))
+                highest, likeliest = logits.max(-1, keepdim=True)
+                correct += (likeliest == answers).sum()
+                # From here on everything happens in the memory of the logits, which turn into their own gradient.
+                logits -= highest
+                answer_logits = logits.gather(-1, answers)
+                norm = logits.exp_().sum(-1, keepdim=True)
+                total += (norm.log() - answer_logits).sum()
+                logits /= norm
+                logits.scatter_add_(-1, answers, torch.full_like(norm, -1))
+                if gradients[2] is not None:
+                    gradients[2] += logits.sum(0)
+                logits = logits.to(dtype)
+                if gradients[0] is not None:
+                    gradients[0][part] = logits @ cast_weight
+                if gradients[1] is not None:
+                    if dtype == weight.dtype:
+                        gradients[1].addmm_(logits.T, states)
+                    else:
+                        gradients[1] += logits.T @ states
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(correct)
+        return total, correct
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, scale, _):
+        gradients = [None if gradient is None else gradient * scale for gradient in ctx.saved_tensors]
+        return *gradients, None, None
+
+
+def linear_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, tokens_at_once: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`token_cross_entropy` of the logits `hidden @ weight.T + bias`, which exist for a few tokens at a time only.
+
+    Args:
+        hidden: (tokens, hidden)
+        weight, bias: (vocab, hidden) and (vocab,) of the output projection
+        targets: (tokens,) token ids
+        tokens_at_once: how many tokens have their logits in memory together
+
+    Returns:
+        The loss, a scalar, 0 where there are no tokens; and how many targets have the highest logit.
+    """
+    return _LinearCrossEntropy.apply(hidden, weight, bias, targets, tokens_at_once)
+
+
 def similarity_matrix(rows: torch.Tensor, candidates: torch.Tensor, similarity: str = "cosine") -> torch.Tensor:
     """All pairwise similarities, in float32 at least.
 

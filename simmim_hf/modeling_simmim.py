@@ -40,13 +40,21 @@ from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_simmim import SimMIMConfig
-from .losses import contrastive_cross_entropy, gather, global_means, similarity_matrix, token_cross_entropy
+from .losses import (
+    contrastive_cross_entropy,
+    gather,
+    global_means,
+    linear_cross_entropy,
+    similarity_matrix,
+    token_cross_entropy,
+)
 from .packing import ATTENTION, Packing
 
 logger = logging.get_logger(__name__)
 
 IGNORE_INDEX = -100
-LOGITS_AT_ONCE = 2**26  # 256 MiB in float32
+# By whether it is a CPU: it takes small pieces, which stay in its caches and need no new memory; a GPU large ones.
+LOGITS_AT_ONCE = {True: 2**22, False: 2**26}
 
 # `from_pretrained` options of transformers, told apart from those of `SimMIMConfig` in `from_backbone`.
 LOADING_OPTIONS = {
@@ -162,9 +170,11 @@ class SimMIMLMHead(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., hidden) -> (..., vocab)"""
-        if self.has_transform:
-            hidden = self.norm(self.activation(self.dense(hidden)))
-        return self.decoder(hidden)
+        return self.decoder(self.transform(hidden))
+
+    def transform(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., hidden) -> (..., width of the embeddings)"""
+        return self.norm(self.activation(self.dense(hidden))) if self.has_transform else hidden
 
 
 class SimMIMProjection(nn.Module):
@@ -935,22 +945,15 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         return vectors, *self._predict(packing.select(hidden, predicted), targets), count
 
     def _predict(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The summed cross-entropy of (tokens, hidden) against (tokens,), and how many of them are right.
-
-        Where the logits would be many, stretches of them are computed, and again in backward, one after the other.
-        """
-
-        def read_logits(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The summed cross-entropy of (tokens, hidden) against (tokens,), and how many of them are right."""
+        decoder = self.lm_head.decoder
+        if type(decoder) is not nn.Linear:  # such as one with an adapter
             logits = self.lm_head(hidden)
             return token_cross_entropy(logits, targets), _correct(logits, targets)[0]
-
-        size = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
-        if len(targets) <= size:
-            # Also where nothing is predicted: the head needs its gradient of zero under DistributedDataParallel.
-            return read_logits(hidden, targets)
-        stretches = zip(hidden.split(size), targets.split(size), strict=True)
-        results = [checkpoint(read_logits, *stretch, use_reentrant=False) for stretch in stretches]
-        return tuple(torch.stack(values).sum(0) for values in zip(*results, strict=True))
+        # Also where nothing is predicted: the head needs its gradient of zero under DistributedDataParallel.
+        tokens_at_once = max(1, LOGITS_AT_ONCE[hidden.device.type == "cpu"] // self.config.vocab_size)
+        states = self.lm_head.transform(hidden)
+        return linear_cross_entropy(states, decoder.weight, decoder.bias, targets, tokens_at_once)
 
     def _contrastive_terms(self, rows, positives, negatives) -> dict[str, tuple[torch.Tensor, int]]:
         """The sums of the contrastive loss and accuracy. rows, positives: (batch, dim); negatives: (negatives, dim)"""

@@ -91,12 +91,26 @@ def test_a_chunk_is_computed_twice_and_only_its_results_are_kept():
     assert len(calls) >= 2 * 4  # 7 sequences in chunks of 2
 
 
-def test_many_logits_are_computed_in_stretches(monkeypatch):
+def test_logits_of_many_tokens_never_exist_together(monkeypatch):
     model = tiny_model(backbone=NO_DROPOUT, **OBJECTIVES["fused"]).train()
-    batch = ragged_batch(LENGTHS)
-    expected, rows = loss_and_gradients(model, batch), []
-    model.lm_head.register_forward_hook(lambda module, inputs, logits: rows.append(len(logits)))
-    monkeypatch.setattr(modeling_simmim, "LOGITS_AT_ONCE", 3 * model.config.vocab_size)
+    batch, linear, sizes = ragged_batch(LENGTHS), torch.nn.functional.linear, []
+    expected = loss_and_gradients(model, batch)
+
+    def spy(hidden, weight, bias=None):
+        if len(weight) == model.config.vocab_size:
+            sizes.append(len(hidden))
+        return linear(hidden, weight, bias)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", spy)
+    monkeypatch.setattr(modeling_simmim, "LOGITS_AT_ONCE", {True: 3 * model.config.vocab_size})
     assert_same(loss_and_gradients(model, batch), expected)
-    assert max(rows) == 3
+    assert max(sizes) == 3
     assert_same(loss_and_gradients(model, batch, 2), expected)
+
+
+def test_another_projection_than_a_linear_layer_is_called():
+    """As peft's adapters are: its own forward must not be passed by."""
+    model = tiny_model(backbone=NO_DROPOUT).train()
+    expected, projection = loss_and_gradients(model, ragged_batch(LENGTHS)), model.lm_head.decoder
+    projection.__class__ = type("Adapted", (torch.nn.Linear,), {})
+    assert_same(loss_and_gradients(model, ragged_batch(LENGTHS)), expected)

@@ -13,6 +13,7 @@ from simmim_hf.losses import (
     alignment,
     contrastive_cross_entropy,
     global_means,
+    linear_cross_entropy,
     similarity_matrix,
     token_cross_entropy,
     uniformity,
@@ -209,6 +210,35 @@ def test_large_scores_do_not_overflow():
 def test_gradient_of_token_cross_entropy():
     logits = torch.randn(5, 7, dtype=torch.double, requires_grad=True)
     assert gradcheck(lambda x: token_cross_entropy(x, torch.tensor([0, 6, 3, 3, 1])), logits)
+
+
+@pytest.mark.parametrize("tokens_at_once", [1, 2, 5, 100])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_linear_cross_entropy_is_that_of_the_logits(tokens_at_once, with_bias):
+    hidden, weight = (torch.randn(n, 4, dtype=torch.double, requires_grad=True) for n in (5, 7))
+    bias = torch.randn(7, dtype=torch.double, requires_grad=True) if with_bias else None
+    targets, inputs = torch.tensor([0, 6, 3, 3, 1]), [x for x in (hidden, weight, bias) if x is not None]
+    loss, correct = linear_cross_entropy(hidden, weight, bias, targets, tokens_at_once)
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    expected = token_cross_entropy(logits, targets)
+    torch.testing.assert_close(loss, expected)
+    assert correct == (logits.argmax(-1) == targets).sum()
+    torch.testing.assert_close(torch.autograd.grad(3 * loss, inputs), torch.autograd.grad(3 * expected, inputs))
+
+
+def test_linear_cross_entropy_in_autocast_and_of_nothing():
+    hidden, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((50, 16), (30, 16), (30,)))
+    targets = torch.arange(50) % 30
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = linear_cross_entropy(hidden, weight, bias, targets, 8)
+        expected = token_cross_entropy(torch.nn.functional.linear(hidden, weight, bias), targets)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=1e-3, atol=0)
+    actual, wanted = (torch.autograd.grad(x, (hidden, weight, bias)) for x in (loss, expected))
+    torch.testing.assert_close(actual, wanted, rtol=5e-2, atol=3e-2)
+    nothing, correct = linear_cross_entropy(hidden[:0], weight, bias, targets[:0], 8)
+    nothing.backward()
+    assert nothing == correct == 0 and not weight.grad.any() and not bias.grad.any()
 
 
 @pytest.mark.parametrize("kind", ["cosine", "dot"])

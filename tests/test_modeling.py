@@ -143,7 +143,7 @@ def test_a_term_of_weight_zero_costs_nothing(objective, terms, encoder_tokens, h
     model(**batch)
     read, predicted = [], []
     model.get_input_embeddings().register_forward_hook(lambda m, args, out: read.append(args[0].flatten()))
-    model.lm_head.register_forward_hook(lambda m, args, out: predicted.append(len(args[0])))
+    model.lm_head.dense.register_forward_hook(lambda m, args, out: predicted.append(len(args[0])))
     out = model(**batch)
     assert {name for name in ("mlm_loss", "contrastive_loss", "clm_loss") if out.get(name) is not None} == terms
     assert out.logits is None
