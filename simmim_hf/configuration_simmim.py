@@ -25,7 +25,8 @@ CHOICES = {
     "pooling": ("mean", "cls", "max"),
     "similarity": ("cosine", "dot"),
     "contrastive_loss": ("info_nce", "decoupled"),
-    "positive_view": ("masked", "dropout"),
+    "positive_view": ("masked", "dropout", "deleted", "cropped"),
+    "stop_gradient": (None, "original", "positive"),
 }
 
 WEIGHTS = ("mlm_weight", "contrastive_weight", "clm_weight")
@@ -93,13 +94,19 @@ class SimMIMConfig(PreTrainedConfig):
         mlm_weight, contrastive_weight, clm_weight (`float`, default to 1, 1 and 0):
             The weights of the terms.
         positive_view (`str`, defaults to `"masked"`):
-            What a sequence is pulled towards: its masked copy, or (`"dropout"`) itself under another dropout mask.
+            What a sequence is pulled towards: its masked copy; itself under another dropout mask (`"dropout"`); or a
+            copy of another length that the collator makes, with tokens `"deleted"` or both `"cropped"` differently.
+        stop_gradient (`str`, *optional*):
+            Hold the vectors of one view fixed in the contrastive loss: `"original"` or `"positive"`.
         symmetric (`bool`, defaults to `False`):
             Average the contrastive loss with that of the masked copies as rows and the originals as candidates.
         gather_negatives (`bool`, defaults to `True`):
             Under torch.distributed, take the sequences of all processes as negatives.
         projection_dim (`int`, *optional*):
             Width of an MLP projection between the pooled vector and the contrastive loss, used in training only.
+        uncertainty_weighting (`bool`, defaults to `False`):
+            Learn how much each term counts: `exp(-s) * L + s / 2` with a learned log-variance `s` takes the place of
+            each loss `L` (Kendall, Gal & Cipolla 2018, equation 10).
         tie_word_embeddings (`bool`, defaults to `True`):
             Tie the output projection of the language-model head to the input embeddings.
 
@@ -133,9 +140,11 @@ class SimMIMConfig(PreTrainedConfig):
     contrastive_weight: float | int = 1.0
     clm_weight: float | int = 0.0
     positive_view: str = "masked"
+    stop_gradient: str | None = None
     symmetric: bool = False
     gather_negatives: bool = True
     projection_dim: int | None = None
+    uncertainty_weighting: bool = False
     tie_word_embeddings: bool = True
 
     hidden_size = _of_text_config("hidden_size")
@@ -221,7 +230,8 @@ class SimMIMConfig(PreTrainedConfig):
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
-                raise ValueError(f"`{name}` is {value!r}.{_nearest(str(value), choices)} Choose from {choices}.")
+                near = _nearest(str(value), filter(None, choices))
+                raise ValueError(f"`{name}` is {value!r}.{near} Choose from {choices}.")
         if not self.temperature > 0:
             raise ValueError(f"`temperature` is {self.temperature}: it must be above 0; 0.05 is usual for cosine.")
         for name in WEIGHTS:

@@ -328,6 +328,21 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def with_next_as_negative(dataset: Dataset) -> Dataset:
+    """Adds the column `negative`: the text of the following row (of the row before, for the last), which often is of
+    the same document and so a harder negative than a random text.
+
+    Raises:
+        ValueError: fewer than two texts.
+    """
+    texts = list(dataset["text"])
+    if len(texts) < 2:
+        raise ValueError("hard negatives are the neighbours of a text, and there is only one text.")
+    if "negative" in dataset.column_names:
+        dataset = dataset.remove_columns("negative")
+    return dataset.add_column("negative", [*texts[1:], texts[-2]])
+
+
 def tokenize(
     dataset: Dataset | IterableDataset,
     tokenizer: PreTrainedTokenizerBase,

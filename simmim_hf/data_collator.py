@@ -23,6 +23,8 @@ from torch.utils.data import get_worker_info
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file, logging
 
+from .configuration_simmim import CHOICES
+
 logger = logging.get_logger(__name__)
 
 CONFIG_NAME = "data_collator_config.json"
@@ -51,6 +53,10 @@ class DataCollatorForSimMIM:
         max_length: truncate text to this many tokens, special tokens included.
         pad_to_multiple_of: round the padded length up to a multiple of this.
         seed: another seed gives other corruptions of the same batches.
+        positive_view: as in `SimMIMConfig`; `"deleted"` adds copies with tokens deleted, `"cropped"` cuts two
+            stretches out of each sequence, of which one takes its place and the other is the copy.
+        deletion_probability: the probability that a token is deleted.
+        min_crop_ratio: the shortest stretch, as a share of the sequence; lengths are uniform up to all of it.
 
     Raises:
         ValueError: a tokenizer without a mask or padding token, or a setting outside its range.
@@ -65,6 +71,9 @@ class DataCollatorForSimMIM:
     max_length: int | None = None
     pad_to_multiple_of: int | None = None
     seed: int = 0
+    positive_view: str = "masked"
+    deletion_probability: float = 0.2
+    min_crop_ratio: float = 0.5
 
     def __post_init__(self):
         if isinstance(self.mlm_probability, Sequence):
@@ -98,6 +107,18 @@ class DataCollatorForSimMIM:
                 mask + random <= 1 + 1e-9,
                 f"mask_replace_prob={mask} and random_replace_prob={random} sum to more than 1: lower one of them.",
             ),
+            (
+                self.positive_view in CHOICES["positive_view"],
+                f"positive_view={self.positive_view!r}: choose from {CHOICES['positive_view']}.",
+            ),
+            (
+                0 < self.deletion_probability < 1,
+                f"deletion_probability={self.deletion_probability}: choose a number between 0 and 1, such as 0.2.",
+            ),
+            (
+                0 < self.min_crop_ratio <= 1,
+                f"min_crop_ratio={self.min_crop_ratio}: choose a share above 0, up to 1, such as 0.5.",
+            ),
             (span is None or span >= 1, f"mean_span_length={span}: choose 1 or more (SpanBERT: 3.8), or None."),
             (length is None or length >= 3, f"max_length={length} leaves no room for text: choose 3 or more."),
         ):
@@ -116,7 +137,8 @@ class DataCollatorForSimMIM:
         Returns:
             int64 tensors `input_ids`, `masked_input_ids`, `attention_mask` and `labels` (the original id at corrupted
             positions, -100 elsewhere), each (batch, length); `token_type_ids` (batch, length) where some are not
-            zero; with hard negatives `negative_input_ids` and `negative_attention_mask` (negatives, length).
+            zero; with hard negatives `negative_input_ids` and `negative_attention_mask` (negatives, length); for the
+            views `"deleted"` and `"cropped"` `positive_input_ids` and `positive_attention_mask` (batch, length).
 
         Raises:
             ValueError: no features, features without text or ids, or features with different keys.
@@ -129,14 +151,28 @@ class DataCollatorForSimMIM:
         eligible = (attention_mask != 0) & ~np.isin(input_ids, self._special_ids)
         if "special_tokens_mask" in columns:
             eligible &= self._pad(columns["special_tokens_mask"], 1) == 0
-
-        masked_input_ids, labels = self._corrupt(input_ids, eligible, self._generator(input_ids, attention_mask))
-        batch = {"input_ids": input_ids, "masked_input_ids": masked_input_ids}
-        batch |= {"attention_mask": attention_mask, "labels": labels}
+        token_type_ids = np.zeros_like(input_ids)
         if "token_type_ids" in columns:
             token_type_ids = self._pad(columns["token_type_ids"], self.tokenizer.pad_token_type_id)
-            if token_type_ids.any():
-                batch["token_type_ids"] = token_type_ids
+
+        rng, batch = self._generator(input_ids, attention_mask), {}
+        if self.positive_view == "cropped":
+            one, other = (self._cropped(eligible, rng) & (attention_mask != 0) for _ in range(2))
+            batch |= self._positives(input_ids, attention_mask, other)
+            fills = (self.tokenizer.pad_token_id, 0, False, self.tokenizer.pad_token_type_id)
+            columns_of_one = zip((input_ids, attention_mask, eligible, token_type_ids), fills)
+            input_ids, attention_mask, eligible, token_type_ids = (
+                self._pad(kept_of_rows(array, one), fill) for array, fill in columns_of_one
+            )
+            eligible = eligible.astype(bool)
+        masked_input_ids, labels = self._corrupt(input_ids, eligible, rng)
+        batch |= {"input_ids": input_ids, "masked_input_ids": masked_input_ids}
+        batch |= {"attention_mask": attention_mask, "labels": labels}
+        if self.positive_view == "deleted":
+            kept = self._undeleted(eligible, rng) & (attention_mask != 0)
+            batch |= self._positives(input_ids, attention_mask, kept)
+        if token_type_ids.any():
+            batch["token_type_ids"] = token_type_ids
         if negatives := self._negatives(columns):
             batch["negative_input_ids"], batch["negative_attention_mask"] = self._pad_ids(negatives)
         return {name: torch.from_numpy(array) for name, array in batch.items()}
@@ -221,6 +257,29 @@ class DataCollatorForSimMIM:
             return start
         return start + (end - start) * min((self._first_batch + calls) / self._total_batches, 1)
 
+    def _positives(self, ids: np.ndarray, attention_mask: np.ndarray, kept: np.ndarray) -> dict[str, np.ndarray]:
+        """The copies that have only the `kept` tokens, all (batch, length)."""
+        rows, masks = kept_of_rows(ids, kept), kept_of_rows(attention_mask, kept)
+        return {
+            "positive_input_ids": self._pad(rows, self.tokenizer.pad_token_id),
+            "positive_attention_mask": self._pad(masks, 0),
+        }
+
+    def _undeleted(self, eligible: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """What is left after deleting eligible positions, one of them at least: (batch, length), bool."""
+        chance = np.where(eligible, rng.random(eligible.shape), -1)
+        lucky = chance == chance.max(1, keepdims=True)
+        return ~eligible | (chance >= self.deletion_probability) | lucky
+
+    def _cropped(self, eligible: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A stretch of the eligible positions and all others: (batch, length), bool."""
+        count = eligible.sum(1, keepdims=True)
+        share = rng.uniform(self.min_crop_ratio, 1, count.shape)
+        length = np.maximum(np.ceil(share * count), 1)
+        start = np.floor(rng.random(count.shape) * (count - length + 1))
+        place = eligible.cumsum(1) - 1
+        return ~eligible | ((place >= start) & (place < start + length))
+
     def _corrupt(self, ids: np.ndarray, eligible: np.ndarray, rng: np.random.Generator):
         """The corrupted copy of `ids` and the labels, both (batch, length)."""
         starts = self._unit_starts(ids, eligible, rng)
@@ -266,6 +325,11 @@ def to_columns(features: Sequence[str | Mapping[str, Any]]) -> dict[str, list]:
         if other != keys[0]:
             raise ValueError(f"The features of one batch need the same keys, but have {keys[0]} and {other}.")
     return {key: [row[key] for row in rows] for key in keys[0]}
+
+
+def kept_of_rows(array: np.ndarray, kept: np.ndarray) -> list[np.ndarray]:
+    """(batch, length) -> for each row its values where `kept` (batch, length) is true."""
+    return [row[keep] for row, keep in zip(array, kept, strict=True)]
 
 
 def shift_right(array: np.ndarray) -> np.ndarray:

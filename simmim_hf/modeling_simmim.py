@@ -6,6 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     Cache,
+    GenerationConfig,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
@@ -53,6 +55,7 @@ from .packing import ATTENTION, Packing
 logger = logging.get_logger(__name__)
 
 IGNORE_INDEX = -100
+TERMS = ("mlm_loss", "contrastive_loss", "clm_loss")
 # By whether it is a CPU: it takes small pieces, which stay in its caches and need no new memory; a GPU large ones.
 LOGITS_AT_ONCE = {True: 2**22, False: 2**26}
 
@@ -133,6 +136,11 @@ def native_head(text_config: PreTrainedConfig) -> NativeHead | None:
     return NATIVE_HEADS.get(family)
 
 
+def weight_of(term: str) -> str:
+    """The option of `SimMIMConfig` that weights a term of `TERMS`."""
+    return term.replace("_loss", "_weight")
+
+
 def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> torch.Tensor:
     """Sequence vectors from token vectors; padding never counts.
 
@@ -190,6 +198,20 @@ class SimMIMProjection(nn.Module):
         return self.out(nn.functional.relu(self.dense(pooled)))
 
 
+class SimMIMUncertainty(nn.Module):
+    """A learned log-variance for each term of the loss (Kendall, Gal & Cipolla 2018, equation 10)."""
+
+    def __init__(self, config: SimMIMConfig):
+        super().__init__()
+        for name in TERMS:
+            if getattr(config, weight_of(name)):
+                self.register_parameter(name, nn.Parameter(torch.zeros(())))
+
+    def forward(self, name: str, loss: torch.Tensor) -> torch.Tensor:
+        log_variance = self.get_parameter(name)
+        return (-log_variance).exp() * loss + log_variance / 2
+
+
 class SimMIMPreTrainedModel(PreTrainedModel):
     config_class = SimMIMConfig
     config: SimMIMConfig
@@ -200,7 +222,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     # What is needed in pre-training only may be left over in other classes.
-    _keys_to_ignore_on_load_unexpected = [r"^projection\.", r"^lm_head\."]
+    _keys_to_ignore_on_load_unexpected = [r"^projection\.", r"^uncertainty\.", r"^lm_head\."]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -211,6 +233,13 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         """
         with _explaining_weights(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **{**kwargs, "use_safetensors": True})
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, SimMIMUncertainty):
+            for log_variance in module.parameters():
+                nn.init.zeros_(log_variance)
 
     def generate(self, *args, **kwargs):
         """Explains that only `SimMIMForCausalLM` generates."""
@@ -454,6 +483,20 @@ class SimMIMModel(SimMIMPreTrainedModel):
         return True
 
 
+class View(NamedTuple):
+    """One reading of the sequences of a batch, each (batch, length)."""
+
+    input_ids: torch.Tensor | None
+    attention_mask: torch.Tensor | None
+    token_type_ids: torch.Tensor | None = None
+
+    def filled(self, has_types: bool) -> "View":
+        """With a mask where there is none, and with token types where other views have them."""
+        ids, mask, types = self
+        mask = torch.ones_like(ids) if mask is None else mask
+        return View(ids, mask, torch.zeros_like(ids) if types is None and has_types else types)
+
+
 @dataclass
 class SimMIMForPreTrainingOutput(ModelOutput):
     """
@@ -482,7 +525,7 @@ class SimMIMForPreTrainingOutput(ModelOutput):
 class SimMIMWithLMHead(SimMIMPreTrainedModel):
     """The shared encoder with a language-model head that is tied to the input embeddings."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^projection\."]
+    _keys_to_ignore_on_load_unexpected = [r"^projection\.", r"^uncertainty\."]
 
     def __init__(self, config: SimMIMConfig, is_decoder: bool = False):
         super().__init__(config)
@@ -528,7 +571,7 @@ class SimMIMForMaskedLM(SimMIMWithLMHead):
             `logits` (batch, length, vocab), and with `labels` the mean `loss` over the predicted positions.
         """
         outputs = self.simmim(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds=inputs_embeds, **kwargs
+            *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds), return_dict=True, **kwargs
         )
         logits = self.lm_head(outputs.last_hidden_state)
         loss = None
@@ -560,7 +603,7 @@ class SimMIMForMaskedLM(SimMIMWithLMHead):
         Args:
             input_ids, attention_mask: (batch, length)
             mask_token_id: the token that stands in every gap
-            num_steps: 1 fills all at once. Default: as many as the text with the most gaps has.
+            num_steps: 1 fills all at once. Default: as many as a text has gaps.
             temperature: 0 takes the likeliest token, above 0 draws one
             top_k: draw from the so many likeliest only
             suppress_tokens: never fill in these; `tokenizer.all_special_ids` is a good choice
@@ -571,6 +614,12 @@ class SimMIMForMaskedLM(SimMIMWithLMHead):
         Raises:
             ValueError: there is no gap, or an option out of range.
         """
+        suppressed = {mask_token_id, *(suppress_tokens or ())}
+        if not suppressed < set(range(self.config.vocab_size)):
+            raise ValueError(
+                f"`mask_token_id` is {mask_token_id} and `suppress_tokens` {suppress_tokens}: they must be token ids, "
+                f"below the vocabulary size of {self.config.vocab_size}, and leave a token to fill in."
+            )
         gaps = input_ids == mask_token_id
         if not gaps.any():
             raise ValueError(f"No text has a gap: `input_ids` does not hold the mask token {mask_token_id}.")
@@ -580,12 +629,12 @@ class SimMIMForMaskedLM(SimMIMWithLMHead):
                 "above, the others 1 or above."
             )
         num_gaps = gaps.sum(1)
-        num_steps = num_steps or int(num_gaps.max())
+        steps = num_gaps.clamp(min=1) if num_steps is None else torch.full_like(num_gaps, num_steps)
         filled, certainty = input_ids.clone(), torch.ones_like(input_ids, dtype=torch.float32)
-        for step in range(1, num_steps + 1):
+        for step in range(1, int(steps.max()) + 1):
             opened = filled == mask_token_id
             logits = self(filled, attention_mask, **inputs).logits[opened].float()
-            logits[:, [mask_token_id, *(suppress_tokens or [])]] = -torch.inf
+            logits[:, list(suppressed)] = -torch.inf
             probabilities = logits.softmax(-1)
             if temperature == 0:
                 tokens = logits.argmax(-1)
@@ -596,10 +645,19 @@ class SimMIMForMaskedLM(SimMIMWithLMHead):
             filled[opened] = tokens
             certainty[opened] = probabilities.gather(1, tokens[:, None])[:, 0]
             # Of each text, rank its gaps from the least certain; what is not a gap ranks behind all of them.
-            rank = certainty.masked_fill(~gaps, torch.inf).argsort(1).argsort(1)
-            reopened = rank < (num_gaps * (num_steps - step) // num_steps)[:, None]
+            rank = certainty.masked_fill(~gaps, torch.inf).argsort(1, stable=True).argsort(1)
+            reopened = rank < (num_gaps * (steps - step).clamp(min=0) // steps)[:, None]
             filled[reopened] = mask_token_id
         return filled
+
+
+class SimMIMGenerationConfig(GenerationConfig):
+    """Options of `generate`, without the `temperature` of the model's config, which is of the contrastive loss."""
+
+    @classmethod
+    def from_model_config(cls, model_config: PreTrainedConfig | dict) -> "SimMIMGenerationConfig":
+        options = model_config if isinstance(model_config, dict) else model_config.to_dict()
+        return super().from_model_config({name: value for name, value in options.items() if name != "temperature"})
 
 
 class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
@@ -609,22 +667,29 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
         ValueError: a backbone that transformers cannot turn into a decoder; the message names some that it can.
     """
 
+    generation_config_class = SimMIMGenerationConfig
+
     def __init__(self, config: SimMIMConfig):
         super().__init__(config, is_decoder=True)
         self.post_init()
         # A checkpoint of this class, or one whose objective has the causal term, has learned this direction.
         trained = type(self).__name__ in (config.architectures or ()) or config.clm_weight > 0
         self._reads_from_left_to_right = trained
-        self._forget_temperature()
 
-    def adjust_generation_fn(self, *args, **kwargs):
-        super().adjust_generation_fn(*args, **kwargs)
-        self._forget_temperature()
-
-    def _forget_temperature(self) -> None:
-        """transformers would take the temperature of the contrastive loss for that of sampling."""
-        if self.generation_config._from_model_config:
-            self.generation_config.temperature = None
+    def adjust_generation_fn(
+        self, generation_config, from_auto_class, from_pipeline, name_or_path, *, trust_remote_code, **kwargs
+    ):
+        """Where a checkpoint has no `generation_config.json`, transformers would read all of `config.json` for it."""
+        if generation_config is None:
+            try:
+                generation_config = GenerationConfig.from_pretrained(name_or_path, **kwargs)
+            except OSError:
+                generation_config = self.generation_config
+        super().adjust_generation_fn(
+            *(generation_config, from_auto_class, from_pipeline, name_or_path),
+            trust_remote_code=trust_remote_code,
+            **kwargs,
+        )
 
     @can_return_tuple
     def forward(
@@ -650,19 +715,24 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
             `logits` (batch, length, vocab), with `labels` the mean `loss`, and `past_key_values`.
         """
         inputs = input_ids if input_ids is not None else inputs_embeds
+        if inputs is None:
+            raise ValueError("Give `input_ids` or `inputs_embeds`.")
+        if past_key_values is not None and past_key_values.is_compileable:
+            # `generate` replaces the mask by one of four dimensions, or by none, and the padding is lost.
+            raise ValueError(
+                f"A `{type(past_key_values).__name__}` cannot be used: positions are counted from an attention mask "
+                "per token. Generate with the default cache, without `cache_implementation`."
+            )
         batch, length = inputs.shape[:2]
         if attention_mask is None:
             cached = past_key_values.get_seq_length() if past_key_values is not None else 0
             attention_mask = torch.ones(batch, cached + length, dtype=torch.long, device=inputs.device)
-        if attention_mask.dim() != 2:
-            raise ValueError(
-                "Generate with the default cache: positions are counted from an attention mask per token."
-            )
+        # No parameter of its own: `generate` would give positions from 0 to every model that names one.
+        position_ids = kwargs.pop("position_ids", None)
+        if position_ids is None:
+            position_ids = self.simmim._positions(attention_mask)[:, -length:]
         outputs = self.simmim.encoder(
-            **self.simmim._accepted(
-                token_type_ids=token_type_ids,
-                position_ids=self.simmim._positions(attention_mask)[:, -length:],
-            ),
+            **self.simmim._accepted(token_type_ids=token_type_ids, position_ids=position_ids),
             input_ids=input_ids,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
@@ -707,6 +777,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
     def __init__(self, config: SimMIMConfig):
         super().__init__(config)
         self.projection = SimMIMProjection(config) if config.projection_dim is not None else None
+        self.uncertainty = SimMIMUncertainty(config) if config.uncertainty_weighting else None
         self.post_init()
         self._freeze_unused()
 
@@ -799,6 +870,8 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         attention_mask: torch.Tensor | None = None,
         masked_input_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        positive_input_ids: torch.Tensor | None = None,
+        positive_attention_mask: torch.Tensor | None = None,
         negative_input_ids: torch.Tensor | None = None,
         negative_attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
@@ -810,6 +883,8 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             attention_mask: (batch, length), 1 for real tokens, shared by both views
             masked_input_ids: (batch, length), the corrupted copies
             labels: (batch, length), the original token ids at corrupted positions and -100 elsewhere
+            positive_input_ids, positive_attention_mask: (batch, positive length), the copies with deleted tokens or
+                the other crops, where `positive_view` asks for them
             negative_input_ids, negative_attention_mask: (negatives, negative length), explicit hard negatives, which
                 every row sees
             token_type_ids: (batch, length)
@@ -829,31 +904,29 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        config = self.config
-        views = self._views(input_ids, masked_input_ids, labels)
+        original = View(input_ids, attention_mask, token_type_ids)
+        views = self._views(original, masked_input_ids, labels, View(positive_input_ids, positive_attention_mask))
         terms, embeds = {}, {}
         if views:
-            terms, embeds = self._siamese_terms(
-                views, attention_mask, labels, negative_input_ids, negative_attention_mask, token_type_ids
-            )
-        if config.clm_weight:
-            terms["clm_loss"] = self._causal_term(input_ids, attention_mask, token_type_ids)
+            terms, embeds = self._siamese_terms(views, labels, View(negative_input_ids, negative_attention_mask))
+        if self.config.clm_weight:
+            terms["clm_loss"] = self._causal_term(original)
         means = global_means(terms)
-        loss = sum(
-            weight * means[name]
-            for name, weight in (
-                ("mlm_loss", config.mlm_weight),
-                ("contrastive_loss", config.contrastive_weight),
-                ("clm_loss", config.clm_weight),
-            )
-            if name in means
-        )
         return SimMIMForPreTrainingOutput(
-            loss=loss, original_embeds=embeds.get("original"), masked_embeds=embeds.get("positive"), **means
+            loss=self.weighted_sum({name: means[name] for name in TERMS if name in means}),
+            original_embeds=embeds.get("original"),
+            masked_embeds=embeds.get("positive"),
+            **means,
         )
 
-    def _views(self, input_ids, masked_input_ids, labels) -> dict[str, torch.Tensor]:
-        """The (batch, length) readings that the mlm and contrastive terms need, by name."""
+    def weighted_sum(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The loss, from its terms by name (`TERMS`)."""
+        if self.uncertainty is not None:
+            terms = {name: self.uncertainty(name, term) for name, term in terms.items()}
+        return sum(getattr(self.config, weight_of(name)) * term for name, term in terms.items())
+
+    def _views(self, original: View, masked_input_ids, labels, positive: View) -> dict[str, View]:
+        """The readings that the mlm and contrastive terms need, by name."""
         config = self.config
         masked_is_positive = config.contrastive_weight and config.positive_view == "masked"
         if masked_input_ids is None and (config.mlm_weight or masked_is_positive):
@@ -865,29 +938,32 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             raise ValueError("`labels` is missing: make the batches with `DataCollatorForSimMIM`.")
         views = {}
         if config.contrastive_weight:
-            views["original"] = input_ids
+            views["original"] = original
         if config.mlm_weight or masked_is_positive:
-            views["masked"] = masked_input_ids
+            views["masked"] = original._replace(input_ids=masked_input_ids)
         if config.contrastive_weight and not masked_is_positive:
-            views["dropout"] = input_ids
+            views[config.positive_view] = original if config.positive_view == "dropout" else positive
+            if views[config.positive_view].input_ids is None:
+                raise ValueError(
+                    f"`positive_input_ids` is missing, and `positive_view` is {config.positive_view!r}: make the "
+                    f"batches with `DataCollatorForSimMIM(tokenizer, positive_view={config.positive_view!r})`."
+                )
         return views
 
-    def _siamese_terms(
-        self, views, attention_mask, labels, negative_input_ids, negative_attention_mask, token_type_ids
-    ) -> tuple[dict, dict]:
+    def _siamese_terms(self, views: dict[str, View], labels, negatives: View) -> tuple[dict, dict]:
         """All views through the encoder at once, then the (sum, count) of each term and the compared vectors."""
-        config, batch = self.config, len(attention_mask)
-        nothing = torch.full_like(attention_mask, IGNORE_INDEX)
+        config, (first, *_) = self.config, views.values()
+        batch = len(first.input_ids)
+        targets = {"masked": labels} if config.mlm_weight else {}
+        readings = dict(views)
+        if config.contrastive_weight and negatives.input_ids is not None:
+            readings["negatives"] = negatives
+        has_types = first.token_type_ids is not None
+        parts = [(*view.filled(has_types), targets.get(name)) for name, view in readings.items()]
         parts = [
-            (view, attention_mask, labels if name == "masked" and config.mlm_weight else nothing, token_type_ids)
-            for name, view in views.items()
+            (ids, mask, torch.full_like(ids, IGNORE_INDEX) if wanted is None else wanted, types)
+            for ids, mask, types, wanted in parts
         ]
-        if config.contrastive_weight and negative_input_ids is not None:
-            if negative_attention_mask is None:
-                negative_attention_mask = torch.ones_like(negative_input_ids)
-            no_types = None if token_type_ids is None else torch.zeros_like(negative_input_ids)
-            nothing = torch.full_like(negative_input_ids, IGNORE_INDEX)
-            parts.append((negative_input_ids, negative_attention_mask, nothing, no_types))
         ids, mask, targets, types = (_stack(column) for column in zip(*parts, strict=True))
         pooled, *predictions = self._read_in_chunks(ids, mask, targets, types, is_causal=False, views=len(parts))
 
@@ -958,6 +1034,10 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
     def _contrastive_terms(self, rows, positives, negatives) -> dict[str, tuple[torch.Tensor, int]]:
         """The sums of the contrastive loss and accuracy. rows, positives: (batch, dim); negatives: (negatives, dim)"""
         config = self.config
+        if config.stop_gradient == "original":
+            rows = rows.detach()
+        elif config.stop_gradient == "positive":
+            positives = positives.detach()
         total, scores, targets = self._contrast(rows, positives, negatives)
         if config.symmetric:
             total = (total + self._contrast(positives, rows, negatives[:0])[0]) / 2
@@ -976,8 +1056,9 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         targets = torch.arange(offset, offset + len(rows), device=rows.device)
         return contrastive_cross_entropy(scores, targets, config.contrastive_loss), scores, targets
 
-    def _causal_term(self, input_ids, attention_mask, token_type_ids) -> tuple[torch.Tensor, torch.Tensor]:
+    def _causal_term(self, original: View) -> tuple[torch.Tensor, torch.Tensor]:
         """The (sum, count) of the next-token loss under a causal mask."""
+        input_ids, attention_mask, token_type_ids = original
         targets = torch.full_like(input_ids, IGNORE_INDEX)
         has_next = attention_mask[:, :-1].bool() & attention_mask[:, 1:].bool()
         targets[:, :-1] = torch.where(has_next, input_ids[:, 1:], IGNORE_INDEX)
@@ -1006,17 +1087,20 @@ class SimMIMWithNewHead(SimMIMPreTrainedModel):
     def _num_outputs(self) -> int:
         return self.num_labels
 
-    def _check_labels(self, labels: torch.Tensor) -> None:
+    def _check_labels(self, labels: torch.Tensor, num_labels: int | None = None) -> None:
         """Raises a ValueError for a class that does not exist; on a GPU it would end the process without a reason."""
-        wrong = labels[(labels != IGNORE_INDEX) & ((labels < 0) | (labels >= self.num_labels))]
+        num_labels = self.num_labels if num_labels is None else num_labels
+        wrong = labels[(labels != IGNORE_INDEX) & ((labels < 0) | (labels >= num_labels))]
         if wrong.numel():
             raise ValueError(
-                f"`labels` holds {wrong[0].item()}, but this model has {self.num_labels} labels, 0 to "
-                f"{self.num_labels - 1}. Load it with `num_labels=` the number of classes, or renumber them."
+                f"`labels` holds {wrong[0].item()}, but there are {num_labels} to choose from, 0 to {num_labels - 1}. "
+                "Renumber them, or load a classifier with `num_labels=` the number of classes."
             )
 
-    def _check_padding(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
-        if attention_mask is None and len(inputs) > 1 and self.config.pad_token_id is None:
+    def _check_padding(self, inputs: torch.Tensor | None, attention_mask: torch.Tensor | None) -> None:
+        if inputs is None or attention_mask is not None or self.config.pad_token_id is not None:
+            return
+        if len(inputs) > 1:
             raise ValueError(
                 f"A batch of {len(inputs)} texts without `attention_mask`, and the model has no `pad_token_id`: "
                 "padding cannot be told from text. Give the tokenizer a `pad_token`, set "
@@ -1041,7 +1125,7 @@ class SimMIMForSequenceClassification(SimMIMWithNewHead):
         """
         Args:
             input_ids, attention_mask, token_type_ids, position_ids: (batch, length)
-            labels: (batch,) classes or, for one label, numbers; (batch, labels) of 0 and 1 for several at once.
+            labels: (batch,) classes or, for one label, numbers; (batch, labels) of 0.0 and 1.0 for several at once.
                 `config.problem_type` says which, or is found from their type.
 
         Returns:
@@ -1049,12 +1133,12 @@ class SimMIMForSequenceClassification(SimMIMWithNewHead):
         """
         self._check_padding(input_ids if input_ids is not None else inputs_embeds, attention_mask)
         outputs = self.simmim(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds=inputs_embeds, **kwargs
+            *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds), return_dict=True, **kwargs
         )
         logits = self.classifier(self.dropout(outputs.pooler_output))
         loss = None
         if labels is not None:
-            if self.num_labels > 1 and not labels.is_floating_point() and labels.dim() == 1:
+            if self.num_labels > 1 and not labels.is_floating_point():
                 self._check_labels(labels)
             loss = self.loss_function(pooled_logits=logits, labels=labels, config=self.config)
         return SequenceClassifierOutput(
@@ -1085,7 +1169,7 @@ class SimMIMForTokenClassification(SimMIMWithNewHead):
             `logits` (batch, length, labels), and with `labels` the mean `loss`.
         """
         outputs = self.simmim(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds=inputs_embeds, **kwargs
+            *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds), return_dict=True, **kwargs
         )
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None
@@ -1127,7 +1211,7 @@ class SimMIMForQuestionAnswering(SimMIMWithNewHead):
             `start_logits` and `end_logits` (batch, length), and with positions the mean `loss`.
         """
         outputs = self.simmim(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds=inputs_embeds, **kwargs
+            *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds), return_dict=True, **kwargs
         )
         start_logits, end_logits = self.qa_outputs(self.dropout(outputs.last_hidden_state)).unbind(-1)
         loss = None
@@ -1170,9 +1254,15 @@ class SimMIMForMultipleChoice(SimMIMWithNewHead):
         """
         inputs = input_ids if input_ids is not None else inputs_embeds
         columns = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        outputs = self.simmim(*(None if column is None else column.flatten(0, 1) for column in columns), **kwargs)
+        if inputs is None:
+            raise ValueError("Give `input_ids` or `inputs_embeds`.")
+        columns = (None if column is None else column.flatten(0, 1) for column in columns)
+        outputs = self.simmim(*columns, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output)).view(inputs.shape[:2])
-        loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
+        loss = None
+        if labels is not None:
+            self._check_labels(labels, num_labels=inputs.shape[1])
+            loss = nn.functional.cross_entropy(logits.float(), labels)
         return MultipleChoiceModelOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

@@ -2,16 +2,24 @@
 
 import contextlib
 import dataclasses
+import json
+import os
 import random
 import time
 from collections import defaultdict, deque
 
+import numpy as np
 import torch
+import transformers.trainer
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from . import hub, reporting
+from .configuration_simmim import WEIGHTS
 from .data_collator import DataCollatorForSimMIM
 from .losses import alignment, uniformity
+from .modeling_simmim import TERMS
 
 # What the collator reads beside the arguments of the model's forward; `length` groups sequences of similar length.
 COLLATOR_COLUMNS = ["text", "negative", "special_tokens_mask", "length"]
@@ -122,15 +130,30 @@ class SimMIMTrainer(Trainer):
     uniformity (Wang & Isola 2020) and the real tokens per second (tokens of the original sequences over all processes,
     without padding, each counted once); it evaluates the same quantities; it weights the micro-batches of gradient
     accumulation by their numbers of corrupted positions and sequences, so that accumulation is exact for every term;
-    it stops at a loss that is not finite, before the optimizer sees it; and it saves the collator's settings with
-    every checkpoint.
+    it stops at a loss that is not finite, before the optimizer sees it; it saves the collator's settings with every
+    checkpoint, and the training arguments as JSON; and its model card states what is known of the run.
 
     Args:
         chunk_size: how many sequences go through the encoder at a time; a batch of any size needs the memory of one
             chunk, with the same gradients and a second forward. Default: the whole batch.
+        weight_schedule: weights of the loss that change in training, by name: points (share of training, weight),
+            between which the weight is interpolated. `{"contrastive_weight": [(0, 0), (0.3, 0), (0.3, 1)]}` trains
+            the first 30 % without the contrastive term. Evaluation has the weights of the configuration.
+        conflict_steps: every so many steps, log the cosine between the gradients that the masked and the contrastive
+            term have in the encoder, and the norm of each; costs two more backward passes at such a step.
     """
 
-    def __init__(self, *args, chunk_size: int | None = None, **kwargs):
+    # What `simmim pretrain` recorded for the card; without it the card states what the Trainer itself knows.
+    results: dict | None = None
+
+    def __init__(
+        self,
+        *args,
+        chunk_size: int | None = None,
+        weight_schedule: dict[str, list[tuple[float, float]]] | None = None,
+        conflict_steps: int | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         if self.args.torch_compile:
             raise ValueError(
@@ -141,6 +164,20 @@ class SimMIMTrainer(Trainer):
             if chunk_size < 1:
                 raise ValueError(f"chunk_size={chunk_size}: give the number of sequences in a chunk, 1 or more.")
             self.accelerator.unwrap_model(self.model).chunk_size = chunk_size
+        self.weight_schedule = weight_schedule or {}
+        config = self.accelerator.unwrap_model(self.model).config
+        check_weight_schedule(self.weight_schedule, config)
+        leaves_out = any(not weight for points in self.weight_schedule.values() for _, weight in points)
+        if leaves_out and self.args.world_size > 1:
+            self.args.ddp_find_unused_parameters = True  # a term that is left out has parameters without a gradient
+        if conflict_steps is not None and (
+            conflict_steps < 1 or not (config.mlm_weight and config.contrastive_weight)
+        ):
+            raise ValueError(
+                f"conflict_steps={conflict_steps}: give 1 or more, and an objective with a masked and a contrastive "
+                f"term (mlm_weight is {config.mlm_weight}, contrastive_weight {config.contrastive_weight})."
+            )
+        self.conflict_steps, self._conflict_measured_at = conflict_steps, None
         self._training_meter, self._evaluation_meter = Meter(), Meter()
         self._tokens, self._tokens_since = 0, None
         self._shares: deque[dict[str, float]] = deque()
@@ -200,13 +237,14 @@ class SimMIMTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs)
-        terms = {name: outputs.get(name) for name in ("mlm_loss", "contrastive_loss", "clm_loss")}
-        terms = {name: term for name, term in terms.items() if term is not None}
-        loss = outputs.loss
+        terms = {name: outputs[name] for name in TERMS if outputs.get(name) is not None}
+        loss, unwrapped = outputs.loss, self.accelerator.unwrap_model(model)
         if model.training and self._shares:
-            config, share = self.accelerator.unwrap_model(model).config, self._shares.popleft()
+            share = self._shares.popleft()
             # Trainer divides by the number of micro-batches afterwards.
-            loss = sum(getattr(config, _weight_of(name)) * share[name] * term for name, term in terms.items())
+            loss = unwrapped.weighted_sum({name: share[name] * term for name, term in terms.items()})
+        if model.training and self._conflict_is_due(terms):
+            self._training_meter.add(gradient_conflict(unwrapped, terms), 1)
         self._observe(model.training, inputs, outputs, terms)
         return (loss, outputs) if return_outputs else loss
 
@@ -232,7 +270,8 @@ class SimMIMTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         if self._tokens_since is None:
             self._tokens_since = time.monotonic()
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        with self._scheduled_weights(self.accelerator.unwrap_model(model).config):
+            loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"The loss is {loss.item()} at step {self.state.global_step + 1}: training stopped before this step "
@@ -240,6 +279,26 @@ class SimMIMTrainer(Trainer):
                 f"rate (now {self._get_learning_rate():g}), set a longer warm-up, or raise the temperature."
             )
         return loss
+
+    @contextlib.contextmanager
+    def _scheduled_weights(self, config):
+        """The weights of this moment, for a step only: checkpoints and evaluation keep those of the configuration."""
+        configured = {name: getattr(config, name) for name in self.weight_schedule}
+        for name, points in self.weight_schedule.items():
+            shares, weights = zip(*points, strict=True)
+            setattr(config, name, float(np.interp(self.state.global_step / self.state.max_steps, shares, weights)))
+        try:
+            yield
+        finally:
+            for name, weight in configured.items():
+                setattr(config, name, weight)
+
+    def _conflict_is_due(self, terms: dict[str, torch.Tensor]) -> bool:
+        step = self.state.global_step
+        if self.conflict_steps is None or step % self.conflict_steps or step == self._conflict_measured_at:
+            return False
+        self._conflict_measured_at = step
+        return {"mlm_loss", "contrastive_loss"} <= terms.keys()
 
     # Logging and saving
 
@@ -251,7 +310,8 @@ class SimMIMTrainer(Trainer):
             if seconds > 0:
                 logs["tokens_per_second"] = round(tokens.item() / seconds)
             self._tokens, self._tokens_since = 0, None
-        super().log(logs, start_time)
+        # With `start_time` transformers would add its own tokens per second, over the whole run, to each entry.
+        super().log(logs)
 
     def evaluation_loop(self, dataloader, description, *args, metric_key_prefix="eval", **kwargs):
         self._evaluation_meter = Meter()
@@ -262,12 +322,114 @@ class SimMIMTrainer(Trainer):
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
-        if self.args.should_save and isinstance(self.data_collator, DataCollatorForSimMIM):
-            self.data_collator.save_pretrained(output_dir or self.args.output_dir)
+        if not self.args.should_save:
+            return
+        folder = output_dir or self.args.output_dir
+        # A pickle can execute code when it is opened, and nothing reads this one.
+        os.remove(os.path.join(folder, TRAINING_ARGS_NAME))
+        arguments = {name: value for name, value in self.args.to_dict().items() if not name.endswith("_token")}
+        with open(os.path.join(folder, "training_args.json"), "w", encoding="utf-8") as file:
+            json.dump(reporting.without_folders(arguments), file, indent=2)
+        if isinstance(self.data_collator, DataCollatorForSimMIM):
+            self.data_collator.save_pretrained(folder)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # Here transformers pickles the arguments again, in a folder of which it uploads all but what begins with `_`.
+        transformers.trainer.TRAINING_ARGS_NAME = f"_{TRAINING_ARGS_NAME}"
+        try:
+            super()._push_from_checkpoint(checkpoint_folder)
+        finally:
+            transformers.trainer.TRAINING_ARGS_NAME = TRAINING_ARGS_NAME
+
+    def create_model_card(
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Writes README.md and the training curves into `output_dir`, as `push_to_hub` does.
+
+        A README.md that a person has edited stays as it is.
+
+        Args:
+            language: ISO 639 codes.
+            license: an identifier of the Hub, such as `apache-2.0`.
+            tags: beside those of the objective.
+            model_name: the title. Default: the name on the Hub, or that of the folder.
+            finetuned_from: the Hub id of the model from which training started.
+            dataset_tags: the Hub ids of the training data.
+            tasks, dataset, dataset_args: options of transformers' card, which this one does not need.
+        """
+        if self.is_world_process_zero():
+            facts = dict(self.results or hub.run_facts(self))
+            if finetuned_from:
+                facts["base_model"] = finetuned_from
+            if dataset_tags:
+                facts["data"] = {**facts.get("data", {}), "datasets": _as_list(dataset_tags)}
+            hub.write_trainer_card(
+                self, facts, name=model_name, license=license, language=_as_list(language), tags=_as_list(tags)
+            )
 
 
-def _weight_of(term: str) -> str:
-    return term.replace("_loss", "_weight")
+def _as_list(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])
+
+
+def check_weight_schedule(schedule: dict[str, list[tuple[float, float]]], config) -> None:
+    """Refuses a schedule that could not be followed.
+
+    Raises:
+        ValueError: a weight that does not exist or is 0 in the configuration, or points out of order or range.
+    """
+    for name, points in schedule.items():
+        if name not in WEIGHTS:
+            raise ValueError(f"weight_schedule: there is no weight `{name}`. There are: {', '.join(WEIGHTS)}.")
+        if not getattr(config, name):
+            raise ValueError(
+                f"weight_schedule: `{name}` is 0 in the configuration, so its term has no evaluation. "
+                "Set it to the weight that training ends with."
+            )
+        shares = [share for share, _ in points]
+        if not points or shares != sorted(shares) or shares[0] < 0 or shares[-1] > 1 or min(w for _, w in points) < 0:
+            raise ValueError(
+                f"weight_schedule: `{name}` has the points {points}; they must be (share of training, weight) with "
+                "ascending shares from 0 to 1 and weights of 0 or above, such as [(0, 0), (0.3, 0), (0.3, 1)]."
+            )
+
+
+def gradient_conflict(model, terms: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """How much the masked and the contrastive term want different things of the encoder.
+
+    Args:
+        model: the `SimMIMForPreTraining` that computed the terms
+        terms: with `mlm_loss` and `contrastive_loss`, unweighted; their graph is kept
+
+    Returns:
+        `gradient_cosine` of their gradients over all encoder parameters, `mlm_gradient_norm` and
+        `contrastive_gradient_norm`.
+    """
+    parameters = [parameter for parameter in model.base_model.parameters() if parameter.requires_grad]
+    gradients = []
+    for name in ("mlm_loss", "contrastive_loss"):
+        parts = torch.autograd.grad(terms[name], parameters, retain_graph=True, allow_unused=True)
+        parts = [torch.zeros_like(p) if part is None else part for p, part in zip(parameters, parts, strict=True)]
+        gradient = torch.cat([part.flatten().float() for part in parts])
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(gradient, torch.distributed.ReduceOp.SUM)
+            gradient /= torch.distributed.get_world_size()
+        gradients.append(gradient)
+    mlm, contrastive = gradients
+    return {
+        "gradient_cosine": torch.nn.functional.cosine_similarity(mlm, contrastive, dim=0),
+        "mlm_gradient_norm": mlm.norm(),
+        "contrastive_gradient_norm": contrastive.norm(),
+    }
 
 
 def _counts(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
