@@ -3,6 +3,8 @@
 import contextlib
 import copy
 import inspect
+import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -633,7 +635,7 @@ class SimMIMForMaskedLM(SimMIMWithLMHead):
         filled, certainty = input_ids.clone(), torch.ones_like(input_ids, dtype=torch.float32)
         for step in range(1, int(steps.max()) + 1):
             opened = filled == mask_token_id
-            logits = self(filled, attention_mask, **inputs).logits[opened].float()
+            logits = self(filled, attention_mask, return_dict=True, **inputs).logits[opened].float()
             logits[:, list(suppressed)] = -torch.inf
             probabilities = logits.softmax(-1)
             if temperature == 0:
@@ -645,7 +647,7 @@ class SimMIMForMaskedLM(SimMIMWithLMHead):
             filled[opened] = tokens
             certainty[opened] = probabilities.gather(1, tokens[:, None])[:, 0]
             # Of each text, rank its gaps from the least certain; what is not a gap ranks behind all of them.
-            rank = certainty.masked_fill(~gaps, torch.inf).argsort(1, stable=True).argsort(1)
+            rank = certainty.masked_fill(~gaps, torch.inf).argsort(dim=1, stable=True).argsort(1)
             reopened = rank < (num_gaps * (steps - step).clamp(min=0) // steps)[:, None]
             filled[reopened] = mask_token_id
         return filled
@@ -1287,13 +1289,14 @@ def _explaining_weights(name_or_path):
     """Says in plain words why the weights of a checkpoint are not read."""
     try:
         yield
-    except SafetensorError as error:
+    except (SafetensorError, json.JSONDecodeError) as error:  # the latter: the index of the shards
         raise OSError(
             f"The weights in `{name_or_path}` are damaged, as after an interrupted download or a full disk ({error}). "
             "Fetch or save them again."
         ) from error
     except OSError as error:
-        if "safetensors" not in str(error):
+        # The name of a folder, or of a file that does not arrive, may hold the word as well.
+        if not re.search(r"file named model[\w.]*\.safetensors", str(error)):
             raise
         raise OSError(
             f"`{name_or_path}` has no weights in safetensors. Weights in `.bin` files are pickles, which can execute "
