@@ -128,7 +128,7 @@ class SimMIMConfig(PreTrainedConfig):
     # Trainer's evaluation gathers every output of the model that is not named here.
     keys_to_ignore_at_inference = [
         *("mlm_loss", "contrastive_loss", "clm_loss", "mlm_accuracy", "contrastive_accuracy"),
-        *("original_embeds", "masked_embeds", "hidden_states", "attentions"),
+        *("original_embeds", "masked_embeds", "hidden_states", "attentions", "past_key_values"),
     ]
 
     text_config: dict | PreTrainedConfig | None = None

@@ -250,6 +250,10 @@ class SimMIMPreTrainedModel(PreTrainedModel):
             "checkpoint with `AutoModelForCausalLM`, or fill gaps with `SimMIMForMaskedLM.infill`."
         )
 
+    def _asked_for(self) -> dict[str, bool]:
+        """What the own configuration asks of every forward; the backbone knows its own only."""
+        return {name: True for name in ("output_hidden_states", "output_attentions") if getattr(self.config, name)}
+
     def get_input_embeddings(self) -> nn.Module:
         return self.base_model.encoder.get_input_embeddings()
 
@@ -319,6 +323,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
             raise ValueError("Give `input_ids` or `inputs_embeds`.")
         if attention_mask is None:
             attention_mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
+        kwargs = {**self._asked_for(), **kwargs}
         plain = input_ids is not None and position_ids is None and not any(kwargs.values())
         if plain and self._causal_on_encoder(is_causal) and self._packs(input_ids.device):
             tokens, packing = self.encode(input_ids, attention_mask, token_type_ids, is_causal=True)
@@ -740,7 +745,7 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            **kwargs,
+            **{**self._asked_for(), **kwargs},
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
@@ -898,7 +903,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             ValueError: a view that the objective needs is not given.
         """
         if labels is None and masked_input_ids is None:
-            outputs = self.simmim(input_ids, attention_mask, token_type_ids, **kwargs)
+            outputs = self.simmim(input_ids, attention_mask, token_type_ids, return_dict=True, **kwargs)
             return SimMIMForPreTrainingOutput(
                 logits=self.lm_head(outputs.last_hidden_state),
                 hidden_states=outputs.hidden_states,
