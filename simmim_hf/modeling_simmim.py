@@ -264,6 +264,8 @@ class SimMIMPreTrainedModel(PreTrainedModel):
 class SimMIMModel(SimMIMPreTrainedModel):
     """The shared encoder: any text model of transformers, with the configured pooling."""
 
+    accepts_loss_kwargs = False
+
     def __init__(self, config: SimMIMConfig, is_decoder: bool = False):
         super().__init__(config)
         text_config = _as_decoder(config.text_config) if is_decoder else config.text_config
