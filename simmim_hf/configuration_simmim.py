@@ -197,6 +197,8 @@ class SimMIMConfig(PreTrainedConfig):
         saved, and `AutoModel` would then refuse a pre-training checkpoint.
         """
         self.auto_map = dict(AUTO_MAP)
+        if os.path.exists(self.text_config._name_or_path):
+            self.text_config._name_or_path = ""  # a folder of this machine is nobody else's business
         super().save_pretrained(save_directory, **kwargs)
         for source in map(Path(__file__).with_name, REMOTE_FILES):
             target = Path(save_directory, source.name)

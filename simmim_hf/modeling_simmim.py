@@ -155,7 +155,7 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> to
         (batch, hidden)
     """
     if pooling == "cls":
-        return hidden[torch.arange(len(hidden), device=hidden.device), attention_mask.long().argmax(1)]
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), attention_mask.long().argmax(1)]
     real = attention_mask.bool()[..., None]
     if pooling == "max":
         return hidden.masked_fill(~real, torch.finfo(hidden.dtype).min).amax(1)
@@ -283,7 +283,9 @@ class SimMIMModel(SimMIMPreTrainedModel):
         self.encoder = AutoModel.from_config(text_config, **options)
         if self.encoder.config._attn_implementation == "sdpa" and self.encoder._supports_attention_backend:
             self.encoder.config._attn_implementation = ATTENTION
-        self._parameters_of_forward = frozenset(inspect.signature(self.encoder.forward).parameters)
+        self._parameters_of_forward = set(inspect.signature(self.encoder.forward).parameters)
+        if not hasattr(text_config, "type_vocab_size"):
+            self._parameters_of_forward.discard("token_type_ids")  # GPT-2 would look them up among its words
         self._causal_by_nature = any(getattr(module, "is_causal", False) for module in self.encoder.modules())
         # RoBERTa and its kin count positions from padding_idx + 1.
         embedding = getattr(getattr(self.encoder, "embeddings", None), "position_embeddings", None)
@@ -833,6 +835,8 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         kwargs.setdefault("tie_word_embeddings", getattr(text_config, "tie_word_embeddings", True))
         config = SimMIMConfig(text_config=text_config, **kwargs)
         native, info = _load_native(pretrained_model_name_or_path, text_config, loading)
+        # `simmim export` writes it, so that transformers' own class reads a decoder in both directions.
+        native.config.__dict__.pop("is_causal", None)
         config.text_config = native.config
         model = cls(config).to(device=native.device, dtype=native.dtype)
         model.simmim.encoder.load_state_dict(native.base_model.state_dict(), strict=False)

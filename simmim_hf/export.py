@@ -1,0 +1,528 @@
+"""`simmim export`: a checkpoint in the forms that other libraries open.
+
+Every export is opened again as its users will open it, and compared with its source on real sentences.
+"""
+
+import contextlib
+import copy
+import importlib.util
+import inspect
+import io
+import json
+import logging as python_logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.nn.functional import normalize
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import logging
+
+from . import modeling_simmim
+from .configuration_simmim import SimMIMConfig
+from .corpora import load_tokenizer
+from .modeling_simmim import SimMIMPreTrainedModel, native_head
+
+logger = logging.get_logger(__name__)
+
+# What the exports are compared on: short and long, several scripts, and a text beyond any usual sliding window.
+SENTENCES = [
+    "Rain.",
+    "The old bridge was closed for repairs.",
+    "Where does the river that runs through this valley reach the sea, and how long is it in all?",
+    "她在河边的小镇上开了一家书店。每天早上七点开门。",
+    "Der Zug nach München fährt heute von Gleis 7 und nicht, wie angezeigt, von Gleis 12.",
+    "In 1998 the council sold the mill for 2.4 million; nobody has lived there since, and its roof has fallen in.",
+]
+LONG_TEXT = " ".join(SENTENCES * 3)
+
+TOLERANCE = {"backbone": 1e-5, "sentence-transformers": 1e-5, "onnx": 1e-4, "safetensors-only": 1e-5}
+NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "sentence-transformers": ("sentence-transformers",)}
+ONNX_FILE, QUANTIZED_FILE = "model.onnx", "model_quantized.onnx"
+PROTOBUF_LIMIT = 2**31
+CARD_FILES = ("README.md", "training.png")
+
+
+class ExportError(RuntimeError):
+    """An export that is not what its source is."""
+
+
+@dataclass
+class ExportArguments:
+    """What is exported, and to what."""
+
+    model: str = field(metadata={"help": "Folder or Hub id of a SimMIM checkpoint."})
+    to: str = field(
+        metadata={
+            "help": "backbone: the encoder and its language-model head in transformers' own class. "
+            "sentence-transformers: a folder for SentenceTransformer. onnx: a graph with the pooled vectors. "
+            "safetensors-only: the checkpoint without what only training needs.",
+            "choices": list(TOLERANCE),
+        }
+    )
+    output_dir: str = field(metadata={"help": "Folder for the export."})
+    quantize: bool = field(default=False, metadata={"help": f"With onnx: {QUANTIZED_FILE} too, in int8."})
+    keep_projection: bool = field(
+        default=False, metadata={"help": "With safetensors-only: keep the projection, which only training uses."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Write into --output_dir though it is not empty."}
+    )
+
+    def __post_init__(self):
+        if self.quantize and self.to != "onnx":
+            raise ValueError(f"--quantize goes with --to onnx, not with --to {self.to}.")
+        if self.keep_projection and self.to != "safetensors-only":
+            raise ValueError(f"--keep_projection goes with --to safetensors-only, not with --to {self.to}.")
+
+
+def run(arguments: ExportArguments) -> None:
+    """Exports a checkpoint, and prints how far the export is from it. A wrong export does not reach `output_dir`.
+
+    Raises:
+        ValueError, OSError, ImportError: what is asked for cannot work; the message names the remedy.
+        ExportError: the export is not what its source is.
+    """
+    name, to, folder = arguments.model, arguments.to, Path(arguments.output_dir)
+    if folder.is_dir() and any(folder.iterdir()):
+        if Path(name).is_dir() and folder.samefile(name):
+            raise ValueError(f"--output_dir `{folder}` is the checkpoint itself. Give another folder.")
+        if not arguments.overwrite_output_dir:
+            raise ValueError(
+                f"--output_dir `{folder}` is not empty. Give another folder, or --overwrite_output_dir to write over "
+                "it."
+            )
+    require(*NEEDED.get(to, ()))
+    model, tokenizer = load_checkpoint(name), load_tokenizer(name)
+    with tempfile.TemporaryDirectory() as staging:
+        if to == "backbone":
+            difference = export_backbone(model, tokenizer, staging)
+        elif to == "sentence-transformers":
+            difference = export_sentence_transformers(model, tokenizer, staging)
+        elif to == "onnx":
+            difference = export_onnx(model, tokenizer, staging)
+        else:
+            difference = export_checkpoint(model, tokenizer, staging, arguments.keep_projection)
+            for file in filter(Path.is_file, (Path(name, part) for part in CARD_FILES)):
+                shutil.copy(file, staging)
+        print(
+            f"{to}: the largest difference to `{name}` over {len(SENTENCES) + 1} texts is {difference:.1e} "
+            f"(limit {TOLERANCE[to]:.0e})"
+        )
+        if arguments.quantize:
+            cosine = quantize_onnx(model, tokenizer, staging)
+            print(f"int8: the cosine of its vectors and those of `{name}` is {cosine:.4f} at least")
+        shutil.copytree(staging, folder, dirs_exist_ok=True)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"Saved in {folder} ({size / 1e6:.1f} MB)")
+
+
+def require(*packages: str) -> None:
+    """Raises an ImportError with the command that installs what is missing."""
+    missing = [name for name in packages if importlib.util.find_spec(name.replace("-", "_")) is None]
+    if missing:
+        raise ImportError(f"this export needs {', '.join(missing)}: pip install {' '.join(missing)}")
+
+
+def load_checkpoint(name_or_path: str) -> SimMIMPreTrainedModel:
+    """A SimMIM checkpoint in the class that it was saved from, in evaluation mode.
+
+    Raises:
+        ValueError: the model is not a SimMIM checkpoint.
+        OSError: there is no such model, or it has no weights in safetensors.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"`{name_or_path}` is neither a folder with a SimMIM checkpoint nor a model on the Hub: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    if config.model_type != SimMIMConfig.model_type:
+        raise ValueError(
+            f"`{name_or_path}` is a `{config.model_type}`, not a SimMIM checkpoint. Make one of it with "
+            "`SimMIMForPreTraining.from_backbone`, or with `simmim pretrain --model_name_or_path`."
+        )
+    return getattr(modeling_simmim, (config.architectures or ["SimMIMModel"])[0]).from_pretrained(name_or_path)
+
+
+def export_backbone(
+    model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike
+) -> float:
+    """Writes `native_model(model)` and its tokenizer, which transformers opens without this package.
+
+    Returns:
+        The largest difference of token vectors and logits to those of `model`, relative to the largest value.
+
+    Raises:
+        ExportError: the difference is above 1e-5, or a weight is missing or left over.
+        ValueError: transformers' own class cannot read as the model was trained to.
+    """
+    _check_padding(model, tokenizer)
+    native = native_model(model)
+    native.save_pretrained(folder)
+    _fitted(model, tokenizer).save_pretrained(folder)
+    native = _reload(type(native), folder, **_without_pooler(type(native)))
+    source, differences = _reference(model), []
+    for batch in _batches(model, tokenizer):
+        real = batch["attention_mask"].bool()
+        with torch.no_grad():
+            hidden = source.base_model(**batch).last_hidden_state
+            differences.append(_difference(native.base_model(**batch).last_hidden_state[real], hidden[real]))
+            if native.base_model is not native:
+                differences.append(_difference(native(**batch).logits[real], source.lm_head(hidden[real])))
+    return _checked(differences, "backbone")
+
+
+def export_sentence_transformers(
+    model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike
+) -> float:
+    """Writes a folder that `SentenceTransformer(folder)` opens without remote code.
+
+    Its modules are the native backbone, the configured pooling and, for the cosine, `Normalize`: its vectors are then
+    `pooler_output` divided by its length. There are no prompts.
+
+    Returns:
+        The largest difference of these vectors, relative to the largest value.
+
+    Raises:
+        ExportError: the difference is above 1e-5.
+        ValueError: as `export_backbone`.
+    """
+    require(*NEEDED["sentence-transformers"])
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Normalize, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    _check_padding(model, tokenizer)
+    config = model.config
+    encoder = _bare_encoder(model, _native_config(model))
+    with tempfile.TemporaryDirectory() as plain:
+        encoder.save_pretrained(plain)
+        _fitted(model, tokenizer, padding_side="right").save_pretrained(plain)
+        transformer = Transformer(plain, model_kwargs=_without_pooler(type(encoder)))
+        modules = [transformer, Pooling(config.hidden_size, pooling_mode=config.pooling)]
+        if config.similarity == "cosine":
+            modules.append(Normalize())
+        exported = SentenceTransformer(modules=modules, similarity_fn_name=config.similarity, device="cpu")
+        exported.save_pretrained(str(folder), create_model_card=False)
+    # Without this, whoever opens the folder is told of missing weights: those of the pooler that it has no use for.
+    settings_file = Path(folder, "sentence_bert_config.json")
+    settings = json.loads(settings_file.read_text(encoding="utf-8"))
+    settings["model_kwargs"] = _without_pooler(type(encoder))
+    settings_file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    exported = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+    source, differences = _reference(model), []
+    for texts, batch in zip((SENTENCES, [LONG_TEXT]), _batches(model, tokenizer), strict=True):
+        with torch.no_grad():
+            expected = source.base_model(**batch).pooler_output
+        if config.similarity == "cosine":
+            expected = normalize(expected, dim=-1)
+        differences.append(_difference(exported.encode(texts, convert_to_tensor=True), expected))
+    return _checked(differences, "sentence-transformers")
+
+
+def export_onnx(model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike) -> float:
+    """Writes `model.onnx` in float32, for any batch and length, the backbone's configuration and the tokenizer.
+
+    The graph takes what the saved tokenizer gives, and returns `last_hidden_state` (batch, length, hidden) and
+    `pooler_output` (batch, hidden), the configured pooling. Padding may stand on either side.
+
+    Returns:
+        The largest difference of both to those of `model`, relative to the largest value.
+
+    Raises:
+        ExportError: the difference is above 1e-4, or the backbone cannot be traced.
+    """
+    require(*NEEDED["onnx"])
+    import onnx_ir
+    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+
+    encoder = copy.deepcopy(_reference(model).base_model)
+    encoder.encoder.set_attn_implementation("sdpa")  # reading without padding depends on the lengths in the batch
+    traced = next(_batches(model, tokenizer))
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    options = OnnxConfig(dynamic=True, dynamic_shapes=dict.fromkeys(traced, axes))
+    try:
+        with _quiet(), torch.no_grad():
+            exported = OnnxExporter().export(encoder, traced, options)
+    except Exception as error:  # every backbone has its own way of not being traceable
+        family = model.config.text_config.model_type
+        raise ExportError(f"this `{family}` cannot be made a graph: {error}") from error
+    # transformers 5.17 returns the program of torch itself.
+    graph = exported.program if hasattr(exported, "program") else exported.model
+    size = sum(parameter.numel() * 4 for parameter in encoder.parameters())
+    external = f"{ONNX_FILE}.data" if size > 0.9 * PROTOBUF_LIMIT else None
+    onnx_ir.save(graph, Path(folder, ONNX_FILE), external_data=external)
+    model.config.text_config.save_pretrained(folder)
+    _fitted(model, tokenizer).save_pretrained(folder)
+
+    differences = []
+    for batch in _batches(model, tokenizer):
+        real = batch["attention_mask"].bool()
+        hidden, pooled = _run_onnx(Path(folder, ONNX_FILE), batch)
+        with torch.no_grad():
+            expected = _reference(model).base_model(**batch)
+        differences.append(_difference(hidden[real], expected.last_hidden_state[real]))
+        differences.append(_difference(pooled, expected.pooler_output))
+    return _checked(differences, "onnx")
+
+
+def quantize_onnx(
+    model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike
+) -> float:
+    """Writes `model_quantized.onnx` beside the `model.onnx` of `export_onnx`: int8 weights, activations as they come.
+
+    Returns:
+        The smallest cosine of its sentence vectors and those of `model`.
+    """
+    from onnxruntime.quantization import quantize_dynamic
+
+    # Seven bits of the eight: two products of eight bits overflow on processors without VNNI, and vectors turn wrong.
+    with _quiet():
+        quantize_dynamic(
+            Path(folder, ONNX_FILE),
+            Path(folder, QUANTIZED_FILE),
+            per_channel=True,
+            reduce_range=True,
+            use_external_data_format=Path(folder, f"{ONNX_FILE}.data").exists(),
+        )
+    cosines = []
+    for batch in _batches(model, tokenizer):
+        with torch.no_grad():
+            expected = _reference(model).base_model(**batch).pooler_output
+        pooled = _run_onnx(Path(folder, QUANTIZED_FILE), batch)[1]
+        cosines.append(torch.cosine_similarity(pooled, expected).min().item())
+    return min(cosines)
+
+
+def export_checkpoint(
+    model: SimMIMPreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | os.PathLike,
+    keep_projection: bool = False,
+) -> float:
+    """Writes the checkpoint as one shares it: weights in safetensors, configuration, code and tokenizer.
+
+    Args:
+        keep_projection: keep the projection between pooling and contrastive loss, to go on with pre-training
+
+    Returns:
+        The largest difference of the sentence vectors to those of `model`, relative to the largest value.
+
+    Raises:
+        ExportError: the difference is above 1e-5, or a weight is missing or left over.
+    """
+    shared = copy.deepcopy(model)
+    if not keep_projection:
+        shared.config.projection_dim = None
+        if hasattr(shared, "projection"):
+            shared.projection = None
+    shared.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    shared, source, differences = _reload(type(model), folder), _reference(model), []
+    for batch in _batches(model, tokenizer):
+        with torch.no_grad():
+            ours, theirs = (each.base_model(**batch).pooler_output for each in (shared, source))
+        differences.append(_difference(ours, theirs))
+    return _checked(differences, "safetensors-only")
+
+
+def native_model(model: SimMIMPreTrainedModel) -> PreTrainedModel:
+    """The encoder in transformers' own class, with the language-model head where it fits its family's.
+
+    A decoder that was trained in both directions gets `is_causal=False` in its configuration, and an encoder that was
+    trained from left to right `is_decoder=True`, which transformers obeys.
+
+    Raises:
+        ValueError: transformers' class of an encoder cannot read from left to right, as this one was trained.
+    """
+    model = _reference(model, model.dtype)
+    text_config = _native_config(model)
+    native, reason = _native_with_head(model, text_config)
+    if native is None:
+        logger.warning(f"Exported without a language-model head: {reason}.")
+        native = _bare_encoder(model, text_config)
+    return native.eval()
+
+
+def _native_config(model: SimMIMPreTrainedModel) -> PreTrainedConfig:
+    config, family = model.config, model.config.text_config.model_type
+    text_config = copy.deepcopy(config.text_config)
+    text_config._attn_implementation = None  # ours is known in this process only
+    text_config.tie_word_embeddings = config.tie_word_embeddings
+    # Not by the encoder's layers: `SimMIMForCausalLM` makes a decoder of every backbone.
+    only_causal = family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if only_causal or getattr(text_config, "is_decoder", False):
+        if not config.objective_is_causal:
+            text_config.is_causal = False
+    elif config.objective_is_causal:
+        if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise ValueError(
+                f"this model was trained to read from left to right only, and transformers' own class of a `{family}` "
+                "reads in both directions. Export it with --to onnx or --to safetensors-only."
+            )
+        text_config.is_decoder = True
+    return text_config
+
+
+def _bare_encoder(model: SimMIMPreTrainedModel, text_config: PreTrainedConfig) -> PreTrainedModel:
+    encoder = model.base_model.encoder
+    bare = AutoModel.from_config(text_config, dtype=encoder.dtype, **_without_pooler(type(encoder)))
+    bare.load_state_dict(encoder.state_dict())
+    return bare.eval()
+
+
+def _without_pooler(model_class: type[PreTrainedModel]) -> dict[str, bool]:
+    """BERT's pooler is not part of a SimMIM model, and its random weights have no use."""
+    accepts = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    return {"add_pooling_layer": False} if accepts else {}
+
+
+def _native_with_head(
+    model: SimMIMPreTrainedModel, text_config: PreTrainedConfig
+) -> tuple[PreTrainedModel | None, str]:
+    """The backbone with its family's head, or None and why the head cannot be had."""
+    family, head = text_config.model_type, native_head(text_config)
+    if not hasattr(model, "lm_head"):
+        return None, f"`{type(model).__name__}` has none"
+    if head is None:
+        return None, f"that of `{family}` is not known here"
+    masked = family in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(text_config, "is_decoder", False)
+    auto_class = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    native = auto_class.from_config(text_config, dtype=model.dtype).eval()
+    native.base_model.load_state_dict(model.base_model.encoder.state_dict())
+    for ours, theirs in (("dense", head.dense), ("norm", head.norm), ("decoder", head.decoder)):
+        if theirs is not None:
+            native.get_submodule(theirs).load_state_dict(getattr(model.lm_head, ours).state_dict())
+    # BERT and its kin name the decoder's bias twice; where the decoder is not tied, these are two parameters.
+    owner = native.get_submodule(head.decoder.rpartition(".")[0])
+    if isinstance(getattr(owner, "bias", None), torch.nn.Parameter):
+        owner.bias.data.copy_(model.lm_head.decoder.bias.data)
+    ids = torch.arange(6)[None] + model.config.vocab_size - 6  # none of them is padding
+    with torch.no_grad():
+        theirs = native(input_ids=ids).logits
+        ours = model.lm_head(model.base_model(ids).last_hidden_state)
+    if not torch.allclose(ours, theirs, atol=1e-3, rtol=1e-3):
+        return None, f"that of `{family}` computes more than ours, such as a scale or a cap on its logits"
+    return native, ""
+
+
+def _reload(model_class: type[PreTrainedModel], folder: str | os.PathLike, **options) -> PreTrainedModel:
+    """The saved model as others load it, in float32.
+
+    Raises:
+        ExportError: weights are missing or left over.
+    """
+    loaded, info = model_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
+    wrong = {kind: sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]}
+    if wrong:
+        raise ExportError(f"the exported `{model_class.__name__}` does not load completely: {wrong}")
+    return loaded.eval()
+
+
+def _reference(model: SimMIMPreTrainedModel, dtype: torch.dtype = torch.float32) -> SimMIMPreTrainedModel:
+    """The model in evaluation mode, on the CPU, in `dtype`: a copy where it is not so already."""
+    if not model.training and model.dtype == dtype and model.device.type == "cpu":
+        return model
+    return copy.deepcopy(model).to("cpu", dtype).eval()
+
+
+def _check_padding(model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    text_config = model.config.text_config
+    if model.base_model._first_position and tokenizer.pad_token_id != text_config.pad_token_id:
+        raise ValueError(
+            f"the tokenizer's `pad_token_id` is {tokenizer.pad_token_id} and that of the model is "
+            f"{text_config.pad_token_id}, by which transformers' own `{text_config.model_type}` counts positions: its "
+            "vectors would be wrong. Export to onnx, or use the tokenizer of the backbone."
+        )
+
+
+def _fitted(model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options) -> PreTrainedTokenizerBase:
+    """A copy that truncates to what the model reads, and gives the inputs that it was trained on."""
+    tokenizer, text_config = copy.deepcopy(tokenizer), model.config.text_config
+    options["model_max_length"] = min(tokenizer.model_max_length, model.base_model.max_length)
+    # Where there are no token types GPT-2, for one, would look them up among the words.
+    has_types = hasattr(text_config, "type_vocab_size")
+    names = [name for name in tokenizer.model_input_names if name != "token_type_ids" or has_types]
+    for name, value in {**options, "model_input_names": names}.items():
+        setattr(tokenizer, name, value)
+        tokenizer.init_kwargs[name] = value  # only what is in there is saved
+    return tokenizer
+
+
+def _batches(model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict[str, torch.Tensor]]:
+    """What the tokenizer makes of several sentences, then of a long text: the inputs, (batch, length) each."""
+    if tokenizer.pad_token is None:
+        raise ValueError("the tokenizer has no pad token, and a batch of texts cannot be made: set `pad_token` first.")
+    # Absolute positions are not moved by padding on the right.
+    tokenizer = _fitted(model, tokenizer, padding_side="right")
+    for texts in (SENTENCES, [LONG_TEXT]):
+        yield dict(tokenizer(texts, padding=True, truncation=True, return_tensors="pt"))
+
+
+def _run_onnx(file: Path, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`last_hidden_state` (batch, length, hidden) and `pooler_output` (batch, hidden) of ONNX Runtime on the CPU."""
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(file, providers=["CPUExecutionProvider"])
+    feed = {name: column.numpy() for name, column in batch.items()}
+    hidden, pooled = session.run(["last_hidden_state", "pooler_output"], feed)
+    return torch.from_numpy(hidden), torch.from_numpy(pooled)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without the exporters' progress, and their warning that other versions were tested: every result is compared."""
+    loggers = [python_logging.getLogger(name) for name in ("", "torch.onnx", "transformers.exporters")]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(python_logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
+
+
+def _difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest absolute difference, relative to the largest expected value where that is above 1."""
+    return ((actual - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
+
+
+def _checked(differences: list[float], route: str) -> float:
+    difference = max(differences)
+    if not difference <= TOLERANCE[route]:  # NaN included
+        raise ExportError(
+            f"the exported model differs from its source by {difference:.1e}, more than {TOLERANCE[route]:.0e}. This "
+            "is a fault of the export: please report it with the checkpoint's config.json."
+        )
+    return difference
+
+
+__all__ = [
+    "ExportError",
+    "export_backbone",
+    "export_checkpoint",
+    "export_onnx",
+    "export_sentence_transformers",
+    "native_model",
+    "quantize_onnx",
+]
