@@ -171,7 +171,8 @@ def make_batches(arguments, tokenizer, device) -> list[dict]:
     tokens, _ = corpora.tokenize(text, tokenizer, arguments.max_length)
     if arguments.paragraphs:
         tokens = tokens.filter(lambda row: row["length"] == arguments.max_length)
-    collator = DataCollatorForSimMIM(tokenizer)
+    multiple = arguments.max_length if arguments.pad_to_max_length else None
+    collator = DataCollatorForSimMIM(tokenizer, pad_to_multiple_of=multiple)
     size = arguments.batch_size
     rows = [tokens.select(range(i * size, (i + 1) * size)).to_list() for i in range(arguments.batches)]
     return [{name: x.to(device) for name, x in collator(row).items()} for row in rows]
@@ -216,6 +217,9 @@ def main() -> None:
     parser.add_argument("--hidden_size", type=int, default=128)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--max_length", type=int, default=128)
+    parser.add_argument(
+        "--pad_to_max_length", action="store_true", help="pad to --max_length, not to the longest of a batch"
+    )
     parser.add_argument("--batches", type=int, default=4, help="different batches")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast for every contender, not only for ours")
