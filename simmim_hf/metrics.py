@@ -1,0 +1,259 @@
+"""What sentence vectors are worth: functions of arrays, and the same as metrics of the `evaluate` library.
+
+A metric of `evaluate` is otherwise fetched from the Hub; the classes here need no network and fit a Trainer's
+`compute_metrics`.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import evaluate
+import numpy as np
+import torch
+from datasets import Features, List, Value
+from scipy.stats import pearsonr, spearmanr
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from threadpoolctl import threadpool_limits
+from transformers.utils.logging import tqdm
+
+from . import losses
+
+FOLDS = 10
+QUERIES_AT_ONCE = 256
+TIE = 1e-6  # cosines this close are equal: rounding must not decide between documents with the same vector
+# SentEval's inverse strengths of the L2 penalty, for cross-validation and for a given test set.
+STRENGTHS = [2.0**power for power in range(-2, 4)]
+STRENGTHS_FOR_A_SPLIT = [2.0**power for power in range(-1, 6)]
+
+
+def check_scores(scores: Sequence[float]) -> np.ndarray:
+    """The scores as (pairs,) float64.
+
+    Raises:
+        ValueError: nothing can be correlated with them: fewer than three, not finite, or all the same.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    if len(scores) < 3:
+        raise ValueError(f"a correlation needs at least 3 scored pairs, and there are {len(scores)}.")
+    if not np.isfinite(scores).all():
+        raise ValueError(f"the score of pair {int(np.isfinite(scores).argmin()) + 1} is not a finite number.")
+    if np.ptp(scores) == 0:
+        raise ValueError(f"all {len(scores)} scores are {scores[0]:g}: nothing correlates with a constant.")
+    return scores
+
+
+def check_labels(labels: Sequence, needed: int) -> None:
+    """Raises a ValueError for a missing label, one class alone, or a class with fewer than `needed` texts."""
+    if None in labels:
+        raise ValueError(f"row {list(labels).index(None) + 1} has no label.")
+    counts = Counter(labels).most_common()
+    if len(counts) < 2:
+        raise ValueError(f"all {len(labels)} labels are {labels[0]!r}: a classifier needs two classes or more.")
+    rarest, count = counts[-1]
+    if count < needed:
+        raise ValueError(
+            f"the label {rarest!r} stands at {count} of the texts; choosing the strength of the penalty on a part of "
+            f"the training texts needs at least {needed} for each label. Add some, or leave the label out."
+        )
+
+
+def similarity_figures(cosines: Sequence[float], scores: Sequence[float]) -> dict[str, float]:
+    """Rank (Spearman) and linear (Pearson) correlation x 100 of the cosines of pairs with human scores.
+
+    Args:
+        cosines, scores: (pairs,)
+
+    Returns:
+        `spearman` and `pearson`, not a number where all cosines are the same.
+
+    Raises:
+        ValueError: see `check_scores`.
+    """
+    scores, cosines = check_scores(scores), np.asarray(cosines, dtype=np.float64)
+    if np.ptp(cosines) == 0:
+        return {"spearman": np.nan, "pearson": np.nan}
+    return {
+        "spearman": 100 * float(spearmanr(cosines, scores).statistic),
+        "pearson": 100 * float(pearsonr(cosines, scores).statistic),
+    }
+
+
+def retrieval_figures(
+    queries: np.ndarray,
+    documents: np.ndarray,
+    query_ids: Sequence | None = None,
+    document_ids: Sequence | None = None,
+    k: int = 10,
+) -> dict[str, float]:
+    """How well the document of a query is found among all documents by its cosine.
+
+    A document that scores as high as the right one counts as found before it.
+
+    Args:
+        queries, documents: (pairs, dim); row i of one belongs to row i of the other
+        query_ids, document_ids: (pairs,), such as the texts: rows with the same id are one query, or one document. So
+            a query may have several documents, and a document several queries. Default: every row is another one.
+        k: how far down the list is looked
+
+    Returns:
+        Means over the queries: `mrr@k`, `recall@1`, `recall@k` and `ndcg@k` (with gains of 0 and 1).
+
+    Raises:
+        ValueError: a vector that is not finite.
+    """
+    queries, documents = on_the_sphere(queries), on_the_sphere(documents)
+    rows = np.arange(len(queries))
+    _, first_query, query = np.unique(rows if query_ids is None else query_ids, return_index=True, return_inverse=True)
+    _, first_document, document = np.unique(
+        rows if document_ids is None else document_ids, return_index=True, return_inverse=True
+    )
+    queries, documents = queries[first_query], documents[first_document]
+    pairs = np.unique(np.stack([query, document], axis=1), axis=0)  # in the order of the queries
+    relevant = np.split(pairs[:, 1], np.flatnonzero(np.diff(pairs[:, 0])) + 1)
+
+    found = []
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        scores = queries[start : start + QUERIES_AT_ONCE] @ documents.T
+        for row, own in zip(scores, relevant[start : start + QUERIES_AT_ONCE], strict=True):
+            own_scores = np.sort(row[own])[::-1]
+            row[own] = -np.inf
+            ranks = 1 + np.arange(len(own)) + (row >= own_scores[:, None] - TIE).sum(1)
+            gain = (1 / np.log2(1 + ranks[ranks <= k])).sum()
+            best_gain = (1 / np.log2(2 + np.arange(min(len(own), k)))).sum()
+            reciprocal = 1 / ranks[0] if ranks[0] <= k else 0.0
+            found.append((reciprocal, (ranks <= 1).mean(), (ranks <= k).mean(), gain / best_gain))
+    means = np.mean(found, axis=0).tolist()
+    return dict(zip((f"mrr@{k}", "recall@1", f"recall@{k}", f"ndcg@{k}"), means, strict=True))
+
+
+def geometry_figures(
+    vectors: np.ndarray, pairs: tuple[np.ndarray, np.ndarray] | None = None
+) -> dict[str, float | None]:
+    """How vectors lie on the unit sphere.
+
+    - `uniformity`: log mean exp(-2 |x - y|^2) over all pairs (Wang & Isola 2020); lower is more even
+    - `mean_cosine`: over all pairs; near 1 where the vectors fill a narrow cone
+    - `effective_rank`: exp of the entropy of the singular values divided by their sum (Roy & Vetterli 2007)
+    - `alignment`: mean squared distance of the pairs that belong together (Wang & Isola 2020); lower is closer
+
+    Args:
+        vectors: (texts, dim), two texts or more; time and memory grow with the square of their number
+        pairs: two (pairs, dim); without them there is no `alignment`
+
+    Raises:
+        ValueError: a vector that is not finite.
+    """
+    vectors = on_the_sphere(vectors)
+    count, total = len(vectors), vectors.sum(0, dtype=np.float64)
+    singular = np.linalg.svd(vectors, compute_uv=False)
+    share = singular[singular > 0] / singular.sum()
+    figures = {
+        "uniformity": losses.uniformity(torch.from_numpy(vectors)).item(),
+        "mean_cosine": float((total @ total - np.square(vectors).sum()) / (count * (count - 1))),
+        "effective_rank": float(np.exp(-(share * np.log(share)).sum())),
+    }
+    if pairs is not None and len(pairs[0]):
+        figures["alignment"] = losses.alignment(*(torch.from_numpy(on_the_sphere(side)) for side in pairs)).item()
+    return figures
+
+
+def transfer_figures(
+    vectors: np.ndarray,
+    labels: Sequence,
+    test_vectors: np.ndarray | None = None,
+    test_labels: Sequence | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Accuracy of a logistic regression on frozen vectors, by the protocol of SentEval (Conneau & Kiela 2018).
+
+    Without test vectors: stratified 10-fold cross-validation, and in each fold another 10-fold cross-validation on its
+    training part chooses the strength of the L2 penalty. With them: the strength is chosen on the training vectors.
+    Classes of fewer than ten texts get fewer folds.
+
+    Args:
+        vectors, test_vectors: (texts, dim), as the encoder gives them, not normalised
+        labels, test_labels: (texts,)
+        seed: of the folds
+
+    Returns:
+        `accuracy` in per cent, and `accuracy_std`: over the folds, or the standard error of the test set's size.
+
+    Raises:
+        ValueError: fewer than two classes, or too few texts of a class.
+    """
+    labels = np.asarray(labels)
+    # A second thread costs such small problems many times what it saves.
+    with threadpool_limits(limits=1):
+        if test_vectors is not None:
+            check_labels(labels.tolist(), needed=2)
+            classifier = _fit_classifier(vectors, labels, STRENGTHS_FOR_A_SPLIT, seed)
+            accuracy = classifier.score(test_vectors, np.asarray(test_labels))
+            error = np.sqrt(accuracy * (1 - accuracy) / len(test_vectors))
+            return {"accuracy": 100 * accuracy, "accuracy_std": 100 * float(error)}
+        check_labels(labels.tolist(), needed=3)
+        accuracies = []
+        folds = _folds(labels, seed)
+        for train, test in tqdm(folds.split(vectors, labels), total=folds.n_splits, desc="Cross-validation"):
+            classifier = _fit_classifier(vectors[train], labels[train], STRENGTHS, seed)
+            accuracies.append(100 * classifier.score(vectors[test], labels[test]))
+    return {"accuracy": float(np.mean(accuracies)), "accuracy_std": float(np.std(accuracies))}
+
+
+def _fit_classifier(vectors: np.ndarray, labels: np.ndarray, strengths: list[float], seed: int) -> GridSearchCV:
+    search = GridSearchCV(LogisticRegression(max_iter=1000), {"C": strengths}, cv=_folds(labels, seed))
+    return search.fit(vectors, labels)
+
+
+def _folds(labels: np.ndarray, seed: int) -> StratifiedKFold:
+    rarest = min(Counter(labels.tolist()).values())
+    return StratifiedKFold(min(FOLDS, rarest), shuffle=True, random_state=seed)
+
+
+def on_the_sphere(vectors: np.ndarray) -> np.ndarray:
+    """(texts, dim), each divided by its length; raises a ValueError for a vector that is not finite."""
+    vectors = np.asarray(vectors)
+    if not np.isfinite(vectors).all():
+        raise ValueError("a vector holds numbers that are not finite.")
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
+
+
+class Similarity(evaluate.Metric):
+    """`similarity_figures` of `predictions` (cosines) and `references` (human scores), a number a pair each."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _metric_info(similarity_figures, Value("float64"))
+
+    def _compute(self, predictions, references) -> dict[str, float]:
+        return similarity_figures(predictions, references)
+
+
+class Retrieval(evaluate.Metric):
+    """`retrieval_figures` of `predictions` (vectors of the queries) and `references` (of their documents).
+
+    `compute` also takes `query_ids`, `document_ids` and `k`.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _metric_info(retrieval_figures, List(Value("float32")))
+
+    def _compute(self, predictions, references, **options) -> dict[str, float]:
+        return retrieval_figures(np.asarray(predictions), np.asarray(references), **options)
+
+
+class Geometry(evaluate.Metric):
+    """`geometry_figures` of `predictions`, and the alignment with `references`, the vectors that belong to them."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _metric_info(geometry_figures, List(Value("float32")))
+
+    def _compute(self, predictions, references) -> dict[str, float]:
+        predictions, references = np.asarray(predictions), np.asarray(references)
+        return geometry_figures(predictions, (predictions, references))
+
+
+def _metric_info(function, kind) -> evaluate.MetricInfo:
+    features = Features({"predictions": kind, "references": kind})
+    return evaluate.MetricInfo(
+        description=function.__doc__, citation="", inputs_description=function.__doc__, features=features
+    )
