@@ -1,0 +1,114 @@
+"""The arms of a comparison: names for sets of options of `simmim pretrain`, all checked before anything is trained."""
+
+import argparse
+import functools
+import re
+
+from .cli import known_words, pretraining_parser, read_settings, words_of
+from .configuration_simmim import OBJECTIVES, SimMIMConfig, _nearest
+
+RESERVED = ("random weights", "starting weights")
+
+# Options of `simmim pretrain` that a comparison sets by itself, and what to use instead.
+DECIDED = {
+    **dict.fromkeys(("max_steps", "num_train_epochs", "max_minutes"), "the budget decides: --budget_tokens"),
+    "objective": "the arms have it: --objectives",
+    "streaming": "a comparison plans its steps from the lengths of all texts: leave it out",
+    "similarity_file": "give the file as a task: --tasks",
+    "resume_from_checkpoint": "a comparison that was interrupted goes on by itself: leave it out",
+    "overwrite_output_dir": "give another --output_dir",
+    "push_to_hub": "push the winner afterwards",
+}
+# Options that all arms share, for else they would not be compared on the same text from the same weights.
+SHARED = {
+    *("train_file", "validation_file", "dataset_name", "dataset_config_name", "text_column", "output_dir", "seed"),
+    *("validation_split_percentage", "tokenizer_name", "vocab_size", "text_config", "model_name_or_path"),
+}
+
+
+def read_arms(objectives: list[str] | None, file: str | None) -> dict[str, dict]:
+    """Arms by name, each a dict of options of `simmim pretrain`: presets, and those of a YAML or JSON file.
+
+    Raises:
+        FileNotFoundError, ValueError: no such objective, file or option; the message names the arm and the nearest.
+    """
+    arms = {}
+    for name in objectives or ([] if file else OBJECTIVES):
+        if name not in OBJECTIVES:
+            raise ValueError(f"--objectives: there is no `{name}`.{_nearest(name, OBJECTIVES)} {_there_are()}")
+        arms[name] = {"objective": name}
+    for name, options in (read_settings(file) if file else {}).items():
+        if name in arms:
+            raise ValueError(f"the arm `{name}` of `{file}` is also in --objectives: give it another name.")
+        arms[name] = options
+    return arms
+
+
+def _there_are() -> str:
+    return f"There are: {', '.join(OBJECTIVES)}."
+
+
+def check_arms(arms: dict[str, dict]) -> dict[str, dict]:
+    """The arms with the values that `simmim pretrain` reads from their options.
+
+    Raises:
+        ValueError: a name that cannot be a folder, or an option that does not exist or that all arms have to share.
+    """
+    if not arms:
+        raise ValueError(f"there is no arm to compare. {_there_are()}")
+    checked = {}
+    for name, options in arms.items():
+        if not re.fullmatch(r"[\w+=-][\w.+= -]*", str(name)) or name in RESERVED:
+            raise ValueError(
+                f"`{name}` cannot be the name of an arm: take letters, digits, spaces and - _ + = . only."
+            )
+        if not isinstance(options, dict) or not options:
+            raise ValueError(f"the arm `{name}` must hold options of `simmim pretrain`, such as `objective: simmim`.")
+        objective = options.get("objective", "simmim")
+        if objective not in OBJECTIVES:
+            raise ValueError(
+                f"the arm `{name}`: there is no objective `{objective}`.{_nearest(str(objective), OBJECTIVES)} "
+                + _there_are()
+            )
+        try:
+            options = normalise(words_of(options))
+            for shared in SHARED & options.keys():
+                raise ValueError(f"all arms have the same {shared}: give --{shared} beside --arms.")
+            refuse_decided({k: v for k, v in options.items() if k != "objective"})
+            model_args, *_ = pretraining_parser().parse_args_into_dataclasses(words_of(options))
+            SimMIMConfig(**model_args.config_options())
+        except ValueError as error:
+            raise ValueError(f"the arm `{name}`: {error}") from error
+        checked[str(name)] = {"objective": "simmim", **options}
+    return checked
+
+
+def normalise(words: list[str]) -> dict:
+    """Words of a command line to the options that they give, with the values that `simmim pretrain` reads.
+
+    Raises:
+        ValueError: an option that does not exist, or a value of the wrong kind.
+    """
+    parser = _parser_of_given()
+    try:
+        given, left_over = parser.parse_known_args(known_words(parser, words))
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
+    if left_over:
+        raise ValueError(f"`{' '.join(left_over)}` is not an option; options begin with --.")
+    return vars(given)
+
+
+@functools.cache
+def _parser_of_given() -> argparse.ArgumentParser:
+    parser = pretraining_parser()
+    parser.exit_on_error = False
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    return parser
+
+
+def refuse_decided(options: dict) -> None:
+    for name in options:
+        if name in DECIDED:
+            raise ValueError(f"--{name} is no option of a comparison; {DECIDED[name]}.")
