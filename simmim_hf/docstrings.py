@@ -1,6 +1,7 @@
 """The built-in corpus: the documentation inside the installed Python, torch and transformers, read as text."""
 
 import ast
+import functools
 import gc
 import importlib.util
 import inspect
@@ -21,6 +22,7 @@ _ROLE = re.compile(r":[\w:]+:`~?([^`]*)`|\[`~?([^`\]]*)`\](\([^)]*\))?")
 _NOISE = re.compile(r"<[^<>]*>|`+|\*\*(?=\w)|(?<=\w)\*\*|https?://\S+")
 
 
+@functools.cache
 def built_in_corpus() -> Dataset:
     """The docstrings of the installed Python standard library, torch and transformers: English text for offline use.
 
