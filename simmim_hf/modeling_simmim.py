@@ -1024,7 +1024,10 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         hidden, packing = self.simmim.encode(input_ids, attention_mask, token_type_ids, is_causal)
         vectors = hidden.new_empty(len(input_ids), 0)
         if self.config.contrastive_weight and not is_causal:
-            vectors = pool(packing.unpack(hidden), attention_mask, self.config.pooling)
+            if self.config.pooling == "mean":
+                vectors = packing.mean(hidden)
+            else:
+                vectors = pool(packing.unpack(hidden), attention_mask, self.config.pooling)
             if self.projection is not None:
                 vectors = self.projection(vectors)
         predicted = (targets != IGNORE_INDEX) & attention_mask.bool()

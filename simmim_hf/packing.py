@@ -122,6 +122,14 @@ class Packing:
         rows, length = self.shape
         return x.new_zeros(rows * length, *x.shape[1:]).index_copy(0, self.indices, x).unflatten(0, (rows, length))
 
+    def mean(self, x: torch.Tensor) -> torch.Tensor:
+        """(tokens, dim) -> (rows, dim), the mean over the tokens of each row, without a padded batch in between"""
+        rows, length = self.shape
+        row = self.indices // length
+        sums = torch.zeros(rows, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+        sums = sums.index_add(0, row, x.to(sums.dtype))
+        return (sums / torch.bincount(row, minlength=rows).clamp(min=1)[:, None]).to(x.dtype)
+
     def select(self, x: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         """(tokens, ...) -> the tokens at `where`, a (rows, length) mask of real tokens, in reading order"""
         place = torch.zeros(where.numel(), dtype=torch.long, device=x.device)
