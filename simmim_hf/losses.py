@@ -87,6 +87,8 @@ def linear_cross_entropy(
     Returns:
         The loss, a scalar, 0 where there are no tokens; and how many targets have the highest logit.
     """
+    if not torch.is_grad_enabled():  # autograd would still ask for the gradients, which nobody reads
+        hidden, weight, bias = (None if x is None else x.detach() for x in (hidden, weight, bias))
     return _LinearCrossEntropy.apply(hidden, weight, bias, targets, tokens_at_once)
 
 

@@ -794,9 +794,8 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        loaded = super().from_pretrained(
-            pretrained_model_name_or_path, *args, **kwargs
-        )  # makes every parameter trainable
+        # transformers makes every parameter trainable.
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_unused()
         return loaded
 

@@ -241,6 +241,17 @@ def test_linear_cross_entropy_in_autocast_and_of_nothing():
     assert nothing == correct == 0 and not weight.grad.any() and not bias.grad.any()
 
 
+def test_evaluation_makes_no_gradient(monkeypatch):
+    hidden, weight = (torch.randn(n, 4, requires_grad=True) for n in (5, 7))
+    products, addmm_ = [], torch.Tensor.addmm_
+    monkeypatch.setattr(torch.Tensor, "addmm_", lambda *args: products.append(1) or addmm_(*args))
+    with torch.no_grad():
+        without, _ = linear_cross_entropy(hidden, weight, None, torch.arange(5), 2)
+    assert not products
+    loss, _ = linear_cross_entropy(hidden, weight, None, torch.arange(5), 2)
+    assert products and torch.equal(loss, without)
+
+
 @pytest.mark.parametrize("kind", ["cosine", "dot"])
 @pytest.mark.parametrize("form", ["info_nce", "decoupled"])
 def test_gradient_of_the_contrastive_loss(form, kind):
