@@ -1,5 +1,6 @@
 """What the downstream scripts share: their common options, data from files or the Hub, the model, `results.json`."""
 
+import csv
 import glob
 import itertools
 import json
@@ -102,7 +103,9 @@ def load_file(file: str) -> Dataset:
     options = {}
     if corpora.FORMATS[ending] == "csv":
         # Only an empty cell is missing: "None", "NA" and "null" are words, and names of classes.
-        options = {"sep": "\t" if ending == ".tsv" else ",", "keep_default_na": False, "na_values": [""]}
+        options = {"sep": ",", "keep_default_na": False, "na_values": [""]}
+    if ending == ".tsv":  # a quotation mark is part of the text: files of GLUE have unpaired ones
+        options |= {"sep": "\t", "quoting": csv.QUOTE_NONE}
     try:
         # load_dataset would expand brackets in a file's name.
         return load_dataset(corpora.FORMATS[ending], data_files=glob.escape(file), split="train", **options)

@@ -1,6 +1,7 @@
 """The command `simmim`: parses, and calls the rest of the package."""
 
 import argparse
+import contextlib
 import difflib
 import json
 import os
@@ -31,15 +32,10 @@ def pretrain(argv: list[str]) -> int:
     from .pretraining import Pretraining
 
     parser = pretraining_parser()
-    try:
-        arguments = parse(parser, argv)
-        run = Pretraining(*arguments)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"simmim pretrain: error: {error}\n")
-    try:
+    with refusing(parser, ValueError, OSError):
+        run = Pretraining(*parse(parser, argv))
+    with failing(parser, FloatingPointError):
         run.run(["pretrain", *argv])
-    except FloatingPointError as error:
-        parser.exit(1, f"simmim pretrain: {error}\n")
     return 0
 
 
@@ -54,14 +50,10 @@ def evaluate(argv: list[str]) -> int:
         "vectors. Results go to a table, results.json and results.md.",
         allow_abbrev=False,
     )
-    try:
+    with refusing(parser, ValueError, OSError):
         run = Evaluation(*parse(parser, argv))
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"simmim evaluate: error: {error}\n")
-    try:
+    with failing(parser, FloatingPointError):
         run.run(["evaluate", *argv])
-    except FloatingPointError as error:
-        parser.exit(1, f"simmim evaluate: {error}\n")
     return 0
 
 
@@ -75,10 +67,8 @@ def card(argv: list[str]) -> int:
         description="Write README.md, the model card, from what a run recorded in its folder: results.json.",
         allow_abbrev=False,
     )
-    try:
+    with refusing(parser, ValueError, OSError):
         path = write_card(*parse(parser, argv))
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"simmim card: error: {error}\n")
     print(f"Wrote {path}")
     return 0
 
@@ -93,12 +83,8 @@ def export(argv: list[str]) -> int:
         description="Write a checkpoint in a form that other libraries open, and compare it with its source.",
         allow_abbrev=False,
     )
-    try:
+    with refusing(parser, ValueError, OSError, ImportError), failing(parser, ExportError):
         run(*parse(parser, argv))
-    except (ValueError, OSError, ImportError) as error:
-        parser.exit(2, f"simmim export: error: {error}\n")
-    except ExportError as error:
-        parser.exit(1, f"simmim export: {error}\n")
     return 0
 
 
@@ -118,7 +104,7 @@ def compare(argv: list[str]) -> int:
     )
     parser.set_defaults(output_dir="simmim-comparison")
     own_parser = HfArgumentParser(ComparisonArguments, allow_abbrev=False, add_help=False)
-    try:
+    with refusing(parser, ValueError, OSError):
         words = known_words(parser, argv)
         parser.parse_known_args(words)  # for --help, and values of the wrong kind
         own, words = own_parser.parse_args_into_dataclasses(
@@ -128,10 +114,26 @@ def compare(argv: list[str]) -> int:
         budget = {f"budget_{unit}": getattr(own, f"budget_{unit}") for unit in ("tokens", "flops", "seconds")}
         arms = read_arms(own.objectives, own.arms)
         comparison = Comparison(arms, options, options.pop("output_dir"), own.seeds, **budget, tasks=own.tasks)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"simmim compare: error: {error}\n")
     results = comparison.run(["compare", *argv])
     return 0 if any(run["status"] == "finished" for run in results["runs"]) else 1
+
+
+@contextlib.contextmanager
+def refusing(parser: argparse.ArgumentParser, *errors: type[Exception]):
+    """Ends the command with status 2, as argparse does, where these errors say that the input cannot work."""
+    try:
+        yield
+    except errors as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+
+
+@contextlib.contextmanager
+def failing(parser: argparse.ArgumentParser, *errors: type[Exception]):
+    """Ends the command with status 1 where these errors say that the input was right and the result is not."""
+    try:
+        yield
+    except errors as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
 
 
 def parse(parser: HfArgumentParser, argv: Sequence[str]) -> tuple:

@@ -448,7 +448,7 @@ class Comparison:
                 self.evaluation.language_model = load_language_model(str(folder))
                 self.evaluation.language_model.model.to(self.device)
             for name, task in self.evaluation.tasks.items():
-                figures[name] = self.evaluation._measure(task)
+                figures[name] = self.evaluation.measure(task)
         return figures
 
     def _measure_initial_weights(self, seed: int) -> None:

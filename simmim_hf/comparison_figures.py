@@ -38,6 +38,7 @@ QUANTITIES = {
     "uniformity": Quantity("Geometry", "uniformity", 0),
     "mean_cosine": Quantity("Geometry", "mean cosine", 0),
     "effective_rank": Quantity("Geometry", "effective rank", 0, 1),
+    "length_r2": Quantity("Geometry", "length readable, R²", 0),
 }
 COST = {  # title -> (name in a result, divided by, format)
     "steps": ("steps", 1, ",.0f"),

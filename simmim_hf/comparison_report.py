@@ -33,7 +33,8 @@ NOTES = {
     "Transfer": "Logistic regression on frozen vectors.",
     "Retrieval": "Finding the document of a query among all documents by the cosine.",
     "Geometry": "How the vectors lie on the sphere. No direction is better by itself: lower alignment is closer "
-    "pairs, lower uniformity and a higher effective rank are a wider spread, a mean cosine near 1 is a narrow cone.",
+    "pairs, lower uniformity and a higher effective rank are a wider spread, a mean cosine near 1 is a narrow cone. "
+    "Length readable is the R² of a linear probe for the number of tokens: 1 is perfectly, 0 not at all.",
 }
 
 

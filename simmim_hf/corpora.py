@@ -1,5 +1,6 @@
 """Text in, datasets out: files, Hub datasets, held-out splits, tokenizers and token ids."""
 
+import csv
 import glob
 import hashlib
 import io
@@ -139,7 +140,10 @@ def _read(ending: str, compressed: bool, files: list[str], streaming: bool) -> D
     options = {}
     if FORMATS[ending] == "csv":
         # Only an empty cell is missing: "None", "NA" and "null" are words too.
-        options = {"sep": "\t" if ending == ".tsv" else ",", "keep_default_na": False, "na_values": [""]}
+        options = {"sep": ",", "keep_default_na": False, "na_values": [""]}
+    if ending == ".tsv":
+        # A quotation mark is part of the text: files of STS and GLUE have unpaired ones, which would swallow rows.
+        options |= {"sep": "\t", "quoting": csv.QUOTE_NONE}
     escaped = [glob.escape(file) for file in files]  # load_dataset would expand brackets in a file's name
     return load_dataset(FORMATS[ending], data_files=escaped, split="train", streaming=streaming, **options)
 

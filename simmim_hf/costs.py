@@ -57,7 +57,7 @@ def training_flops(model: SimMIMForPreTraining, batch: dict[str, torch.Tensor]) 
 def flops_of_step(trainer: SimMIMTrainer, batch: dict[str, torch.Tensor]) -> float:
     """`training_flops` with the weights that the trainer's schedule has at this step."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    with trainer._scheduled_weights(model.config):
+    with trainer.scheduled_weights(model.config):
         return training_flops(model, batch)
 
 

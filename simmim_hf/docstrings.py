@@ -40,6 +40,12 @@ def built_in_corpus() -> Dataset:
     return Dataset.from_list(scan_docstrings(folders))
 
 
+def retrieval_pairs(corpus: Dataset) -> Dataset:
+    """`query` and `document`: the summary and the body of each docstring whose body says enough to be found by it."""
+    pairs = corpus.filter(lambda row: len(row["body"].split()) >= 10)
+    return pairs.select_columns(["summary", "body"]).rename_columns({"summary": "query", "body": "document"})
+
+
 def scan_docstrings(folders: dict[str, str | Path]) -> list[dict[str, str]]:
     """Collect the prose of all docstrings below some folders.
 

@@ -58,6 +58,7 @@ TITLES = {
     "uniformity": "uniformity (lower is more even)",
     "mean_cosine": "mean cosine of two texts",
     "effective_rank": "effective rank",
+    "length_r2": "length readable from the vector, R²",
 }
 
 
@@ -251,7 +252,7 @@ class Evaluation:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=args.bf16):
             for name, task in self.tasks.items():
                 start = time.perf_counter()
-                figures = self._measure(task)
+                figures = self.measure(task)
                 seconds = round(time.perf_counter() - start, 1)
                 results["tasks"][name] = {"kind": task.kind, **figures, "seconds": seconds}
                 self._write(results)  # a run that is stopped keeps what it has measured
@@ -261,7 +262,7 @@ class Evaluation:
         print("", plain_table(table_rows(results)), sep="\n")
         return results
 
-    def _measure(self, task: Task) -> dict[str, float | None]:
+    def measure(self, task: Task) -> dict[str, float | None]:
         measure = {
             "similarity": self._similarity,
             "retrieval": self._retrieval,
@@ -272,8 +273,13 @@ class Evaluation:
         figures, pairs = measure(task, vectors)
         sample = _draw(vectors.rows, GEOMETRY_TEXTS, self.args.seed)
         if len(sample) > 1:
+            lengths = [len(ids) for ids in self._truncated(sample)]
             figures |= metrics.geometry_figures(vectors[sample], pairs)
-        return {name: value if np.isfinite(value) else None for name, value in figures.items()}
+            figures["length_r2"] = metrics.length_probe(vectors[sample], lengths, self.args.seed)
+        return {name: value if value is not None and np.isfinite(value) else None for name, value in figures.items()}
+
+    def _truncated(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
 
     def _encode(self, texts: Iterable[str]) -> "TextVectors":
         texts, args = sorted(set(texts)), self.args

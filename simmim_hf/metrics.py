@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from datasets import Features, List, Value
 from scipy.stats import pearsonr, spearmanr
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.metrics import r2_score
+from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold, cross_val_predict
 from threadpoolctl import threadpool_limits
 from transformers.utils.logging import tqdm
 
@@ -25,6 +26,7 @@ TIE = 1e-6  # cosines this close are equal: rounding must not decide between doc
 # SentEval's inverse strengths of the L2 penalty, for cross-validation and for a given test set.
 STRENGTHS = [2.0**power for power in range(-2, 4)]
 STRENGTHS_FOR_A_SPLIT = [2.0**power for power in range(-1, 6)]
+RIDGE_STRENGTHS = np.logspace(-4, 3, 8)
 
 
 def check_scores(scores: Sequence[float]) -> np.ndarray:
@@ -156,6 +158,29 @@ def geometry_figures(
     if pairs is not None and len(pairs[0]):
         figures["alignment"] = losses.alignment(*(torch.from_numpy(on_the_sphere(side)) for side in pairs)).item()
     return figures
+
+
+def length_probe(vectors: np.ndarray, lengths: Sequence[int], seed: int = 0) -> float | None:
+    """How well the length of a text can be read off the direction of its vector: the R² of a ridge regression on the
+    logarithm of the length, in 10-fold cross-validation. 1 is perfectly, 0 or less not at all.
+
+    A contrastive term whose views share their length can tell pairs apart by it alone (Wu et al. 2022, ESimCSE).
+
+    Args:
+        vectors: (texts, dim)
+        lengths: (texts,) in tokens
+        seed: of the folds
+
+    Returns:
+        None where there is nothing to tell: fewer than 20 texts, or all of one length.
+    """
+    logarithms = np.log(np.asarray(lengths, dtype=np.float64))
+    if len(logarithms) < 2 * FOLDS or np.ptp(logarithms) == 0:
+        return None
+    folds = KFold(FOLDS, shuffle=True, random_state=seed)
+    with threadpool_limits(limits=1):
+        predicted = cross_val_predict(RidgeCV(RIDGE_STRENGTHS), on_the_sphere(vectors), logarithms, cv=folds)
+    return float(r2_score(logarithms, predicted))
 
 
 def transfer_figures(

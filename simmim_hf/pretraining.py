@@ -419,14 +419,11 @@ class Pretraining:
                 self.model, self.tokenizer, self.scored_pairs, self.max_length
             )
         if self.built_in:
-            summaries, bodies = self._retrieval_pairs()
-            vectors = [encode(self.model, self.tokenizer, texts, self.max_length) for texts in (summaries, bodies)]
+            pairs = docstrings.retrieval_pairs(self.held_out)
+            texts = [list(pairs[column]) for column in ("query", "document")]
+            vectors = [encode(self.model, self.tokenizer, part, self.max_length) for part in texts]
             figures["retrieval_mrr@10"] = mean_reciprocal_rank(*vectors)
         return figures
-
-    def _retrieval_pairs(self) -> tuple[list[str], list[str]]:
-        pairs = self.held_out.filter(lambda row: len(row["body"].split()) >= 10)
-        return list(pairs["summary"]), list(pairs["body"])
 
     def _report(self, results: dict) -> None:
         folder = self.args.output_dir
@@ -434,16 +431,17 @@ class Pretraining:
             texts = self.trainer.train_dataset, self.trainer.eval_dataset
             results["unigram_cross_entropy"] = unigram_cross_entropy(*texts, self.tokenizer)
         if self.built_in:
-            summaries, bodies = self._retrieval_pairs()
-            results["retrieval_candidates"] = len(bodies)
-            results["tfidf_mrr@10"] = tfidf_reciprocal_rank(summaries, bodies)
+            pairs = docstrings.retrieval_pairs(self.held_out)
+            results["retrieval_candidates"] = len(pairs)
+            results["tfidf_mrr@10"] = tfidf_reciprocal_rank(list(pairs["query"]), list(pairs["document"]))
         with open(os.path.join(folder, "results.json"), "w", encoding="utf-8") as file:
             json.dump(results, file, indent=2)
         self.trainer.results = results
         self.trainer.create_model_card()
         print(reporting.before_after_table(results["before"], results["after"], reporting.baselines(results)))
         if self.built_in:
-            print(f"Retrieval: a docstring's body by its summary line, among {len(bodies):,} held-out candidates.")
+            candidates = f"{results['retrieval_candidates']:,} held-out candidates"
+            print(f"Retrieval: a docstring's body by its summary line, among {candidates}.")
         self._print_neighbours()
         print(reporting.loading_snippet(folder))
 

@@ -1,6 +1,5 @@
 """What `simmim evaluate` measures: files, folders, Hub datasets and built-in sets, told apart by their columns."""
 
-import glob
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -115,8 +114,7 @@ def docstring_pairs(seed: int) -> Dataset:
     """`query` and `document`: summary and body of the docstrings that `simmim pretrain --seed` holds out."""
     corpus = docstrings.built_in_corpus()
     _, held_out = corpora.split_held_out(corpus, fraction=0.1, group_column="source", seed=seed)
-    pairs = held_out.filter(lambda row: len(row["body"].split()) >= 10)
-    return pairs.select_columns(["summary", "body"]).rename_columns({"summary": "query", "body": "document"})
+    return docstrings.retrieval_pairs(held_out)
 
 
 BUILT_IN = {"docstrings": docstring_pairs}
@@ -165,10 +163,6 @@ def _read_file(path: str) -> Dataset:
     try:
         if corpora.FORMATS[ending] == "csv" and (rows := _read_sts_benchmark(path)):
             return Dataset.from_list(rows)
-        if ending == ".tsv":
-            # A quotation mark in a .tsv file is part of a text: files of STS and GLUE have unpaired ones.
-            options = {"sep": "\t", "quoting": 3, "keep_default_na": False, "na_values": [""]}
-            return load_dataset("csv", data_files=glob.escape(path), split="train", **options)
         return corpora._read(ending, bool(compression), [path], streaming=False)
     except (DatasetGenerationError, UnicodeDecodeError) as error:
         raise ValueError(f"`{path}` cannot be read: {error.__cause__ or error}") from error

@@ -202,7 +202,9 @@ class SimMIMTrainer(Trainer):
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, LengthGroupedSampler):
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return SimilarLengthSampler(sampler.batch_size * self.args.world_size, sampler.lengths, seed)
+            # A column of a dataset takes far longer to give its numbers one by one.
+            lengths = list(sampler.lengths)
+            return SimilarLengthSampler(sampler.batch_size * self.args.world_size, lengths, seed)
         return sampler
 
     def get_eval_dataloader(self, eval_dataset=None):
@@ -271,7 +273,7 @@ class SimMIMTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         if self._tokens_since is None:
             self._tokens_since = time.monotonic()
-        with self._scheduled_weights(self.accelerator.unwrap_model(model).config):
+        with self.scheduled_weights(self.accelerator.unwrap_model(model).config):
             loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise FloatingPointError(
@@ -282,7 +284,7 @@ class SimMIMTrainer(Trainer):
         return loss
 
     @contextlib.contextmanager
-    def _scheduled_weights(self, config):
+    def scheduled_weights(self, config):
         """The weights of this moment, for a step only: checkpoints and evaluation keep those of the configuration."""
         configured = {name: getattr(config, name) for name in self.weight_schedule}
         for name, points in self.weight_schedule.items():

@@ -64,6 +64,12 @@ def test_every_format_and_compression(tmp_path, ending, streaming):
     assert len(os.listdir(tmp_path)) == len(COMPRESS)  # nothing written beside the data
 
 
+def test_an_unpaired_quotation_mark_in_a_tsv_file_swallows_nothing(tmp_path):
+    texts = ['"So it begins', "A second row", 'and a third "', "the fourth"]
+    path = write(tmp_path / "data.tsv", "text\tnumber\n" + "".join(f"{text}\t1\n" for text in texts))
+    assert load_text(path)["text"][:] == texts
+
+
 def test_folders_globs_and_mixtures(tmp_path):
     write(tmp_path / "README.md", "not data")
     write(tmp_path / "b.txt", "b\n")

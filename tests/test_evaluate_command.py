@@ -20,7 +20,7 @@ from simmim_hf.cli import main
 from simmim_hf.evaluation import encode, load_scored_pairs
 from simmim_hf.tasks import load_task
 
-GEOMETRY = {"uniformity", "mean_cosine", "effective_rank"}
+GEOMETRY = {"uniformity", "mean_cosine", "effective_rank", "length_r2"}
 
 
 def sentences(count, seed=0):

@@ -234,6 +234,16 @@ def test_effective_rank_is_the_number_of_equal_directions():
     assert collapsed["effective_rank"] == pytest.approx(1, abs=1e-4) and collapsed["mean_cosine"] == pytest.approx(1)
 
 
+def test_length_probe_reads_a_length_that_is_there_and_no_other(generator):
+    lengths = generator.integers(3, 60, size=200)
+    noise = generator.normal(size=(200, 8))
+    told = np.concatenate([noise, np.log(lengths)[:, None] - np.log(lengths).mean()], axis=1)
+    assert metrics.length_probe(told, lengths) > 0.5
+    assert metrics.length_probe(noise, lengths) < 0.1
+    assert metrics.length_probe(told, [7] * 200) is None
+    assert metrics.length_probe(told[:19], lengths[:19]) is None
+
+
 def labelled_vectors(generator, count):
     labels = generator.integers(0, 3, size=count)
     return generator.normal(size=(count, 5)) + 0.8 * np.eye(5)[labels], np.array(["x", "y", "z"])[labels]

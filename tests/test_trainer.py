@@ -565,6 +565,7 @@ def test_group_by_length_uses_the_sampler(tmp_path):
     trainer = make_trainer(tmp_path, dataset=tokenized(make_texts()), **options)
     sampler = trainer._get_train_sampler()
     assert type(sampler) is SimilarLengthSampler and sampler.seed == 5 and sampler.batch_size == 8
+    assert type(sampler.lengths) is list  # a column of a dataset gives its numbers one by one in minutes
     trainer.train()
     assert len(losses(trainer)) == 1
 
