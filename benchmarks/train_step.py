@@ -5,7 +5,7 @@
     python benchmarks/train_step.py --text corpus.txt --paragraphs --rounds 5
 
 Every contender reads the same sequences with the same corruption and computes a masked and a contrastive loss, forward
-and backward, in one process; their steps are interleaved and the medians compared.
+and backward, in one process; they take turns of two steps, of which the second counts, and medians are compared.
 
 - two passes: what the SimMIM article means: `BertForMaskedLM` on the masked copy, with logits at every position, and
   `BertModel` on the original, each padded.
@@ -188,14 +188,16 @@ def step(model, batch, dtype) -> None:
 
 
 def measure(models: dict, batches: list[dict], rounds: int, dtypes: dict) -> dict[str, list[float]]:
+    """Seconds of the steps of each contender. They take turns, for the speed of a machine drifts; the first step of a
+    turn is not counted, for in training a step follows one of its own kind and finds its memory there."""
     seconds = {name: [] for name in models}
-    for index in range(rounds + 1):
+    for index in range(rounds):
         batch = batches[index % len(batches)]
         for name, model in models.items():
+            step(model, batch, dtypes[name])
             start = time.perf_counter()
             step(model, batch, dtypes[name])
-            if index:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
