@@ -205,7 +205,7 @@ class Comparison:
         self.is_main, self.device = self.base.args.process_index == 0, self.base.args.device
         self.hardware = reporting.hardware(self.base.args)
         train, held_out = self.base.trainer.train_dataset, self.base.trainer.eval_dataset
-        tokens = sum(train["length"])
+        tokens = sum(train["length"][:])
         self.record["text"] = {"sequences": len(train), "tokens": tokens, "held_out_sequences": len(held_out)}
         self.record["processes"] = self.base.args.world_size
         self._check_record("text", "processes")

@@ -20,6 +20,8 @@ from .comparison_figures import (
 )
 from .comparison_pictures import draw
 
+MANY_ARMS = 10  # so many are named in a sentence
+
 HTML = Path(__file__).with_name("comparison_report.html.jinja")
 
 # What a reader has to know about an axis before its figures.
@@ -91,7 +93,10 @@ def describe_front(x: Measured, y: Measured) -> str:
     front = front_of(points, x.quantity.better, y.quantity.better)
     behind = [arm for arm in points if arm not in front]
     text = f"Not beaten in both figures at once, by their means: {listed(front)}."
-    return text + (f" Beaten by an arm that is at least as good in both: {listed(behind)}." if behind else "")
+    if not behind:
+        return text
+    others = listed(behind) if len(behind) <= MANY_ARMS else f"all the others, {len(behind)}"
+    return text + f" Beaten by an arm that is at least as good in both: {others}."
 
 
 def describe_cost(results: dict) -> str:
@@ -285,7 +290,8 @@ def write(results: dict, folder: Path) -> None:
     """Writes `report.md`, its pictures, and `report.html` with everything inside it."""
     pictures = draw(results, folder)
     sections = sections_of(results, pictures)
-    title = "Comparison of " + listed(list(results["arms"]))
+    arms = list(results["arms"])
+    title = "Comparison of " + (listed(arms) if len(arms) <= MANY_ARMS else f"{len(arms)} arms")
     (folder / "report.md").write_text(as_markdown(title, sections), encoding="utf-8")
     encoded = {name: base64.b64encode((folder / name).read_bytes()).decode() for name in pictures.values()}
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)

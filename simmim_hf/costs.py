@@ -63,7 +63,7 @@ def flops_of_step(trainer: SimMIMTrainer, batch: dict[str, torch.Tensor]) -> flo
 
 def tokens_of_steps(trainer: SimMIMTrainer) -> Iterator[int]:
     """The tokens of text of each optimizer step, over all processes, in the order of the training to come."""
-    lengths = np.asarray(trainer.train_dataset["length"])
+    lengths = np.asarray(trainer.train_dataset["length"][:])
     for batches in epochs(trainer):
         size = trainer.args.gradient_accumulation_steps
         steps = [batches[start : start + size] for start in range(0, len(batches), size)]

@@ -25,7 +25,7 @@ class HeldOut:
         collator = dataclasses.replace(
             collator, positive_view="masked", mlm_probability=ratio[1] if isinstance(ratio, tuple) else ratio
         )
-        order = np.argsort(dataset["length"], kind="stable")
+        order = np.argsort(dataset["length"][:], kind="stable")
         starts = range(0, len(order), batch_size)
         self.batches = [collator(dataset.select(order[start : start + batch_size]).to_list()) for start in starts]
 

@@ -384,7 +384,7 @@ class Pretraining:
         data, train, held_out = self.data_args, self.trainer.train_dataset, self.trainer.eval_dataset
         facts = {"max_length": self.max_length, "held_out_sequences": len(held_out)}
         if not data.streaming:
-            facts |= {"train_sequences": len(train), "train_tokens": sum(train["length"])}
+            facts |= {"train_sequences": len(train), "train_tokens": sum(train["length"][:])}
             facts["truncated_sequences"] = self.truncated
         if self.built_in:
             facts |= {"built_in": True, "held_out": "whole source files, drawn at random, 2,000 texts at most"}

@@ -203,7 +203,7 @@ class SimMIMTrainer(Trainer):
         if isinstance(sampler, LengthGroupedSampler):
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
             # A column of a dataset takes far longer to give its numbers one by one.
-            lengths = list(sampler.lengths)
+            lengths = list(sampler.lengths[:])
             return SimilarLengthSampler(sampler.batch_size * self.args.world_size, lengths, seed)
         return sampler
 

@@ -1,6 +1,7 @@
 """`simmim compare`: the same weights, text and budget for every arm; resuming; statistics and report."""
 
 import contextlib
+import copy
 import json
 import math
 import os
@@ -22,7 +23,7 @@ from datasets import Dataset
 from scipy import stats
 from torch.utils.flop_counter import FlopCounterMode
 
-from simmim_hf import SimMIMTrainer, comparison_figures, comparison_report, costs
+from simmim_hf import SimMIMTrainer, comparison_figures, comparison_pictures, comparison_report, costs
 from simmim_hf.arms import check_arms, normalise
 from simmim_hf.cli import main, words_of
 from simmim_hf.comparison import Comparison
@@ -560,3 +561,25 @@ def test_the_report_names_every_arm_and_needs_nothing_from_outside(whole):
         assert run["seconds"] > 0 and run["flops"] > 0 and len(run["figures"]) == 2
         assert [row["tokens"] for row in run["curve"]] == sorted({row["tokens"] for row in run["curve"]})
         assert run["curve"][0]["step"] == 0 and run["curve"][-1]["tokens"] == run["tokens"]
+
+
+def test_of_many_arms_the_pictures_name_the_front_alone(whole, tmp_path):
+    _, results, _ = whole
+    results = copy.deepcopy(results)
+    template = [run for run in results["runs"] if run["arm"] == "mlm"]
+    results["arms"], results["weights"], results["runs"] = {}, {}, []
+    for place in range(13):
+        arm = f"arm {place}"
+        results["arms"][arm], results["weights"][arm] = {"objective": "mlm"}, {"mlm_weight": 1.0}
+        for run in copy.deepcopy(template):
+            worse = 0.1 * place  # in both figures
+            run["figures"]["held-out text"]["mlm_loss"] += worse
+            similarity = next(figures for figures in run["figures"].values() if "spearman" in figures)
+            similarity["spearman"] = 50 - worse
+            results["runs"].append({**run, "arm": arm})
+    labels = [style["label"] for style in comparison_pictures._styles(results).values()]
+    assert labels == ["arm 0", "other arms", *["_other"] * 11]
+    comparison_report.write(results, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert text.startswith("# Comparison of 13 arms\n") and "all the others, 12." in text
+    assert all((tmp_path / f"{kind}.png").stat().st_size > 10_000 for kind in ("front", "curves"))
