@@ -1,0 +1,73 @@
+"""README.md works as it stands: its Python runs in its order, its commands have the options that they name."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import BertConfig, BertForMaskedLM
+
+from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining, cli, corpora
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+TEXT = ["The capital of France is Paris.", "A sentence about rivers, stones and gardens.", "Another one."] * 30
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("simmim ")]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The folder a reader would be in: their text, a checkpoint of their own, and the Hub's models by their ids."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus.txt").write_text("\n".join(TEXT))
+    tokenizer = corpora.train_tokenizer(TEXT, 99, show_progress=False)
+    base = tmp_path / "google-bert" / "bert-base-uncased"
+    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **TINY)).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    SimMIMForPreTraining.from_backbone(base).save_pretrained("my-encoder")
+    tokenizer.save_pretrained("my-encoder")
+    DataCollatorForSimMIM(tokenizer).save_pretrained("my-encoder")
+    shutil.copytree("my-encoder", "user/my-encoder")
+    return tmp_path
+
+
+def test_the_python_of_the_readme_runs_in_its_order(folder):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    names = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), names)
+    torch.set_num_threads(threads)
+    assert names["similarities"].shape == (2, 2)
+    assert names["outputs"].pooler_output.shape == (2, TINY["hidden_size"])
+    assert not (names["filled"] == names["tokenizer"].mask_token_id).any()
+    for file in ("model.safetensors", "modeling_simmim.py", "tokenizer.json", "data_collator_config.json"):
+        assert (folder / "own-encoder" / file).is_file()
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_the_commands_of_the_readme_have_their_options(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([words[0], "--help"])
+    assert stop.value.code == 0
+    known = capsys.readouterr().out
+    assert [word for word in words if word.startswith("--") and f"{word} " not in known] == []
+
+
+def test_the_settings_of_the_readme_are_options(capsys):
+    settings, arms = map(yaml.safe_load, blocks("yaml"))
+    with pytest.raises(SystemExit):
+        cli.main(["pretrain", "--help"])
+    known = capsys.readouterr().out
+    assert [name for name in [*settings, *set().union(*arms.values())] if f"--{name} " not in known] == []
