@@ -30,6 +30,7 @@ from .held_out import HeldOut
 from .language_modelling import load_language_model
 from .modeling_simmim import SimMIMForPreTraining
 from .pretraining import Pretraining, option
+from .trainer import TimeLimit
 
 logger = logging.get_logger(__name__)
 
@@ -122,7 +123,11 @@ class Recorder(TrainerCallback):
             return
         begun = time.monotonic()
         figures = self.held_out.measure(self.trainer.accelerator.unwrap_model(self.trainer.model))
-        self.started += time.monotonic() - begun
+        spent = time.monotonic() - begun
+        self.started += spent
+        for callback in self.trainer.callback_handler.callbacks:
+            if isinstance(callback, TimeLimit):
+                callback.extend(spent)
         log_is_due = control.should_log
         self.trainer.log({f"held_out_{name}": value for name, value in figures.items()})
         control.should_log = log_is_due
@@ -278,6 +283,7 @@ class Comparison:
                 run.tokenizer.save_pretrained(writing)
                 os.replace(writing, initial)
             in_all_processes(None)
+            discard(run)
 
     def _evaluation(self, tasks: list[str]) -> Evaluation | None:
         """The tasks, read and checked; which model they are asked of is set later."""
@@ -449,6 +455,10 @@ class Comparison:
                 self.evaluation.language_model.model.to(self.device)
             for name, task in self.evaluation.tasks.items():
                 figures[name] = self.evaluation.measure(task)
+            # On a GPU they would count in the peak memory of the next arm.
+            self.evaluation.model = None
+            if self.evaluation.language_model is not None:
+                self.evaluation.language_model.model.to("cpu")
         return figures
 
     def _measure_initial_weights(self, seed: int) -> None:

@@ -395,18 +395,24 @@ def tokenize(
 
 
 def _encode(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, max_length: int, special: int) -> dict:
-    def encodings(texts: list[str]) -> list:
+    def ids_and_truncated(texts: list[str]) -> tuple[list[list[int]], list[bool]]:
         options = {"return_attention_mask": False, "return_token_type_ids": False}
-        return tokenizer(texts, truncation=True, max_length=max_length, **options).encodings
+        encoded = tokenizer(texts, truncation=True, max_length=max_length, **options)
+        if tokenizer.is_fast:
+            return encoded["input_ids"], [bool(encoding.overflowing) for encoding in encoded.encodings]
+        # A tokenizer written in Python does not tell: what fills the length is tokenised once more, uncut.
+        fills = [len(ids) == max_length for ids in encoded["input_ids"]]
+        whole = (full and len(tokenizer(text)["input_ids"]) for full, text in zip(fills, texts))
+        return encoded["input_ids"], [length > max_length for length in whole]
 
-    texts = encodings(batch["text"])
-    negatives = encodings(batch["negative"]) if "negative" in batch else texts
-    pairs = [(a, b) for a, b in zip(texts, negatives) if min(len(a.ids), len(b.ids)) > special]
+    texts, truncated = ids_and_truncated(batch["text"])
+    negatives = ids_and_truncated(batch["negative"])[0] if "negative" in batch else texts
+    kept = [row for row, pair in enumerate(zip(texts, negatives)) if min(map(len, pair)) > special]
     encoded = {
-        "input_ids": [text.ids for text, _ in pairs],
-        "length": [len(text.ids) for text, _ in pairs],
-        "truncated": [bool(text.overflowing) for text, _ in pairs],
+        "input_ids": [texts[row] for row in kept],
+        "length": [len(texts[row]) for row in kept],
+        "truncated": [truncated[row] for row in kept],
     }
     if "negative" in batch:
-        encoded["negative_input_ids"] = [negative.ids for _, negative in pairs]
+        encoded["negative_input_ids"] = [negatives[row] for row in kept]
     return encoded

@@ -159,8 +159,9 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> to
     real = attention_mask.bool()[..., None]
     if pooling == "max":
         return hidden.masked_fill(~real, torch.finfo(hidden.dtype).min).amax(1)
-    real = real.to(hidden.dtype)
-    return (hidden * real).sum(1) / real.sum(1).clamp(min=1)
+    # As `Packing.mean` in training: half precision cannot hold the sum of a long sequence.
+    total = (hidden * real).sum(1, dtype=torch.promote_types(hidden.dtype, torch.float32))
+    return (total / real.sum(1).clamp(min=1)).to(hidden.dtype)
 
 
 class SimMIMLMHead(nn.Module):
@@ -481,8 +482,9 @@ class SimMIMModel(SimMIMPreTrainedModel):
                 padded = packing.pack(
                     self._encode_padded(input_ids, attention_mask, is_causal=False).last_hidden_state
                 )
-            tolerance = 1e-4 if packed.dtype in (torch.float32, torch.float64) else 3e-2
-            reason = None if torch.allclose(packed, padded, atol=tolerance) else "its results differ"
+            tolerance = 1e-4 if packed.dtype in (torch.float32, torch.float64) else 5e-2
+            difference, size = (x.float().norm() for x in (packed - padded, padded))
+            reason = None if difference <= tolerance * size else "its results differ"
         except Exception as error:  # whatever it is that this backbone cannot do, it can still read padded batches
             reason = str(error)
         if reason is not None or not packing.calls:
@@ -906,6 +908,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
 
         Raises:
             ValueError: a view that the objective needs is not given.
+            TypeError: an input that only the masked LM has, such as `output_hidden_states`, beside `labels`.
         """
         if labels is None and masked_input_ids is None:
             outputs = self.simmim(input_ids, attention_mask, token_type_ids, return_dict=True, **kwargs)
@@ -914,6 +917,10 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
                 hidden_states=outputs.hidden_states,
                 attentions=outputs.attentions,
             )
+        unread = [name for name, value in kwargs.items() if value is not None and value is not False]
+        unread = [name for name in unread if name != "return_dict"]
+        if unread:
+            raise TypeError(f"{type(self).__name__} with a loss does not read {', '.join(unread)}: leave it out.")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         original = View(input_ids, attention_mask, token_type_ids)
@@ -1020,6 +1027,9 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             The vectors (rows, dim) that the contrastive loss compares, (rows, 0) where there are none to compute; the
             summed cross-entropy, how many predictions were right, and of how many.
         """
+        # Before the encoder: a GPU tells how many there are once it has done all that it was given.
+        is_predicted = (targets != IGNORE_INDEX) & attention_mask.bool()
+        predicted, count = is_predicted.flatten().nonzero().squeeze(1), is_predicted.sum()
         hidden, packing = self.simmim.encode(input_ids, attention_mask, token_type_ids, is_causal)
         vectors = hidden.new_empty(len(input_ids), 0)
         if self.config.contrastive_weight and not is_causal:
@@ -1029,10 +1039,9 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
                 vectors = pool(packing.unpack(hidden), attention_mask, self.config.pooling)
             if self.projection is not None:
                 vectors = self.projection(vectors)
-        predicted = (targets != IGNORE_INDEX) & attention_mask.bool()
-        targets, count = targets[predicted], predicted.sum()
         if not self.config.mlm_weight and not is_causal:
             return vectors, hidden.new_zeros(()), count.float(), count
+        targets = targets.flatten().index_select(0, predicted)
         return vectors, *self._predict(packing.select(hidden, predicted), targets), count
 
     def _predict(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -128,13 +128,15 @@ class Packing:
         row = self.indices // length
         sums = torch.zeros(rows, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
         sums = sums.index_add(0, row, x.to(sums.dtype))
-        return (sums / torch.bincount(row, minlength=rows).clamp(min=1)[:, None]).to(x.dtype)
+        counts = sums.new_zeros(rows).index_add(0, row, sums.new_ones(len(row)))
+        return (sums / counts.clamp(min=1)[:, None]).to(x.dtype)
 
     def select(self, x: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-        """(tokens, ...) -> the tokens at `where`, a (rows, length) mask of real tokens, in reading order"""
-        place = torch.zeros(where.numel(), dtype=torch.long, device=x.device)
+        """(tokens, ...) -> the real tokens at `where`, positions in the flattened padded batch"""
+        rows, length = self.shape
+        place = torch.zeros(rows * length, dtype=torch.long, device=x.device)
         place[self.indices] = torch.arange(len(self.indices), device=x.device)
-        return x.index_select(0, place[where.flatten()])
+        return x.index_select(0, place.index_select(0, where))
 
 
 def _similar_lengths(lengths: list[int], sorted_row: torch.Tensor, positions: torch.Tensor) -> list[Group]:
@@ -149,6 +151,10 @@ def _similar_lengths(lengths: list[int], sorted_row: torch.Tensor, positions: to
         groups.append(Group(part, rows, length, real))
         first, start = last, start + tokens
     return groups
+
+
+# Variable-length attention takes heads of a multiple of 8 dimensions; up to this one it has gradients on every device.
+KERNEL_HEAD_DIM = 192
 
 
 def packed_sdpa_attention(
@@ -200,11 +206,15 @@ def packed_sdpa_attention(
     # decoder hands over the causal window whichever way it reads.
     if sliding_window is not None and not is_causal and getattr(module, "is_causal", False):
         sliding_window += 1
-    kernel = varlen_kernel(query.device, query.dtype) if not dropout else None
+    # Rotary position embeddings make float32 of what autocast computed; scaled_dot_product_attention casts it back.
+    autocast = torch.is_autocast_enabled(query.device.type)
+    dtype = torch.get_autocast_dtype(query.device.type) if autocast else query.dtype
+    fits = query.shape[-1] == value.shape[-1] <= KERNEL_HEAD_DIM and query.shape[-1] % 8 == 0
+    kernel = varlen_kernel(query.device, dtype) if fits and not dropout else None
     if kernel is not None:
         reach = -1 if sliding_window is None else sliding_window - 1
         attended = kernel(
-            *(x[0].transpose(0, 1) for x in (query, key, value)),
+            *(x[0].transpose(0, 1).to(dtype) for x in (query, key, value)),
             *(packing.boundaries, packing.boundaries, packing.longest, packing.longest),
             scale=scaling,
             window_size=(reach, 0 if is_causal else reach),

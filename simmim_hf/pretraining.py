@@ -473,6 +473,11 @@ def _check(options: dict, data_args: DataArguments, args: PretrainingArguments) 
         raise ValueError("--hard_negatives next needs the whole text: leave --streaming out.")
     if data_args.train_file and data_args.dataset_name:
         raise ValueError("Give --train_file or --dataset_name, not both.")
+    if args.bf16_full_eval or args.fp16_full_eval:
+        raise ValueError(
+            "--bf16_full_eval and --fp16_full_eval would leave the weights in half precision, for the first "
+            "evaluation comes before training. Give --bf16 or --fp16, which evaluate in it too."
+        )
     if data_args.streaming and args.max_steps <= 0:
         raise ValueError("--streaming does not know where an epoch ends: give --max_steps.")
     if not 0 < data_args.validation_split_percentage < 100:

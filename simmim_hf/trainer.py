@@ -15,12 +15,15 @@ import transformers.trainer
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.utils import logging
 
 from . import hub, reporting
 from .configuration_simmim import WEIGHTS
 from .data_collator import DataCollatorForSimMIM
 from .losses import alignment, uniformity
 from .modeling_simmim import TERMS
+
+logger = logging.get_logger(__name__)
 
 # What the collator reads beside the arguments of the model's forward; `length` groups sequences of similar length.
 COLLATOR_COLUMNS = ["text", "negative", "special_tokens_mask", "length"]
@@ -92,6 +95,10 @@ class TimeLimit(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.start = time.monotonic()
 
+    def extend(self, seconds: float) -> None:
+        """Leaves time out that was not spent on training."""
+        self.start += seconds
+
     def on_step_end(self, args, state, control, **kwargs):
         over = torch.tensor(float(time.monotonic() - self.start >= self.seconds), device=args.device)
         if torch.distributed.is_initialized():
@@ -116,10 +123,9 @@ class Meter:
         if not self.sums:
             return {}
         names = list(self.sums)
-        local = torch.stack(
-            [torch.as_tensor(part[n], dtype=torch.float32) for n in names for part in (self.sums, self.weights)]
-        )
-        total = accelerator.reduce(local.to(accelerator.device), reduction="sum").view(-1, 2).tolist()
+        options = {"dtype": torch.float32, "device": accelerator.device}
+        local = [torch.as_tensor(part[name], **options) for name in names for part in (self.sums, self.weights)]
+        total = accelerator.reduce(torch.stack(local), reduction="sum").view(-1, 2).tolist()
         self.__init__()
         return {name: sum / weight for name, (sum, weight) in zip(names, total, strict=True) if weight}
 
@@ -156,6 +162,13 @@ class SimMIMTrainer(Trainer):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            logger.warning(
+                f"One of the {self.args.n_gpu} GPUs is used: DataParallel would give each only its own negatives. "
+                "`accelerate launch` or `torchrun --nproc_per_node` use all."
+            )
+            self.args._n_gpu = 1
+            self._train_batch_size = self.args.train_batch_size
         if self.args.torch_compile:
             raise ValueError(
                 "torch_compile: batches without padding have new lengths at every step, and each would be compiled "
@@ -164,7 +177,10 @@ class SimMIMTrainer(Trainer):
         if chunk_size is not None:
             if chunk_size < 1:
                 raise ValueError(f"chunk_size={chunk_size}: give the number of sequences in a chunk, 1 or more.")
-            self.accelerator.unwrap_model(self.model).chunk_size = chunk_size
+            model = self.accelerator.unwrap_model(self.model)
+            if hasattr(model, "get_base_model"):  # peft keeps attributes that are set on it to itself
+                model = model.get_base_model()
+            model.chunk_size = chunk_size
         self.weight_schedule = weight_schedule or {}
         config = self.accelerator.unwrap_model(self.model).config
         check_weight_schedule(self.weight_schedule, config)

@@ -168,6 +168,7 @@ def test_more_tokens_than_positions_are_truncated(corpus, tmp_path, capsys):
         (["--validation_split_percentage", "0"], "--validation_split_percentage is 0.0"),
         (["--similarity_file", "no-such-pairs.jsonl"], "no-such-pairs.jsonl"),
         (["--chunk_size", "0"], "chunk_size=0"),
+        (["--bf16_full_eval", "true"], "--bf16_full_eval"),
         (["--torch_compile"], "torch_compile: batches without padding have new lengths"),
         (["stray"], "stray"),
     ],

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 from datasets import Dataset, IterableDataset
-from transformers import AutoTokenizer, BertTokenizer
+from transformers import AutoTokenizer, BertTokenizer, CanineTokenizer
 
 from simmim_hf import corpora, docstrings
 from simmim_hf.corpora import load_hub_text, load_text, load_tokenizer, split_held_out, tokenize, train_tokenizer
@@ -370,6 +370,13 @@ def test_tokenize(tokenizer):
     assert not tokenized.cache_files
     stream, truncated = tokenize(dataset.to_iterable_dataset(), tokenizer, max_length=6)
     assert truncated is None and list(stream) == list(tokenized)
+
+
+def test_tokenize_without_a_rust_tokenizer():
+    texts = ["abcd", "abcdef", "abcdefgh", "ab"]
+    tokenized, truncated = tokenize(Dataset.from_dict({"text": texts}), CanineTokenizer(), max_length=8)
+    assert tokenized["length"][:] == [6, 8, 8, 4] and truncated == 1
+    assert tokenized["input_ids"][1] == CanineTokenizer()("abcdef").input_ids
 
 
 def test_tokenize_negatives(tokenizer):

@@ -437,6 +437,28 @@ def test_max_pooling_of_negative_values():
     assert pool(hidden.bfloat16(), mask, "max").isfinite().all()
 
 
+def test_mean_pooling_in_half_precision_holds_long_sums():
+    from simmim_hf.modeling_simmim import pool
+
+    hidden = torch.full((1, 2049, 2), 60.0, dtype=torch.float16)
+    torch.testing.assert_close(pool(hidden, torch.ones(1, 2049), "mean"), hidden[:, 0])
+    hidden = torch.full((1, 513, 2), 1.0, dtype=torch.bfloat16)
+    torch.testing.assert_close(pool(hidden, torch.ones(1, 513), "mean"), hidden[:, 0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("given", [{"output_hidden_states": True}, {"position_ids": torch.arange(3)[None]}])
+def test_inputs_that_the_loss_does_not_read_are_refused(given):
+    with pytest.raises(TypeError, match=f"does not read {next(iter(given))}"):
+        tiny_model()(**ragged_batch([3, 3]), **given)
+
+
+def test_large_values_in_half_precision_do_not_look_like_another_result():
+    model = tiny_model().to(torch.bfloat16)
+    with torch.no_grad():
+        model.base_model.encoder.encoder.layer[-1].output.LayerNorm.weight.mul_(30)
+    assert model.base_model._packs(torch.device("cpu"))
+
+
 def test_the_projection_is_for_the_loss_only(tmp_path):
     model, batch = tiny_model("bert", projection_dim=8, similarity="dot", temperature=2.0), ragged_batch(LENGTHS)
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}

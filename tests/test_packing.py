@@ -68,9 +68,9 @@ def test_pack_and_unpack(lengths, side):
     vectors = torch.randn(*ids.shape, 3)
     assert torch.equal(packing.unpack(packing.pack(vectors)), vectors * real[..., None])
     where = real & (torch.rand(ids.shape) < 0.5)
-    assert torch.equal(packing.select(packing.pack(vectors), where), vectors[where])
-    assert torch.equal(packing.select(packing.pack(vectors), real), vectors[real])
-    assert len(packing.select(packing.pack(vectors), torch.zeros_like(real))) == 0
+    for chosen in (where, real, torch.zeros_like(real)):
+        selected = packing.select(packing.pack(vectors), chosen.flatten().nonzero().squeeze(1))
+        assert torch.equal(selected, vectors[chosen])
 
 
 @pytest.mark.parametrize("lengths", SHAPES.values(), ids=SHAPES)
@@ -93,7 +93,7 @@ def test_gradient_flows_back_through_packing():
     batch = ragged_batch([3, 1, 2])
     packing = Packing.of(batch["attention_mask"])
     x = torch.randn(3, 3, 2, dtype=torch.double, requires_grad=True)
-    where = batch["attention_mask"].bool() & (torch.arange(3) == 0)
+    where = (batch["attention_mask"].bool() & (torch.arange(3) == 0)).flatten().nonzero().squeeze(1)
     assert torch.autograd.gradcheck(lambda x: packing.unpack(packing.pack(x)), x)
     assert torch.autograd.gradcheck(lambda x: packing.select(packing.pack(x), where), x)
 
@@ -399,6 +399,29 @@ def test_variable_length_kernels_are_given_what_they_document(monkeypatch, famil
     monkeypatch.setattr(packing, "varlen_kernel", lambda device, dtype: varlen_reference)
     actual = model.base_model.encode(*columns, is_causal=is_causal)[0]
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("head_dim", "fits"), [(8, True), (12, False), (200, False)])
+def test_variable_length_kernels_are_not_given_heads_that_they_cannot_take(monkeypatch, head_dim, fits):
+    model, asked = tiny_model("qwen3", {"head_dim": head_dim}), []
+    monkeypatch.setattr(packing, "varlen_kernel", lambda device, dtype: asked.append(dtype))
+    batch = ragged_batch([3, 5])
+    model.base_model.encode(batch["input_ids"], batch["attention_mask"], is_causal=False)
+    assert bool(asked) == fits
+
+
+def test_under_autocast_variable_length_kernels_get_one_dtype(monkeypatch):
+    model, seen = tiny_model("qwen3"), set()
+
+    def kernel(query, key, value, *args, **options):
+        seen.update({query.dtype, key.dtype, value.dtype})
+        return varlen_reference(query, key, value, *args, **options)
+
+    monkeypatch.setattr(packing, "varlen_kernel", lambda device, dtype: kernel if dtype == torch.bfloat16 else None)
+    batch = ragged_batch([9, 1, 5])
+    with torch.autocast("cpu", torch.bfloat16):
+        model.base_model.encode(batch["input_ids"], batch["attention_mask"], is_causal=False)
+    assert seen == {torch.bfloat16}
 
 
 def test_there_is_no_variable_length_kernel_on_a_cpu():

@@ -58,6 +58,14 @@ def with_adapters(model_class, family, folder):
     return peft.get_peft_model(model, options_of(family, **options)).eval(), batch()
 
 
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_the_chunk_size_reaches_the_model_below_the_adapters(tmp_path, chunk_size):
+    model = peft.get_peft_model(tiny_model(), options_of("bert"))
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    SimMIMTrainer(model, args, DataCollatorForSimMIM(tiny_tokenizer()), chunk_size=chunk_size)
+    assert model.get_base_model().chunk_size == chunk_size
+
+
 def outputs(model, batch):
     with torch.no_grad():
         out = model(**batch)

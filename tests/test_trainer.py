@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from datasets import Dataset, IterableDataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import BertTokenizer, Trainer, TrainerCallback, TrainingArguments
+from transformers import BertTokenizer, Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
 from simmim_hf import DataCollatorForSimMIM, SimMIMConfig, SimMIMForPreTraining, SimMIMTrainer
 from simmim_hf.trainer import SimilarLengthSampler, TimeLimit
@@ -577,6 +577,42 @@ def test_time_limit(tmp_path):
     trainer = make_trainer(tmp_path / "long", callbacks=[TimeLimit(60.0)], max_steps=3)
     trainer.train()
     assert trainer.state.global_step == 3
+
+
+def test_the_time_limit_leaves_out_what_it_is_told_to():
+    limit, control = TimeLimit(1 / 60), TrainerControl()
+    args = TrainingArguments("unused", use_cpu=True)
+    limit.on_train_begin(args, None, control)
+    limit.extend(-2)
+    limit.extend(2.5)
+    limit.on_step_end(args, None, control)
+    assert not control.should_training_stop
+    limit.extend(-3)
+    limit.on_step_end(args, None, control)
+    assert control.should_training_stop
+
+
+def test_several_gpus_without_a_launcher_are_one(tmp_path):
+    args = TrainingArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=8, report_to="none")
+    args._n_gpu = 2  # as transformers sets it where there are two and one process
+    trainer = SimMIMTrainer(make_model(), args, DataCollatorForSimMIM(make_tokenizer()))
+    assert trainer.args.n_gpu == 1 and trainer._train_batch_size == 8
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_conflict_of_the_terms_is_logged_on_cuda(tmp_path):
+    model, args = make_model(), TrainingArguments(str(tmp_path), max_steps=2, logging_steps=1, report_to="none")
+    trainer = SimMIMTrainer(
+        model,
+        args,
+        DataCollatorForSimMIM(make_tokenizer()),
+        Dataset.from_dict({"text": make_texts()}),
+        conflict_steps=1,
+    )
+    trainer.train()
+    assert all(-1 <= row["gradient_cosine"] <= 1 for row in rows_with(trainer, "gradient_cosine"))
+    assert len(rows_with(trainer, "gradient_cosine")) == 2
 
 
 class Shares(DataCollatorForSimMIM):
