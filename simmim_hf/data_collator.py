@@ -52,7 +52,8 @@ class DataCollatorForSimMIM:
         mean_span_length: draw spans with geometric lengths of this mean, in tokens or, with `whole_word_mask`, words.
         max_length: truncate text to this many tokens, special tokens included.
         pad_to_multiple_of: round the padded length up to a multiple of this.
-        seed: another seed gives other corruptions of the same batches.
+        seed: another seed gives other corruptions of the same batches. A batch of the same sequences in the same order
+            is always corrupted alike; shuffling makes other batches, and other corruptions, in each epoch.
         positive_view: as in `SimMIMConfig`; `"deleted"` adds copies with tokens deleted, `"cropped"` cuts two
             stretches out of each sequence, of which one takes its place and the other is the copy.
         deletion_probability: the probability that a token is deleted.
