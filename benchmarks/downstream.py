@@ -85,7 +85,8 @@ def command(task: str, folder: str, weights: str, seed: int, output_dir: Path, a
     if weights == RANDOM:
         words += ["--random_weights"]
     if task == "generation" and arguments.coherence_model:
-        words += ["--coherence_model", arguments.coherence_model]
+        model = Path(arguments.coherence_model)
+        words += ["--coherence_model", str(model.absolute() if model.is_dir() else model)]
     if arguments.max_seq_length:
         words += ["--max_seq_length", str(arguments.max_seq_length)]
     return [sys.executable, str(EXAMPLES / script), *words]
