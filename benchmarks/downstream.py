@@ -26,7 +26,7 @@ from simmim_hf.comparison_figures import differ, estimate
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 RANDOM = "random"
 
-OPTIONS = "--per_device_train_batch_size 32 --save_strategy no --report_to none --disable_tqdm true"
+OPTIONS = "--per_device_train_batch_size 32 --bf16 --save_strategy no --report_to none --disable_tqdm true"
 TRAIN = f"--learning_rate 3e-4 {OPTIONS}"
 TREC = f"run_classification.py --train_file trec/train.jsonl.gz --test_file trec/test.jsonl.gz {TRAIN}"
 SUBJ = f"run_classification.py --train_file subj/all.jsonl.gz {TRAIN}"
@@ -38,7 +38,7 @@ STSB = (
 )
 GENERATION = (
     "run_generation.py --train_file books_en/train.txt.xz --test_file books_en/heldout.txt.xz "
-    "--max_train_samples 12800 --num_train_epochs 1 --bf16 --learning_rate 1e-3 "
+    "--max_train_samples 12800 --num_train_epochs 1 --learning_rate 1e-3 "
     f"--num_prompts 200 --max_new_tokens 40 {OPTIONS}"
 )
 INFILLING = "run_infilling.py --evaluate enwiki/heldout.txt.xz --gaps 3 --max_samples 2000"

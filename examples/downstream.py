@@ -49,9 +49,17 @@ class DownstreamArguments:
     )
 
 
+class CpuOrGpuArguments(TrainingArguments):
+    """`TrainingArguments` that take bfloat16 on a CPU too; transformers does where the CPU was asked for."""
+
+    def __post_init__(self):
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        super().__post_init__()
+
+
 def parse(arguments_class: type) -> tuple:
     """The script's own arguments and the `TrainingArguments` from the command line; seeds everything."""
-    args, training_args = HfArgumentParser((arguments_class, TrainingArguments)).parse_args_into_dataclasses()
+    args, training_args = HfArgumentParser((arguments_class, CpuOrGpuArguments)).parse_args_into_dataclasses()
     training_args.dataloader_pin_memory &= training_args.device.type == "cuda"
     set_seed(training_args.seed)
     return args, training_args

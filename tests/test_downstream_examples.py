@@ -299,6 +299,14 @@ def test_the_test_rows_are_the_same_for_every_seed_and_the_training_rows_are_not
     assert first["train"]["text"][:] != second["train"]["text"][:] and len(first["train"]) == 20
 
 
+def test_bfloat16_needs_no_other_option_on_a_cpu(monkeypatch, tmp_path):
+    script = functions(monkeypatch, "downstream")
+    words = ["run.py", "--model_name_or_path", "encoder", "--output_dir", str(tmp_path), "--bf16"]
+    monkeypatch.setattr(sys, "argv", words)
+    _, training_args = script["parse"](script["DownstreamArguments"])
+    assert training_args.bf16
+
+
 def test_a_dataset_by_name(tmp_path, monkeypatch):
     downstream = functions(monkeypatch, "downstream")
     args = downstream["DownstreamArguments"]("", dataset_name=str(tmp_path))
