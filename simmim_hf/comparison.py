@@ -284,6 +284,7 @@ class Comparison:
                 os.replace(writing, initial)
             in_all_processes(None)
             discard(run)
+        discard(self.base)  # also where the weights of all seeds were saved before
 
     def _evaluation(self, tasks: list[str]) -> Evaluation | None:
         """The tasks, read and checked; which model they are asked of is set later."""

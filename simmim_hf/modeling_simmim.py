@@ -917,8 +917,8 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
                 hidden_states=outputs.hidden_states,
                 attentions=outputs.attentions,
             )
-        unread = [name for name, value in kwargs.items() if value is not None and value is not False]
-        unread = [name for name in unread if name != "return_dict"]
+        given = {name for name, value in kwargs.items() if value is not None and value is not False}
+        unread = sorted(given - {"return_dict"})
         if unread:
             raise TypeError(f"{type(self).__name__} with a loss does not read {', '.join(unread)}: leave it out.")
         if attention_mask is None:
