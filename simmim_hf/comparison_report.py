@@ -50,18 +50,16 @@ def listed(names: Sequence[str]) -> str:
 
 def describe(figure: Measured, initial: str) -> str:
     """What the figures of all arms say, in words that claim no more than the test does."""
-    best, known = figure.best(), figure.known
+    best, known, title = figure.best(), figure.known, figure.quantity.title
     if not known:
-        return f"{figure.title}: no arm has a figure."
+        return f"{title}: no arm has a figure."
     if len(known) == 1:
-        return (
-            f"{figure.title}: {next(f'{arm} {figure.text(found)}' for arm, found in known.items())}, and no other arm."
-        )
+        return f"{title}: {next(f'{arm} {figure.text(found)}' for arm, found in known.items())}, and no other arm."
     if best is None:
         low, high = (pick(known, key=lambda arm: known[arm].mean) for pick in (min, max))
-        text = f"{figure.title}: from {figure.text(known[low])} ({low}) to {figure.text(known[high])} ({high})"
+        text = f"{title}: from {figure.text(known[low])} ({low}) to {figure.text(known[high])} ({high})"
         return text + (f"; {initial}: {figure.text(figure.initial)}." if figure.initial else ".")
-    parts = [f"{figure.title}: {best} has the best mean, {figure.text(known[best])}"]
+    parts = [f"{title}: {best} has the best mean, {figure.text(known[best])}"]
     several_seeds = figure.is_tested()
     as_good = figure.as_good()
     if not several_seeds:
@@ -136,9 +134,9 @@ def describe_conflict(results: dict) -> str:
         mean = float(np.mean(every))
         way = (
             "pull against each other"
-            if mean < -0.05
+            if mean < -0.1
             else "pull the same way"
-            if mean > 0.05
+            if mean > 0.1
             else "hardly concern each other"
         )
         texts.append(
@@ -157,17 +155,18 @@ class Table:
 
     head: list[str]
     rows: list[list[str | tuple[str, str]]]
+    caption: str | None = None  # what it says, in words, above it
 
 
 @dataclass
 class Section:
     title: str
     paragraphs: list[str] = field(default_factory=list)
-    table: Table | None = None
+    tables: list[Table] = field(default_factory=list)
     picture: str | None = None
 
 
-def table_of(figures: list[Measured], results: dict) -> Table:
+def table_of(figures: list[Measured], results: dict, caption: str | None = None) -> Table:
     """A row for each arm and one for the weights they started from, a column for each figure."""
     untrained = without_masked_term(results)
     finished = {
@@ -184,7 +183,7 @@ def table_of(figures: list[Measured], results: dict) -> Table:
         [results["initial"]["name"], str(len(results["seeds"])), *(figure.text(figure.initial) for figure in figures)]
     )
     several = len({figure.task for figure in figures}) > 1
-    return Table(["arm", "seeds", *(f.title if several else f.quantity.title for f in figures)], rows)
+    return Table(["arm", "seeds", *(f.title if several else f.quantity.title for f in figures)], rows, caption)
 
 
 def sections_of(results: dict, pictures: dict[str, str]) -> list[Section]:
@@ -195,34 +194,34 @@ def sections_of(results: dict, pictures: dict[str, str]) -> list[Section]:
     """
     figures, initial = measured(results), results["initial"]["name"]
     leading = [figure for figure in figures if figure.quantity.leads]
-    sections = [Section("What was compared", [describe_setting(results)], _arms_table(results))]
+    sections = [Section("What was compared", [describe_setting(results)], [_arms_table(results)])]
     failed = [run for run in results["runs"] if run["status"] != "finished"]
     if failed:
         rows = [[run["arm"], str(run["seed"]), run["reason"]] for run in failed]
         title = "Runs without a result"
-        sections.append(Section(title, ["They count in no figure."], Table(["arm", "seed", "reason"], rows)))
+        sections.append(Section(title, ["They count in no figure."], [Table(["arm", "seed", "reason"], rows)]))
     if leading:
-        sections.append(
-            Section(
-                "At a glance", [READING if len(results["seeds"]) > 1 else READING_ONE_SEED], table_of(leading, results)
-            )
-        )
+        reading = READING if len(results["seeds"]) > 1 else READING_ONE_SEED
+        sections.append(Section("At a glance", [reading], [table_of(leading, results)]))
     if "front" in pictures:
         x, y = front_axes(figures)
         text = describe_front(x, y)
         text += " Large marks are means over seeds, small dots single seeds."
         sections.append(Section("Two goals at once", [text], picture=pictures["front"]))
     for axis in dict.fromkeys(figure.quantity.axis for figure in figures):
-        of_axis = [figure for figure in figures if figure.quantity.axis == axis]
-        told = [figure for figure in of_axis if figure.quantity.leads] or of_axis
-        paragraphs = [NOTES[axis], *(describe(figure, initial) for figure in told)]
-        sections.append(Section(axis, paragraphs, table_of(of_axis, results)))
+        section = Section(axis, [NOTES[axis]])
+        for task in dict.fromkeys(figure.task for figure in figures if figure.quantity.axis == axis):
+            of_task = [figure for figure in figures if figure.quantity.axis == axis and figure.task == task]
+            told = [figure for figure in of_task if figure.quantity.leads] or of_task
+            caption = f"{task}: " + " ".join(describe(figure, initial) for figure in told)
+            section.tables.append(table_of(of_task, results, caption))
+        sections.append(section)
     if "curves" in pictures:
         text = "Figures on a part of the held-out text while training; thin lines are single seeds."
         sections.append(Section("Learning curves", [text], picture=pictures["curves"]))
     if "conflict" in pictures:
         sections.append(Section("Conflict of the terms", [describe_conflict(results)], picture=pictures["conflict"]))
-    sections.append(Section("Cost", [describe_cost(results), COST_NOTE], _cost_table(results)))
+    sections.append(Section("Cost", [describe_cost(results), COST_NOTE], [_cost_table(results)]))
     return sections
 
 
@@ -264,7 +263,9 @@ def describe_setting(results: dict) -> str:
 
 
 def _plain(value) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return " ".join(map(_plain, value))
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def _arms_table(results: dict) -> Table:
@@ -312,8 +313,9 @@ def as_markdown(title: str, sections: list[Section]) -> str:
         lines += [f"## {section.title}", ""]
         for paragraph in section.paragraphs:
             lines += [paragraph, ""]
-        if section.table is not None:
-            lines += [*_markdown_table(section.table), ""]
+        for table in section.tables:
+            lines += [table.caption, ""] if table.caption else []
+            lines += [*_markdown_table(table), ""]
         if section.picture is not None:
             lines += [f"![{section.title}]({section.picture})", ""]
     return "\n".join(lines)

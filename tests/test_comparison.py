@@ -552,6 +552,9 @@ def test_the_report_names_every_arm_and_needs_nothing_from_outside(whole):
     for title in ("At a glance", "Language modelling", "Similarity", "Geometry", "Learning curves", "Cost"):
         assert f"<h2>{title}</h2>" in page and f"## {title}" in text
     assert "| random weights | 2 |" in text and "For comparison, token frequencies: " in text
+    geometry = text.split("## Geometry\n")[1].split("\n## ")[0]
+    told = re.findall(r"^([^:\n]+): .*mean cosine: from .*\n\n\| arm \| seeds \| ", geometry, re.M)
+    assert told == [task for task, figures in results["runs"][0]["figures"].items() if "mean_cosine" in figures]
     saved = json.loads((folder / "results.json").read_text())
     assert saved == json.loads(json.dumps(results)) and saved["versions"]["torch"] == torch.__version__
     by_figure = {(row["task"], row["figure"]): row for row in saved["summary"]}
