@@ -6,7 +6,7 @@ python benchmarks/downstream.py --data FOLDER --coherence_model all-MiniLM-L6-v2
 `FOLDER` holds mr, subj, trec, stsb_en, books_en and enwiki. A checkpoint is fine-tuned with the seed that it was
 pre-trained with; random weights have its shape. Runs that are finished are not repeated. results.md has the means over
 the seeds with half the width of their 95 % intervals and, where a paired t-test over the seeds tells them apart from
-the first checkpoint at 5 %, a star; results.json has every figure.
+the first checkpoint at 5 %, a star, and the command of each task; results.json has every figure.
 """
 
 import argparse
@@ -52,12 +52,12 @@ TASKS = {
     "subj": (f"{SUBJ} {ALL}", {"SUBJ, 9,000 rows, accuracy": (ACCURACY, 100)}),
     "mr-100": (f"{MR} {FEW}", {"MR, 100 rows, accuracy": (ACCURACY, 100)}),
     "mr": (f"{MR} {ALL}", {"MR, 9,595 rows, accuracy": (ACCURACY, 100)}),
-    "stsb-100": (f"{STSB} {FEW}", {"STS-B test, 100 pairs, Spearman": (("spearman_after", "test"), 100)}),
+    "stsb-100": (f"{STSB} {FEW}", {"STS-B test, 100 pairs, Spearman x 100": (("spearman_after", "test"), 1)}),
     "stsb": (
         f"{STSB} {ALL}",
         {
-            "STS-B test, not fine-tuned, Spearman": (("spearman_before", "test"), 100),
-            "STS-B test, 5,749 pairs, Spearman": (("spearman_after", "test"), 100),
+            "STS-B test, not fine-tuned, Spearman x 100": (("spearman_before", "test"), 1),
+            "STS-B test, 5,749 pairs, Spearman x 100": (("spearman_after", "test"), 1),
         },
     ),
     "generation": (
@@ -79,17 +79,14 @@ TASKS = {
 }
 
 
-def command(task: str, folder: str, weights: str, seed: int, output_dir: Path, arguments) -> list[str]:
-    script, *words = shlex.split(TASKS[task][0])
-    words += ["--model_name_or_path", folder, "--output_dir", str(output_dir), "--seed", str(seed)]
-    if weights == RANDOM:
-        words += ["--random_weights"]
+def command(task: str, arguments) -> list[str]:
+    """The command of a task but for what differs from run to run: the weights, the seed and the output folder."""
+    words = shlex.split(TASKS[task][0])
     if task == "generation" and arguments.coherence_model:
-        model = Path(arguments.coherence_model)
-        words += ["--coherence_model", str(model.absolute() if model.is_dir() else model)]
+        words += ["--coherence_model", arguments.coherence_model]
     if arguments.max_seq_length:
         words += ["--max_seq_length", str(arguments.max_seq_length)]
-    return [sys.executable, str(EXAMPLES / script), *words]
+    return words
 
 
 def main() -> None:
@@ -107,6 +104,8 @@ def main() -> None:
     folders = {name: str(Path(folder).absolute()) for name, folder in (w.split("=", 1) for w in arguments.weights)}
     folders = {RANDOM: next(iter(folders.values())), **folders}
     output = Path(arguments.output_dir).absolute()
+    if arguments.coherence_model and Path(arguments.coherence_model).is_dir():
+        arguments.coherence_model = str(Path(arguments.coherence_model).absolute())
     jobs = []
     for task in arguments.tasks:
         for seed in arguments.seeds:
@@ -122,7 +121,10 @@ def main() -> None:
         where.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         with open(where / "log.txt", "w", encoding="utf-8") as log:
-            words = command(task, folder, name, seed, where, arguments)
+            script, *words = command(task, arguments)
+            words += ["--model_name_or_path", folder, "--output_dir", str(where), "--seed", str(seed)]
+            words += ["--random_weights"] if name == RANDOM else []
+            words = [sys.executable, str(EXAMPLES / script), *words]
             subprocess.run(words, cwd=arguments.data, env=environment, stdout=log, stderr=log, check=True)
         for weights in where.glob("*.safetensors"):
             weights.unlink()
@@ -155,13 +157,17 @@ def report(arguments, names: list[str], found: dict, output: Path) -> None:
                     cell += " *" if name != names[1] and differ(known[name], first) else ""
                 cells.append(cell)
             rows.append(f"| {title} | {' | '.join(cells)} |")
+    commands = {task: shlex.join(reporting.without_folders(command(task, arguments))) for task in arguments.tasks}
     results = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *reporting.without_folders(sys.argv)]),
         "versions": reporting.versions(),
         "seeds": arguments.seeds,
-        "commands": {task: TASKS[task][0] for task in arguments.tasks},
+        "commands": commands,
         "figures": figures,
     }
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    rows += ["", f"Seeds {', '.join(map(str, arguments.seeds))}; {versions}."]
+    rows += ["", "```bash", *(line for task in commands for line in (f"# {task}", commands[task])), "```"]
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     (output / "results.md").write_text("\n".join(rows) + "\n", encoding="utf-8")
     print("\n".join(rows))
