@@ -4,6 +4,7 @@ A metric of `evaluate` is otherwise fetched from the Hub; the classes here need 
 `compute_metrics`.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from datasets import Features, List, Value
 from scipy.stats import pearsonr, spearmanr
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.metrics import r2_score
 from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold, cross_val_predict
@@ -227,7 +229,10 @@ def transfer_figures(
 
 def _fit_classifier(vectors: np.ndarray, labels: np.ndarray, strengths: list[float], seed: int) -> GridSearchCV:
     search = GridSearchCV(LogisticRegression(max_iter=1000), {"C": strengths}, cv=_folds(labels, seed))
-    return search.fit(vectors, labels)
+    with warnings.catch_warnings():
+        # The weakest penalties need not converge: the cross-validation judges a classifier by what it has reached.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return search.fit(vectors, labels)
 
 
 def _folds(labels: np.ndarray, seed: int) -> StratifiedKFold:
