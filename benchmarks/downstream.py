@@ -24,7 +24,7 @@ from simmim_hf import reporting
 from simmim_hf.comparison_figures import differ, estimate
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-RANDOM = "random"
+RANDOM, REAL = "random", "real text"
 
 OPTIONS = "--per_device_train_batch_size 32 --bf16 --save_strategy no --report_to none --disable_tqdm true"
 TRAIN = f"--learning_rate 3e-4 {OPTIONS}"
@@ -136,23 +136,24 @@ def main() -> None:
 
 
 def report(arguments, names: list[str], found: dict, output: Path) -> None:
-    rows = [f"| | {' | '.join(names)} |", "| --- " * (len(names) + 1) + "|"]
+    columns = [*names, REAL]
+    rows = [f"| | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
     figures = {}
     for task in arguments.tasks:
         for title, (path, times) in TASKS[task][1].items():
-            by_name = {name: {} for name in names}
+            by_name = {name: {} for name in columns}
             for (of_task, name, seed), results in found.items():
                 if of_task == task:
-                    for key in path:
-                        results = results[key]
-                    by_name[name][seed] = None if results is None else times * results
+                    by_name[name][seed] = _at(results, path, times)
+                    if path[0] == "written":  # how the books go on after the same prompts
+                        by_name[REAL][seed] = _at(results, ("real", path[1]), times)
             figures[title] = by_name
             known = {name: estimate(by_seed) for name, by_seed in by_name.items()}
             first = known[names[1]]
             cells = []
-            for name in names:
+            for name in columns:
                 cell = "" if known[name] is None else f"{known[name].mean:,.1f}"
-                if known[name] and known[name].half_width is not None:
+                if name != REAL and known[name] and known[name].half_width is not None:
                     cell += f" ± {known[name].half_width:.1f}"
                     cell += " *" if name != names[1] and differ(known[name], first) else ""
                 cells.append(cell)
@@ -171,6 +172,12 @@ def report(arguments, names: list[str], found: dict, output: Path) -> None:
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     (output / "results.md").write_text("\n".join(rows) + "\n", encoding="utf-8")
     print("\n".join(rows))
+
+
+def _at(results: dict, path: tuple[str, ...], times: float) -> float | None:
+    for key in path:
+        results = results[key]
+    return None if results is None else times * results
 
 
 if __name__ == "__main__":
