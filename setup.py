@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ONNX = ["onnx>=1.20", "onnxruntime>=1.23", "onnxscript>=0.5"]
 TEST = [
@@ -22,8 +22,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    packages=["simmim_hf"],
-    package_data={"simmim_hf": ["py.typed", "model_card.md.jinja", "comparison_report.html.jinja"]},
+    packages=find_packages(include=["simmim_hf*"]),
+    package_data={"simmim_hf": ["py.typed", "training/*.jinja", "comparison/*.jinja"]},
     python_requires=">=3.11,<3.14",
     install_requires=[
         "accelerate>=1.10",

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from transformers import DataCollatorForLanguageModeling
 
-from simmim_hf import DataCollatorForSimMIM, corpora
+from simmim_hf import DataCollatorForSimMIM
+from simmim_hf.data import corpora
 
 
 def main() -> None:

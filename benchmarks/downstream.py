@@ -21,8 +21,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from simmim_hf import reporting
-from simmim_hf.comparison_figures import differ, estimate
+from simmim_hf import records
+from simmim_hf.comparison.statistics import differ, estimate
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 RANDOM, REAL = "random", "real text"
@@ -159,10 +159,10 @@ def report(arguments, names: list[str], found: dict, output: Path) -> None:
                     cell += " *" if name != names[1] and differ(known[name], first) else ""
                 cells.append(cell)
             rows.append(f"| {title} | {' | '.join(cells)} |")
-    commands = {task: shlex.join(reporting.without_folders(command(task, arguments))) for task in arguments.tasks}
+    commands = {task: shlex.join(records.without_folders(command(task, arguments))) for task in arguments.tasks}
     results = {
-        "command": shlex.join(["python", *reporting.without_folders(sys.argv)]),
-        "versions": reporting.versions(),
+        "command": shlex.join(["python", *records.without_folders(sys.argv)]),
+        "versions": records.versions(),
         "seeds": arguments.seeds,
         "commands": commands,
         "figures": figures,

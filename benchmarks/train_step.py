@@ -36,8 +36,9 @@ from datasets import Dataset
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
-from simmim_hf import DataCollatorForSimMIM, SimMIMConfig, SimMIMForPreTraining, corpora
-from simmim_hf.losses import contrastive_cross_entropy, similarity_matrix
+from simmim_hf import DataCollatorForSimMIM, SimMIMConfig, SimMIMForPreTraining
+from simmim_hf.data import corpora
+from simmim_hf.model.losses import contrastive_cross_entropy, similarity_matrix
 
 TEMPERATURE = 0.05
 

@@ -10,7 +10,7 @@ started again with the same options, it does what is missing. `simmim compare` i
 
 import argparse
 
-from simmim_hf.comparison import Comparison
+from simmim_hf.comparison.comparison import Comparison
 
 ARMS = {
     "masked only": {"objective": "mlm"},

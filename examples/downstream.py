@@ -18,7 +18,8 @@ from datasets.exceptions import DatasetGenerationError
 from pyarrow import ArrowInvalid
 from transformers import AutoConfig, HfArgumentParser, PreTrainedModel, Trainer, TrainingArguments, set_seed
 
-from simmim_hf import corpora, reporting  # importing the package registers SimMIM with the Auto classes
+from simmim_hf import records  # importing the package registers SimMIM with the Auto classes
+from simmim_hf.data import corpora
 
 SPLITS = ("train", "validation", "test")
 
@@ -198,7 +199,7 @@ def save_results(args, **results) -> None:
     results = {
         "command": shlex.join(["python", *sys.argv]),
         "seed": args.seed,
-        "versions": reporting.versions(),
+        "versions": records.versions(),
         **json.loads(json.dumps(results), parse_float=lambda number: round(float(number), 4)),
     }
     text = json.dumps(results, indent=2, ensure_ascii=False)

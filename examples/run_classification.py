@@ -23,7 +23,7 @@ from downstream import (
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, EvalPrediction, Trainer
 
-from simmim_hf import corpora
+from simmim_hf.data import corpora
 
 
 @dataclass

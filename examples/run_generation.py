@@ -16,8 +16,8 @@ import torch
 from downstream import DownstreamArguments, evaluate, limit_train, load_model, load_splits, parse, save_results, sizes
 from transformers import AutoConfig, AutoModelForCausalLM, DataCollatorForLanguageModeling, EvalPrediction, Trainer
 
-from simmim_hf import SimMIMForPreTraining, corpora
-from simmim_hf.evaluation import encode
+from simmim_hf import SimMIMForPreTraining, encode
+from simmim_hf.data import corpora
 
 
 @dataclass

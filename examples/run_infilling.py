@@ -16,7 +16,8 @@ import torch
 from downstream import load_file, save_results
 from transformers import HfArgumentParser, PreTrainedTokenizerBase, set_seed
 
-from simmim_hf import SimMIMForMaskedLM, SimMIMForPreTraining, corpora
+from simmim_hf import SimMIMForMaskedLM, SimMIMForPreTraining
+from simmim_hf.data import corpora
 
 
 @dataclass

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
 
-from simmim_hf import DataCollatorForSimMIM, SimMIMConfig, SimMIMForPreTraining, corpora
-from simmim_hf.configuration_simmim import OBJECTIVES
+from simmim_hf import DataCollatorForSimMIM, SimMIMConfig, SimMIMForPreTraining
+from simmim_hf.data import corpora
+from simmim_hf.model.configuration_simmim import OBJECTIVES
 
 
 @dataclass

@@ -15,8 +15,9 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
-from simmim_hf import DataCollatorForSimMIM, SimMIMConfig, SimMIMForPreTraining, corpora
-from simmim_hf.configuration_simmim import OBJECTIVES
+from simmim_hf import DataCollatorForSimMIM, SimMIMConfig, SimMIMForPreTraining
+from simmim_hf.data import corpora
+from simmim_hf.model.configuration_simmim import OBJECTIVES
 
 
 def parse_args() -> argparse.Namespace:

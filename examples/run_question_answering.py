@@ -18,7 +18,7 @@ from datasets import Dataset, DatasetDict
 from downstream import DownstreamArguments, limit_train, load_model, load_splits, parse, save_results, sizes
 from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer
 
-from simmim_hf import corpora
+from simmim_hf.data import corpora
 
 
 @dataclass

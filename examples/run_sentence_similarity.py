@@ -16,9 +16,10 @@ from downstream import DownstreamArguments, limit_train, load_splits, parse, sav
 from torch import nn
 from transformers import Trainer
 
-from simmim_hf import SimMIMForPreTraining, SimMIMModel, corpora
-from simmim_hf.evaluation import similarity_spearman
-from simmim_hf.losses import contrastive_cross_entropy, similarity_matrix
+from simmim_hf import SimMIMForPreTraining, SimMIMModel
+from simmim_hf.data import corpora
+from simmim_hf.evaluation.measure import similarity_spearman
+from simmim_hf.model.losses import contrastive_cross_entropy, similarity_matrix
 
 
 @dataclass

@@ -21,9 +21,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from simmim_hf import SimMIMForPreTraining
+from simmim_hf import SimMIMForPreTraining, encode
 from simmim_hf.cli import main as simmim
-from simmim_hf.evaluation import encode
 from simmim_hf.export import SENTENCES
 
 BATCH = 32

@@ -5,10 +5,11 @@ Importing this package registers its configuration and models with the Auto clas
 
 import transformers
 
-from . import modeling_simmim
-from .configuration_simmim import AUTO_MAP, SimMIMConfig
-from .data_collator import DataCollatorForSimMIM
-from .modeling_simmim import (
+from .data.collator import DataCollatorForSimMIM
+from .evaluation.encoding import encode
+from .model import modeling_simmim
+from .model.configuration_simmim import AUTO_MAP, SimMIMConfig
+from .model.modeling_simmim import (
     SimMIMForCausalLM,
     SimMIMForMaskedLM,
     SimMIMForMultipleChoice,
@@ -18,7 +19,8 @@ from .modeling_simmim import (
     SimMIMForTokenClassification,
     SimMIMModel,
 )
-from .trainer import SimMIMTrainer
+from .training.arguments import SimMIMTrainingArguments
+from .training.trainer import SimMIMTrainer
 
 for _auto_class, _reference in AUTO_MAP.items():
     if _auto_class == "AutoConfig":
@@ -39,4 +41,6 @@ __all__ = [
     "SimMIMForTokenClassification",
     "SimMIMModel",
     "SimMIMTrainer",
+    "SimMIMTrainingArguments",
+    "encode",
 ]

@@ -6,7 +6,6 @@ Every export is opened again as its users will open it, and compared with its so
 import contextlib
 import copy
 import importlib.util
-import inspect
 import io
 import json
 import logging as python_logging
@@ -23,19 +22,17 @@ from torch.nn.functional import normalize
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from . import modeling_simmim
-from .configuration_simmim import SimMIMConfig
-from .corpora import load_tokenizer
-from .modeling_simmim import SimMIMPreTrainedModel, native_head
+from .data.corpora import load_tokenizer
+from .model import modeling_simmim
+from .model.backbones import can_be_decoder, class_with_head, is_decoder_family, native_head, without_pooler
+from .model.configuration_simmim import SimMIMConfig
+from .model.modeling_simmim import SimMIMPreTrainedModel
 
 logger = logging.get_logger(__name__)
 
@@ -176,7 +173,7 @@ def export_backbone(
     native = native_model(model)
     native.save_pretrained(folder)
     _fitted(model, tokenizer).save_pretrained(folder)
-    native = _reload(type(native), folder, **_without_pooler(type(native)))
+    native = _reload(type(native), folder, **without_pooler(type(native)))
     source, differences = _reference(model), []
     for batch in _batches(model, tokenizer):
         real = batch["attention_mask"].bool()
@@ -214,7 +211,7 @@ def export_sentence_transformers(
     with tempfile.TemporaryDirectory() as plain:
         encoder.save_pretrained(plain)
         _fitted(model, tokenizer, padding_side="right").save_pretrained(plain)
-        transformer = Transformer(plain, model_kwargs=_without_pooler(type(encoder)))
+        transformer = Transformer(plain, model_kwargs=without_pooler(type(encoder)))
         modules = [transformer, Pooling(config.hidden_size, pooling_mode=config.pooling)]
         if config.similarity == "cosine":
             modules.append(Normalize())
@@ -223,7 +220,7 @@ def export_sentence_transformers(
     # Without this, whoever opens the folder is told of missing weights: those of the pooler that it has no use for.
     settings_file = Path(folder, "sentence_bert_config.json")
     settings = json.loads(settings_file.read_text(encoding="utf-8"))
-    settings["model_kwargs"] = _without_pooler(type(encoder))
+    settings["model_kwargs"] = without_pooler(type(encoder))
     settings_file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     exported = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
@@ -367,12 +364,11 @@ def _native_config(model: SimMIMPreTrainedModel) -> PreTrainedConfig:
     text_config._attn_implementation = None  # ours is known in this process only
     text_config.tie_word_embeddings = config.tie_word_embeddings
     # Not by the encoder's layers: `SimMIMForCausalLM` makes a decoder of every backbone.
-    only_causal = family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if only_causal or getattr(text_config, "is_decoder", False):
-        if not config.objective_is_causal:
+    if is_decoder_family(family) or getattr(text_config, "is_decoder", False):
+        if not config.objective.is_causal:
             text_config.is_causal = False
-    elif config.objective_is_causal:
-        if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    elif config.objective.is_causal:
+        if not can_be_decoder(family):
             raise ValueError(
                 f"this model was trained to read from left to right only, and transformers' own class of a `{family}` "
                 "reads in both directions. Export it with --to onnx or --to safetensors-only."
@@ -383,15 +379,9 @@ def _native_config(model: SimMIMPreTrainedModel) -> PreTrainedConfig:
 
 def _bare_encoder(model: SimMIMPreTrainedModel, text_config: PreTrainedConfig) -> PreTrainedModel:
     encoder = model.base_model.encoder
-    bare = AutoModel.from_config(text_config, dtype=encoder.dtype, **_without_pooler(type(encoder)))
+    bare = AutoModel.from_config(text_config, dtype=encoder.dtype, **without_pooler(type(encoder)))
     bare.load_state_dict(encoder.state_dict())
     return bare.eval()
-
-
-def _without_pooler(model_class: type[PreTrainedModel]) -> dict[str, bool]:
-    """BERT's pooler is not part of a SimMIM model, and its random weights have no use."""
-    accepts = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
-    return {"add_pooling_layer": False} if accepts else {}
 
 
 def _native_with_head(
@@ -403,9 +393,7 @@ def _native_with_head(
         return None, f"`{type(model).__name__}` has none"
     if head is None:
         return None, f"that of `{family}` is not known here"
-    masked = family in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(text_config, "is_decoder", False)
-    auto_class = AutoModelForMaskedLM if masked else AutoModelForCausalLM
-    native = auto_class.from_config(text_config, dtype=model.dtype).eval()
+    native = class_with_head(text_config).from_config(text_config, dtype=model.dtype).eval()
     native.base_model.load_state_dict(model.base_model.encoder.state_dict())
     for ours, theirs in (("dense", head.dense), ("norm", head.norm), ("decoder", head.decoder)):
         if theirs is not None:
@@ -445,7 +433,7 @@ def _reference(model: SimMIMPreTrainedModel, dtype: torch.dtype = torch.float32)
 
 def _check_padding(model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     text_config = model.config.text_config
-    if model.base_model._first_position and tokenizer.pad_token_id != text_config.pad_token_id:
+    if model.base_model.first_position and tokenizer.pad_token_id != text_config.pad_token_id:
         raise ValueError(
             f"the tokenizer's `pad_token_id` is {tokenizer.pad_token_id} and that of the model is "
             f"{text_config.pad_token_id}, by which transformers' own `{text_config.model_type}` counts positions: its "

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainingArguments
 
 from simmim_hf import SimMIMConfig, SimMIMForPreTraining, SimMIMTrainer
-from simmim_hf.trainer import TimeLimit
+from simmim_hf.training.trainer import TimeLimit
 
 ROWS, LENGTH, VOCAB, MASK, PAD = 8, 12, 60, 4, 0
 STRATEGIES = ("group_by_length", "random")

@@ -26,8 +26,8 @@ from transformers import (
     EvalPrediction,
 )
 
-from simmim_hf import corpora
-from simmim_hf.evaluation import similarity_spearman
+from simmim_hf.data import corpora
+from simmim_hf.evaluation.measure import similarity_spearman
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS = {

@@ -13,7 +13,8 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import AutoModelForPreTraining, AutoTokenizer, BertConfig, BertForMaskedLM
 
-from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining, corpora
+from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining
+from simmim_hf.data import corpora
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS = ("run_pretraining.py", "run_pretraining_accelerate.py")

@@ -27,8 +27,10 @@ from simmim_hf import (
     export,
 )
 from simmim_hf.cli import main
-from simmim_hf.evaluation import load_scored_pairs, similarity_spearman
-from simmim_hf.packing import ATTENTION
+from simmim_hf.evaluation.measure import similarity_spearman
+from simmim_hf.evaluation.tasks import load_scored_pairs
+from simmim_hf.model.configuration_simmim import remote_files
+from simmim_hf.model.packing import ATTENTION
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 CAUSAL = {"mlm_weight": 0.0, "contrastive_weight": 0.0, "clm_weight": 1.0}
@@ -385,7 +387,7 @@ def test_safetensors_only_is_what_one_shares(checkpoint, tmp_path, capsys):
     assert "largest difference" in capsys.readouterr().out
     assert set(os.listdir(tmp_path / "out")) == {
         *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"),
-        *("configuration_simmim.py", "modeling_simmim.py", "packing.py", "losses.py"),
+        *remote_files(),
     }
     shared, report = SimMIMForPreTraining.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report.values()) and shared.projection is None

@@ -10,7 +10,8 @@ import torch
 import yaml
 from transformers import BertConfig, BertForMaskedLM
 
-from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining, cli, corpora
+from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining, cli
+from simmim_hf.data import corpora
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 TEXT = ["The capital of France is Paris.", "A sentence about rivers, stones and gardens.", "Another one."] * 30

@@ -1,0 +1,105 @@
+"""The arms of a comparison: names for sets of options of `simmim pretrain`, all checked before anything is trained."""
+
+import re
+from dataclasses import fields
+
+from ..model.configuration_simmim import OBJECTIVES, SimMIMConfig, nearest
+from ..options import build, read_settings, typed
+from ..training.arguments import PRETRAINING, ModelArguments
+
+RESERVED = ("random weights", "starting weights")
+
+# Options of `simmim pretrain` that a comparison sets by itself, and what to use instead.
+DECIDED = {
+    **dict.fromkeys(("max_steps", "num_train_epochs", "max_minutes"), "the budget decides: --budget_tokens"),
+    "objective": "the arms have it: --objectives",
+    "streaming": "a comparison plans its steps from the lengths of all texts: leave it out",
+    "similarity_file": "give the file as a task: --tasks",
+    "resume_from_checkpoint": "a comparison that was interrupted goes on by itself: leave it out",
+    "overwrite_output_dir": "give another --output_dir",
+    "push_to_hub": "push the winner afterwards",
+}
+# Options that all arms share, for else they would not be compared on the same text from the same weights.
+SHARED = [
+    "train_file",
+    "validation_file",
+    "dataset_name",
+    "dataset_config_name",
+    "text_column",
+    "output_dir",
+    "seed",
+    "validation_split_percentage",
+    "tokenizer_name",
+    "vocab_size",
+    "text_config",
+    "model_name_or_path",
+]
+
+
+def read_arms(objectives: list[str] | None, file: str | None) -> dict[str, dict]:
+    """Arms by name, each a dict of options of `simmim pretrain`: presets, and those of a YAML or JSON file.
+
+    Raises:
+        FileNotFoundError, ValueError: no such objective, file or option; the message names the arm and the nearest.
+    """
+    arms = {}
+    for name in objectives or ([] if file else OBJECTIVES):
+        if name not in OBJECTIVES:
+            raise ValueError(f"--objectives: there is no `{name}`.{nearest(name, OBJECTIVES)} {_there_are()}")
+        arms[name] = {"objective": name}
+    for name, options in (read_settings(file) if file else {}).items():
+        if name in arms:
+            raise ValueError(f"the arm `{name}` of `{file}` is also in --objectives: give it another name.")
+        arms[name] = options
+    return arms
+
+
+def _there_are() -> str:
+    return f"There are: {', '.join(OBJECTIVES)}."
+
+
+def check_arms(arms: dict[str, dict]) -> dict[str, dict]:
+    """The arms with the values that `simmim pretrain` reads from their options.
+
+    Raises:
+        ValueError: a name that cannot be a folder, or an option that does not exist or that all arms have to share.
+    """
+    if not arms:
+        raise ValueError(f"there is no arm to compare. {_there_are()}")
+    checked = {}
+    for name, options in arms.items():
+        if not re.fullmatch(r"[\w+=-][\w.+= -]*", str(name)) or name in RESERVED:
+            raise ValueError(
+                f"`{name}` cannot be the name of an arm: take letters, digits, spaces and - _ + = . only."
+            )
+        if not isinstance(options, dict) or not options:
+            raise ValueError(f"the arm `{name}` must hold options of `simmim pretrain`, such as `objective: simmim`.")
+        objective = options.get("objective", "simmim")
+        if objective not in OBJECTIVES:
+            raise ValueError(
+                f"the arm `{name}`: there is no objective `{objective}`.{nearest(str(objective), OBJECTIVES)} "
+                + _there_are()
+            )
+        try:
+            options = typed(PRETRAINING, options)
+            for shared in (option for option in SHARED if option in options):
+                raise ValueError(f"all arms have the same {shared}: give --{shared} beside --arms.")
+            refuse_decided({k: v for k, v in options.items() if k != "objective"})
+            build(PRETRAINING, options)
+            SimMIMConfig(**config_options(options))
+        except ValueError as error:
+            raise ValueError(f"the arm `{name}`: {error}") from error
+        checked[str(name)] = {"objective": "simmim", **options}
+    return checked
+
+
+def config_options(options: dict) -> dict:
+    """The options of `SimMIMConfig` among those of an arm, over those of its objective."""
+    names = [each.name for each in fields(ModelArguments)]
+    return ModelArguments(**{name: value for name, value in options.items() if name in names}).config_options()
+
+
+def refuse_decided(options: dict) -> None:
+    for name in options:
+        if name in DECIDED:
+            raise ValueError(f"--{name} is no option of a comparison; {DECIDED[name]}.")

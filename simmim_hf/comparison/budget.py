@@ -1,0 +1,158 @@
+"""What training may use, and what it costs: tokens of text, floating-point operations, seconds, memory."""
+
+import contextlib
+import ctypes
+import math
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from ..model.configuration_simmim import Objective
+from ..model.modeling_simmim import SimMIMForPreTraining
+from ..training.trainer import SimMIMTrainer
+
+SAMPLED_BATCHES = 32
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What each run may use: an amount of `tokens`, `flops` or `seconds`."""
+
+    unit: str
+    amount: float
+
+    @classmethod
+    def of(cls, **amounts: float | None) -> "Budget | None":
+        """The one that is given, or None. Raises a ValueError for two, or for one that is not above 0."""
+        given = {unit: amount for unit, amount in amounts.items() if amount is not None}
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(f'--budget_{unit}' for unit in given)}: give one budget.")
+        for unit, amount in given.items():
+            if not 0 < amount < math.inf:
+                raise ValueError(f"--budget_{unit} is {amount:g}: it must be above 0.")
+            return cls(unit, amount)
+        return None
+
+    def plan(self, trainer: SimMIMTrainer, rate: float) -> list[int]:
+        """The tokens that are read before each step that the budget pays for, and after the last.
+
+        Args:
+            rate: what a token costs, in the unit of the budget
+        """
+        counts, tokens = tokens_of_steps(trainer), [0]
+        while tokens[-1] * rate < self.amount:
+            tokens.append(tokens[-1] + next(counts))
+        return tokens
+
+
+class MeasuredTrainer(SimMIMTrainer):
+    """A Trainer that counts its operations by `training_flops`."""
+
+    def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> float:
+        return training_flops(self.accelerator.unwrap_model(self.model), inputs, self.current_objective())
+
+
+class StepClock(TrainerCallback):
+    """Notes when each step ends."""
+
+    def __init__(self):
+        self.ends = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.device.type == "cuda":
+            torch.cuda.synchronize(args.device)
+        self.ends.append(time.monotonic())
+
+
+def training_flops(
+    model: SimMIMForPreTraining, batch: dict[str, torch.Tensor], objective: Objective | None = None
+) -> float:
+    """The floating-point operations that one training step on a batch needs, forward and backward:
+
+        sum over the readings r of  6 * P * T_r + 12 * L * H * S_r     and     6 * P_head * C
+
+    P are the parameters of the encoder without its embedding tables and P_head those of the language-model head, which
+    each token goes through once (2 operations a parameter forward, 4 backward: Kaplan et al. 2020, section 2.1). T_r
+    are the real tokens of a reading and S_r the sum of their squared sequence lengths, for attention scores and their
+    use over L layers of width H. C are the positions where a token is predicted. The readings are those of the
+    objective (`SimMIMForPreTraining.readings`). Left-to-right and windowed attention count like full attention. Not
+    counted are pooling, projection and similarities, far below a percent, and what is computed twice to save memory.
+
+    Args:
+        batch: what `DataCollatorForSimMIM` makes
+        objective: default: that of the model's configuration
+    """
+    readings = model.readings(**batch, objective=objective)
+    lengths = torch.cat([reading.attention_mask.sum(1) for reading in readings]).double()  # (rows of all readings,)
+    predicted = sum(reading.is_predicted.sum().item() for reading in readings)
+    text_config, encoder = model.config.text_config, model.simmim.encoder
+    tables = {id(p) for module in encoder.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    parameters = sum(p.numel() for p in encoder.parameters() if id(p) not in tables)
+    attention = 12 * text_config.num_hidden_layers * text_config.hidden_size * lengths.square().sum().item()
+    head = sum(p.numel() for p in model.lm_head.parameters())
+    return 6 * parameters * lengths.sum().item() + attention + 6 * head * predicted
+
+
+def tokens_of_steps(trainer: SimMIMTrainer) -> Iterator[int]:
+    """The tokens of text of each optimizer step, over all processes, in the order of the training to come."""
+    lengths = np.asarray(trainer.train_dataset["length"][:])
+    for batches in epochs(trainer):
+        size = trainer.args.gradient_accumulation_steps
+        steps = [batches[start : start + size] for start in range(0, len(batches), size)]
+        counts = torch.tensor([sum(int(lengths[batch].sum()) for batch in step) for step in steps])
+        yield from trainer.accelerator.reduce(counts.to(trainer.args.device)).tolist()
+
+
+def epochs(trainer: SimMIMTrainer) -> Iterator[list[list[int]]]:
+    """For each epoch the rows of each batch of this process, in the order of the training to come."""
+    epoch = 0
+    while True:
+        sampler = loader = trainer.get_train_dataloader()
+        loader.set_epoch(epoch)
+        while hasattr(sampler, "batch_sampler") or hasattr(sampler, "sampler"):
+            sampler = getattr(sampler, "batch_sampler", None) or sampler.sampler
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+        yield [list(batch) for batch in loader.batch_sampler]
+        epoch += 1
+
+
+def flops_per_token(trainer: SimMIMTrainer) -> float:
+    """Operations for each token of text, from batches of all over the first epoch; weights follow their schedule."""
+    batches = next(epochs(trainer))
+    sampled = [batches[i] for i in np.linspace(0, len(batches) - 1, min(SAMPLED_BATCHES, len(batches))).astype(int)]
+    model, flops, tokens = trainer.accelerator.unwrap_model(trainer.model), 0.0, 0
+    for step, rows in enumerate(sampled):
+        features = [trainer.train_dataset[row] for row in rows]
+        flops += training_flops(model, trainer.data_collator(features), trainer.objective_at(step / len(sampled)))
+        tokens += sum(feature["length"] for feature in features)
+    sums = torch.tensor([flops, tokens], dtype=torch.float64, device=trainer.args.device)
+    flops, tokens = trainer.accelerator.reduce(sums).tolist()
+    return flops / tokens
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begins a new measurement of `peak_memory`."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError, AttributeError):  # only Linux has them
+            ctypes.CDLL(None).malloc_trim(0)  # what earlier runs have freed counts no more
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes since `reset_peak_memory`: allocated on a GPU; else of the whole process, None if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return 1024 * int(found[1]) if found else None
+    return None

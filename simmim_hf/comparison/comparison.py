@@ -1,0 +1,522 @@
+"""`simmim compare`: objectives side by side, from the same weights on the same text for the same budget."""
+
+import contextlib
+import dataclasses
+import gc
+import itertools
+import json
+import math
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch.distributed as dist
+from transformers import TrainerCallback, TrainerState, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+from .. import records
+from ..data import corpora
+from ..evaluation.language_modelling import load_language_model, unigram_cross_entropy
+from ..evaluation.measure import measure
+from ..evaluation.metrics import tfidf_reciprocal_rank
+from ..evaluation.tasks import load_tasks
+from ..model.configuration_simmim import OBJECTIVES, WEIGHTS
+from ..model.modeling_simmim import SimMIMForPreTraining
+from ..options import build, option
+from ..training.arguments import PRETRAINING
+from ..training.pretraining import (
+    TokenizedText,
+    build_model,
+    build_trainer,
+    check,
+    fill_defaults,
+    get_tokenizer,
+    read_text,
+    tokenize_text,
+)
+from ..training.trainer import SimMIMTrainer
+from . import report, statistics
+from .arms import check_arms, config_options, refuse_decided
+from .budget import (
+    Budget,
+    MeasuredTrainer,
+    StepClock,
+    flops_per_token,
+    peak_memory,
+    reset_peak_memory,
+    tokens_of_steps,
+)
+from .held_out import HeldOut, Recorder
+
+logger = logging.get_logger(__name__)
+
+# What `simmim compare` without a budget spends on an arm and seed: on the built-in corpus, on other text one pass.
+BUILT_IN_BUDGET = 300_000
+FEWEST_STEPS = 10
+CURVE_SEQUENCES, CONFLICT_POINTS, LOG_LINES = 256, 10, 20
+CALIBRATION_STEPS = 12
+HELD_OUT = "held-out text"  # the task that every comparison has
+# What a start that was refused may have left in the folder.
+BEFORE_TRAINING = ("initial", "calibration")
+# The part of a budget of seconds that is planned for; the rest is for a machine that gets slower.
+PLANNED_SHARE = 0.95
+CONFLICT_NORMS = ("mlm_gradient_norm", "contrastive_gradient_norm")
+
+
+@dataclass
+class ComparisonArguments:
+    """What is compared, for how much, and by what."""
+
+    objectives: list[str] | None = option(
+        None, f"Arms by the name of their objective: {', '.join(OBJECTIVES)}. Default: all, or those of --arms."
+    )
+    arms: str | None = option(
+        None, "A YAML file of more arms: a name, and below it any options of `simmim pretrain`, such as temperature."
+    )
+    seeds: int = option(2, "Runs of each arm, from --seed on; each has its own initial weights and data order.")
+    budget_tokens: float | None = option(
+        None,
+        "Tokens of text that each run reads, counted once however often the objective looks at them. Default: one "
+        f"pass over the text; {BUILT_IN_BUDGET:,} of the built-in corpus.",
+    )
+    budget_flops: float | None = option(None, "Instead: floating-point operations of each run.")
+    budget_seconds: float | None = option(None, "Instead: seconds of training of each run.")
+    tasks: list[str] | None = option(None, "What the encoders are evaluated on: tasks of `simmim evaluate`.")
+
+
+class Comparison:
+    """Arms, each from the same weights on the same text in the same order for the same budget, with several seeds.
+
+    The order is the same as long as an arm leaves the size of the batches and how they are drawn as they are.
+
+    Everything is in `output_dir`: `initial/seed-N` has the weights that all arms start from, `runs/ARM/seed-N` an arm
+    that was trained, and `result.json` in it says that it is finished. Run again, only what is missing is done, and a
+    run that was killed goes on from its last checkpoint.
+
+    A budget of tokens decides the steps of a run by the lengths of the texts that it will read: the first number of
+    steps that reaches the budget, so that two arms differ by less than a batch. The other budgets are turned into
+    tokens by what an arm costs a token: its operations (`budget.training_flops`), averaged over batches from all over
+    the text; or its seconds, measured over a dozen steps with learning rate 0 before the first run, of which 95 % are
+    planned for, so that the learning rate has come down to its end when the time is up. Training stops at the last
+    second in any case; the report says when it stopped early.
+
+    Args:
+        arms: name -> options of `simmim pretrain`, with `objective`
+        options: options of `simmim pretrain` for all arms, above all `train_file`
+        output_dir: a new folder, or that of the same comparison
+        seeds: runs of each arm; the first has the seed in `options`, or 42
+        budget_tokens, budget_flops, budget_seconds: what each run may use; one of them, or the default
+        tasks: what `simmim evaluate` takes as `--tasks`
+
+    Raises:
+        ValueError, FileNotFoundError: what cannot work, before anything is trained; the message names the remedy.
+    """
+
+    def __init__(
+        self,
+        arms: dict[str, dict],
+        options: dict | None = None,
+        output_dir: str = "simmim-comparison",
+        seeds: int = 2,
+        budget_tokens: float | None = None,
+        budget_flops: float | None = None,
+        budget_seconds: float | None = None,
+        tasks: list[str] | None = None,
+    ):
+        self.arms, self.folder = check_arms(arms), Path(output_dir)
+        self.options = {name: value for name, value in (options or {}).items() if value is not None}
+        refuse_decided(self.options)
+        if seeds < 1:
+            raise ValueError(f"--seeds is {seeds}: give 1 or more; an interval needs 2.")
+        budget = Budget.of(tokens=budget_tokens, flops=budget_flops, seconds=budget_seconds)
+        is_new = not (self.folder / "comparison.json").is_file()
+        if is_new and self.folder.is_dir() and any(name not in BEFORE_TRAINING for name in os.listdir(self.folder)):
+            raise ValueError(f"--output_dir `{output_dir}` is not empty and holds no comparison: give another folder.")
+        self.seeds = [self.options.get("seed", 42) + i for i in range(seeds)]
+        self.failures: dict[tuple[str, int], str] = {}
+        self.record = {
+            "options": self.options,
+            "arms": self.arms,
+            "seeds": self.seeds,
+            "budget": budget and dataclasses.asdict(budget),
+            "tasks": tasks or [],
+        }
+        self._check_record("options", "budget", "tasks")
+        self._read_text(is_new)
+        tokens = sum(self.text.train["length"][:])
+        self.record["text"] = {
+            "sequences": len(self.text.train),
+            "tokens": tokens,
+            "held_out_sequences": len(self.text.held_out),
+        }
+        self.record["processes"] = self.args.world_size
+        self._check_record("text", "processes")
+        self.budget = budget or Budget("tokens", BUILT_IN_BUDGET if self.data_args.built_in else tokens)
+        if not tasks and self.data_args.built_in:
+            tasks = ["docstrings"]
+        with without_progress_bars():
+            self._save_initial_weights(is_new)
+            self.rates = self._rates()
+            self.tasks = load_tasks(tasks or [], self.seeds[0])
+            if any(task.kind == "language modelling" for task in self.tasks.values()):
+                load_language_model(str(self._initial(self.seeds[0])))  # refuses what has no head
+        if self.is_main:
+            records.write_json(self.folder / "comparison.json", self.record)
+
+    def _read_text(self, is_new: bool) -> None:
+        """Reads and tokenises the text of all arms, and makes what asks every arm about its held-out part."""
+        options = {k: v for k, v in self.options.items() if k not in ("conflict_steps", "weight_schedule")}
+        if not is_new:
+            options["tokenizer_name"] = str(self._initial(self.seeds[0]))
+        self.model_args, self.data_args, self.args = self._arguments(
+            {**options, "seed": self.seeds[0], "output_dir": str(self.folder / "initial")}
+        )
+        self.is_main, self.device = self.args.process_index == 0, self.args.device
+        self.hardware = records.hardware(self.args)
+        set_seed(self.seeds[0])
+        with self.args.main_process_first(desc="reading the corpus"):
+            self.train, self.held_out_texts = read_text(self.data_args, self.seeds[0])
+            self.tokenizer = get_tokenizer(self.model_args, self.train, show_progress=self.is_main)
+        model = build_model(self.model_args, self.tokenizer)
+        self.max_length = min(self.data_args.max_seq_length, model.simmim.max_length)
+        self.tokenizer.model_max_length = self.max_length
+        self._tokenized: dict[tuple, TokenizedText] = {}
+        self.text = self._tokenize(self.data_args, self.max_length)
+        trainer = build_trainer(model, self.tokenizer, self.text, self.data_args, self.args)
+        collator, batch_size = trainer.data_collator, self.args.per_device_eval_batch_size
+        held_out = self.text.held_out
+        few = np.linspace(0, len(held_out) - 1, min(CURVE_SEQUENCES, len(held_out))).astype(int)
+        self.held_out = HeldOut(held_out, collator, batch_size)
+        self.curve_text = HeldOut(held_out.select(few), collator, batch_size)
+
+    def _tokenize(self, data_args, max_length: int) -> TokenizedText:
+        """The text as the arms with these options read it, tokenised once for all of them."""
+        key = max_length, data_args.hard_negatives
+        if key not in self._tokenized:
+            with self.args.main_process_first(desc="tokenising"):
+                self._tokenized[key] = tokenize_text(
+                    self.train, self.held_out_texts, self.tokenizer, data_args, max_length
+                )
+        return self._tokenized[key]
+
+    def _arguments(self, options: dict) -> tuple:
+        """The arguments of `simmim pretrain` from options, checked."""
+        defaults = {"report_to": "none", "max_minutes": math.inf, "overwrite_output_dir": True}
+        arguments = build(PRETRAINING, {**defaults, **options})
+        fill_defaults(*arguments)
+        check(*arguments)
+        return arguments
+
+    def _initial(self, seed: int) -> Path:
+        return self.folder / "initial" / f"seed-{seed}"
+
+    def _run_folder(self, arm: str, seed: int) -> Path:
+        return self.folder / "runs" / arm / f"seed-{seed}"
+
+    def _check_record(self, *names: str) -> None:
+        """Refuses a folder in which another comparison was begun; more arms and more seeds are welcome."""
+        path = self.folder / "comparison.json"
+        if not path.is_file():
+            return
+        old, new = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(self.record))
+        pairs = {name: (old.get(name), new[name]) for name in names}
+        pairs |= {f"the arm `{arm}`": (options, new["arms"].get(arm)) for arm, options in old["arms"].items()}
+        if old["seeds"] != new["seeds"][: len(old["seeds"])]:
+            pairs["seeds"] = old["seeds"], new["seeds"]
+        for name, (before, now) in pairs.items():
+            if before == now:
+                continue
+            if isinstance(before, dict) and isinstance(now, dict):
+                changed = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+                before, now = ({k: side.get(k) for k in changed} for side in (before, now))
+            raise ValueError(
+                f"`{self.folder}` holds another comparison: {name} was {json.dumps(before)} and is now "
+                f"{json.dumps(now)}. Give another --output_dir, or the same options."
+            )
+        self.record = {**old, **self.record}
+
+    def _save_initial_weights(self, is_new: bool) -> None:
+        for seed in self.seeds:
+            initial, writing = self._initial(seed), self.folder / "initial" / "writing"
+            if not in_all_processes(is_new or not initial.is_dir()):
+                continue
+            set_seed(seed)
+            model = build_model(self.model_args, self.tokenizer)
+            if self.is_main:
+                for left_over in (writing, initial):
+                    shutil.rmtree(left_over, ignore_errors=True)
+                model.save_pretrained(writing)
+                self.tokenizer.save_pretrained(writing)
+                os.replace(writing, initial)
+            in_all_processes(None)
+
+    def _trainer(self, arm: str, seed: int, **more) -> SimMIMTrainer:
+        """The Trainer of an arm, from the initial weights of a seed; `more` are options of `simmim pretrain`."""
+        initial = str(self._initial(seed))
+        options = {"learning_rate": self.args.learning_rate, **self.options, **self.arms[arm]}
+        options |= {"model_name_or_path": initial, "text_config": None, "seed": seed}
+        options |= {"output_dir": str(self._run_folder(arm, seed)), **more}
+        if not self._is_joint(arm):
+            options.pop("conflict_steps", None)
+        try:
+            model_args, data_args, args = self._arguments(options)
+            set_seed(seed)
+            tokenizer = corpora.load_tokenizer(initial)
+            model = build_model(model_args, tokenizer)
+            max_length = min(data_args.max_seq_length, model.simmim.max_length)
+            tokenizer.model_max_length = max_length
+            text = self._tokenize(data_args, max_length)
+            return build_trainer(model, tokenizer, text, data_args, args, trainer_class=MeasuredTrainer)
+        except ValueError as error:
+            raise ValueError(f"the arm `{arm}`: {error}") from error
+
+    def _weights(self, arm: str) -> dict[str, float]:
+        """The weights of an arm's terms."""
+        options = config_options({**self.options, **self.arms[arm]})
+        return {name: options[name] for name in WEIGHTS}
+
+    def _is_joint(self, arm: str) -> bool:
+        weights = self._weights(arm)
+        return bool(weights["mlm_weight"] and weights["contrastive_weight"])
+
+    def _rates(self) -> dict[str, float]:
+        """What each arm costs for a token of text, in the unit of the budget. Makes every arm once, to see that it
+        can be made and that its budget is enough."""
+        rates = self.record.setdefault("rates", {})
+        calibration = self.folder / "calibration"
+        for arm in self.arms:
+            trainer = self._trainer(arm, self.seeds[0], output_dir=str(calibration))
+            if arm not in rates:
+                rates[arm] = self._rate(trainer, arm)
+            steps = len(self.budget.plan(trainer, rates[arm])) - 1
+            if steps < FEWEST_STEPS:
+                raise ValueError(
+                    f"--budget_{self.budget.unit} {self.budget.amount:g} is enough for {steps} steps of the arm "
+                    f"`{arm}`: give {FEWEST_STEPS / steps:.0f} times as much or more, or smaller batches "
+                    "(--per_device_train_batch_size)."
+                )
+        if self.is_main:
+            shutil.rmtree(calibration, ignore_errors=True)
+        return rates
+
+    def _rate(self, trainer: SimMIMTrainer, arm: str) -> float:
+        if self.budget.unit == "tokens":
+            return 1.0
+        if self.budget.unit == "flops":
+            return flops_per_token(trainer)
+        clock, folder = StepClock(), str(self.folder / "calibration")
+        options = {"learning_rate": 0.0, "max_steps": CALIBRATION_STEPS, "save_strategy": "no"}
+        trainer = self._trainer(arm, self.seeds[0], output_dir=folder, **options)
+        tokens = list(itertools.islice(tokens_of_steps(trainer), CALIBRATION_STEPS))
+        quieten(trainer, clock).train()
+        # The first steps warm up.
+        seconds = (clock.ends[-1] - clock.ends[1]) / sum(tokens[2:])
+        return in_all_processes(seconds / PLANNED_SHARE)
+
+    def run(self, argv: list[str] | None = None) -> dict:
+        """Does what is missing and writes the report.
+
+        Args:
+            argv: the command line behind `simmim`, to be recorded
+
+        Returns:
+            What `results.json` holds.
+        """
+        for seed in self.seeds:
+            with without_progress_bars():
+                self._measure_initial_weights(seed)
+            for arm in self.arms:
+                if in_all_processes((self._run_folder(arm, seed) / "result.json").is_file()):
+                    continue
+                try:
+                    with without_progress_bars():
+                        self._run(arm, seed)
+                except Exception as error:
+                    if dist.is_initialized():
+                        raise  # the other processes would wait for this one
+                    logger.exception(f"The arm `{arm}` failed with seed {seed}.")
+                    self.failures[arm, seed] = f"{type(error).__name__}: {error}"
+                in_all_processes(None)
+        results = self._collect(argv)
+        if self.is_main:
+            results["summary"] = statistics.summary(results)
+            records.write_json(self.folder / "results.json", results)
+            report.write(results, self.folder)
+            print(report.overview(results))
+            print(f"The whole report: {self.folder / 'report.html'} and report.md; all metrics: results.json.")
+        in_all_processes(None)
+        return results
+
+    def _run(self, arm: str, seed: int) -> None:
+        folder = self._run_folder(arm, seed)
+        checkpoint, state = last_checkpoint(folder)
+        tokens = self.budget.plan(self._trainer(arm, seed), self.rates[arm])
+        trainer = self._trainer(arm, seed, **self._schedule(arm, len(tokens) - 1, state))
+        gc.collect()  # the weights of earlier runs, which their Trainers refer to in circles
+        reset_peak_memory(self.device)
+        outcome, model = {"status": "finished"}, trainer.accelerator.unwrap_model(trainer.model)
+        try:
+            if state.global_step < len(tokens) - 1:
+                held_out = self.curve_text if self.is_main else None
+                recorder = Recorder(trainer, held_out, tokens, title=f"{arm}, seed {seed}")
+                quieten(trainer, recorder).train(resume_from_checkpoint=checkpoint)
+                state = trainer.state
+            else:  # killed between its last step and its result
+                model.load_state_dict(SimMIMForPreTraining.from_pretrained(checkpoint).state_dict())
+        except FloatingPointError as error:
+            # A loss that is not finite is a result. Whatever else goes wrong is tried again next time.
+            outcome, state = {"status": "failed", "reason": str(error)}, trainer.state
+        memory = peak_memory(self.device)
+        if outcome["status"] == "finished":
+            trainer.save_model()
+        if self.is_main:
+            if outcome["status"] == "finished":
+                outcome["figures"] = self._measure(model, folder)
+            outcome |= {
+                "planned_steps": len(tokens) - 1,
+                "steps": state.global_step,
+                "tokens": tokens[state.global_step],
+                "flops": state.total_flos,
+                "seconds": _training_seconds(state),
+                "peak_memory_bytes": memory,
+                "parameters": model.num_parameters(),
+                "curve": _logged(state.log_history, tokens, "held_out_"),
+                "conflict": _logged(state.log_history, tokens, "gradient_cosine", *CONFLICT_NORMS),
+            }
+            records.write_json(folder / "result.json", outcome)
+            for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+                shutil.rmtree(path)
+        trainer.accelerator.free_memory()
+
+    def _schedule(self, arm: str, steps: int, state: TrainerState) -> dict:
+        """The options of a run of so many steps that begins, or goes on, at a state."""
+        options = {"max_steps": steps}
+        if self.budget.unit == "seconds":
+            options["max_minutes"] = (self.budget.amount - _training_seconds(state)) / 60
+        elif self._is_joint(arm) and {**self.options, **self.arms[arm]}.get("conflict_steps") is None:
+            options["conflict_steps"] = max(1, steps // CONFLICT_POINTS)
+        # The log has what a plot needs; a checkpoint falls on a line of the log, which then is complete in it.
+        if "logging_steps" not in self.options:
+            every = max(1, steps // LOG_LINES)
+            options |= {"logging_steps": every, "save_steps": math.ceil(self.args.save_steps / every) * every}
+        return options
+
+    def _measure(self, model: SimMIMForPreTraining, folder: Path) -> dict[str, dict[str, float]]:
+        """Every metric of a model that is saved in a folder, by task."""
+        metrics, language_model = {HELD_OUT: self.held_out.measure(model)}, None
+        if any(task.kind == "language modelling" for task in self.tasks.values()):
+            language_model = load_language_model(str(folder))
+            language_model.model.to(self.device)
+        for name, task in self.tasks.items():
+            metrics[name] = measure(
+                task,
+                model,
+                self.tokenizer,
+                max_length=self.max_length,
+                language_model=language_model,
+                seed=self.seeds[0],
+            )
+        return metrics
+
+    def _measure_initial_weights(self, seed: int) -> None:
+        path = self._initial(seed) / "result.json"
+        if self.is_main and not path.is_file():
+            model = SimMIMForPreTraining.from_pretrained(self._initial(seed)).to(self.device)
+            records.write_json(path, {"figures": self._measure(model, path.parent)})
+
+    def _collect(self, argv: list[str] | None) -> dict:
+        """All results so far; what is missing is a failure of this time."""
+        runs = []
+        for arm in self.arms:
+            for seed in self.seeds:
+                path = self._run_folder(arm, seed) / "result.json"
+                result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+                failure = {"status": "failed", "reason": self.failures.get((arm, seed), "not run yet")}
+                runs.append({"arm": arm, "seed": seed, **(result or failure)})
+        initial = [
+            json.loads((self._initial(seed) / "result.json").read_text(encoding="utf-8")) for seed in self.seeds
+        ]
+        pretrained = "model_name_or_path" in self.options
+        return {
+            **({} if argv is None else {"command": records.command(argv)}),
+            "versions": records.versions(),
+            "hardware": self.hardware,
+            "options": records.without_folders(self.options),
+            **{name: self.record[name] for name in ("arms", "seeds", "text", "processes")},
+            "weights": {arm: self._weights(arm) for arm in self.arms},
+            "budget": dataclasses.asdict(self.budget),
+            "initial": {
+                "name": "starting weights" if pretrained else "random weights",
+                "runs": [{"seed": seed, **result} for seed, result in zip(self.seeds, initial, strict=True)],
+            },
+            "runs": runs,
+            "references": self._references() if self.is_main else {},
+        }
+
+    def _references(self) -> dict[str, dict[str, tuple[str, float]]]:
+        """What needs no training, by task and metric."""
+        frequencies = unigram_cross_entropy(self.text.train, self.text.held_out, self.tokenizer)
+        references = {HELD_OUT: {"mlm_loss": ("token frequencies", frequencies)}}
+        if "docstrings" in self.tasks:
+            pairs = self.tasks["docstrings"].test
+            found = tfidf_reciprocal_rank(list(pairs["query"]), list(pairs["document"]))
+            references["docstrings"] = {"mrr@10": ("TF-IDF", found)}
+        return references
+
+
+def _training_seconds(state: TrainerState) -> float:
+    return max((entry.get("training_seconds", 0.0) for entry in state.log_history), default=0.0)
+
+
+def _logged(history: list[dict], tokens: list[int], *prefixes: str) -> list[dict]:
+    """The entries of a log that have quantities with these prefixes, which are taken off, against tokens read."""
+    rows = []
+    for entry in history:
+        found = {name.removeprefix("held_out_"): v for name, v in entry.items() if name.startswith(prefixes)}
+        if found:
+            rows.append({"step": entry["step"], "tokens": tokens[entry["step"]], **found})
+    return rows
+
+
+def last_checkpoint(folder: Path) -> tuple[str | None, TrainerState]:
+    """The newest checkpoint that was written to its end, and its state; None and a new state where there is none."""
+    steps = sorted((int(path.name.split("-")[1]) for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")), reverse=True)
+    for step in steps:
+        path = folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        with contextlib.suppress(OSError, json.JSONDecodeError):
+            return str(path), TrainerState.load_from_json(str(path / "trainer_state.json"))
+    return None, TrainerState()
+
+
+def in_all_processes(value):
+    """The value of the main process; waits until all processes are here."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+@contextlib.contextmanager
+def without_progress_bars():
+    """Without those of transformers, which shows one for each loading and saving."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def quieten(trainer, *callbacks: TrainerCallback):
+    """The trainer with these callbacks instead of those that print."""
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    return trainer

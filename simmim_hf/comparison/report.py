@@ -1,0 +1,210 @@
+"""The report of a comparison: a verdict, tables and plots."""
+
+import base64
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jinja2
+
+from ..quantities import APART, GEOMETRY, LANGUAGE, RETRIEVAL, SIMILARITY, TRANSFER
+from .plots import draw
+from .statistics import COST, Metric, mean_costs, metrics_of, without_masked_term
+
+MANY_ARMS = 10  # the most that a sentence names
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+
+PLOTS = {"front": "Two goals at once", "curves": "Learning curves", "conflict": "Conflict of the terms"}
+NOTES = {  # what a reader has to know to read a section, by its title
+    "At a glance": "Bold: the best mean over seeds. ±: half the width of its 95 % interval (Student's t). ≈: not "
+    "distinguishable from the best by a paired t-test over seeds at 5 %, not corrected for the number of comparisons. "
+    "†: the objective has no masked term.",
+    "Two goals at once": "Large marks are means over seeds, small dots single seeds. The dashed line joins the arms "
+    "whose means no other arm equals or beats in both metrics.",
+    "Learning curves": "Measured on a part of the held-out text during training. Thin lines are single seeds.",
+    "Conflict of the terms": "Gradients of the masked and the contrastive term in the encoder. Where their cosine is "
+    "below 0 they pull against each other, near 0 they hardly affect each other.",
+    LANGUAGE: "All arms are asked for the same masked tokens, also those that were never trained for it (†). "
+    "Causal perplexity is that of arms with a causal term.",
+    APART: "How often a text is nearest to its own masked copy, within a batch of texts of similar length.",
+    SIMILARITY: "Correlation of cosines with human scores.",
+    TRANSFER: "Logistic regression on frozen vectors.",
+    RETRIEVAL: "Each query looks for its document among all documents, by cosine.",
+    GEOMETRY: "None of these is better high or low by itself. A mean cosine near 1 is a narrow cone, a high effective "
+    "rank a wide spread. The length is read by a linear probe: R² 1 is perfectly, 0 not at all.",
+    "Cost": "Means of the finished runs. A token of the text counts once, however often the objective reads it. "
+    "TFLOPs are computed, not measured; like the seconds they are those of training alone. Memory is the peak of the "
+    "process or, on a GPU, of what was allocated there.",
+}
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def verdict(leading: list[Metric], results: dict) -> str:
+    """A few sentences on the leading metrics that claim no more than the test does."""
+    initial, metrics = results["initial"]["name"], [metric for metric in leading if metric.best()]
+    tests = {True: "not distinguishable from some others (≈)", False: "better than every other arm with a value"}
+    gains = {1: "better than", 0: "not distinguishable from", -1: "worse than"}
+
+    def grouped(metrics: list[Metric], said: Callable[[Metric], str]) -> str:
+        """`a in one metric and another; b in a third`"""
+        titles = {}
+        for metric in metrics:
+            title = metric.quantity.title.removesuffix(", %").removesuffix(" x 100")  # no units within a sentence
+            titles.setdefault(said(metric), []).append(f"{metric.task} {title}")
+        return "; ".join(f"{text} in {listed(names)}" for text, names in titles.items())
+
+    best = grouped(metrics, Metric.best)
+    sentences = [f"The best mean is that of {best}." if best else "No metric has two arms to compare."]
+    if any(metric.is_tested() for metric in metrics):
+        sentences.append(f"By the paired test the best arm is {grouped(metrics, lambda m: tests[bool(m.as_good())])}.")
+        started = [metric for metric in metrics if metric.initial]
+        if started:
+            gained = grouped(started, lambda m: f"{gains[m.gain(m.best())]} the {initial}")
+            sentences.append(f"By the same test it is {gained}.")
+    elif metrics:
+        seeds = "one seed" if len(results["seeds"]) == 1 else "so few finished seeds"
+        sentences.append(f"With {seeds} nothing can be told apart: any difference may be chance.")
+    early = [run for run in results["runs"] if run["status"] == "finished" and run["steps"] < run["planned_steps"]]
+    if early:
+        runs = listed([f"{run['arm']} (seed {run['seed']})" for run in early])
+        sentences.append(f"Out of time before the last planned step: {runs}.")
+    return " ".join(sentences)
+
+
+@dataclass
+class Table:
+    """A head and rows of cells; a cell is a text, or a text with a mark: `best` or `same`."""
+
+    head: list[str]
+    rows: list[list[str | tuple[str, str]]]
+    caption: str = ""
+    of_words: bool = False
+
+
+@dataclass
+class Section:
+    title: str
+    paragraphs: list[str]
+    tables: list[Table] = field(default_factory=list)
+    plot: str | None = None
+
+
+def metric_table(metrics: list[Metric], results: dict, caption: str = "") -> Table:
+    """A row for each arm, for the weights they started from and for each reference; a column for each metric."""
+    untrained, seeds = without_masked_term(results), len(results["seeds"])
+    marks = [
+        {metric.best(): "best", **dict.fromkeys(metric.as_good() if metric.is_tested() else [], "same")}
+        for metric in metrics
+    ]
+    rows = []
+    for arm in results["arms"]:
+        finished = sum(run["arm"] == arm and run["status"] == "finished" for run in results["runs"])
+        cells = [(m.format(m.arms[arm]), mark.get(arm, "")) for m, mark in zip(metrics, marks, strict=True)]
+        rows.append([f"{arm} †" if arm in untrained else arm, f"{finished} of {seeds}", *cells])
+    rows.append([results["initial"]["name"], str(seeds), *(metric.format(metric.initial) for metric in metrics)])
+    for name in dict.fromkeys(metric.reference[0] for metric in metrics if metric.reference):
+        cells = [m.quantity.format(m.reference[1]) if m.reference and name in m.reference else "-" for m in metrics]
+        rows.append([name, "-", *cells])
+    several = len({metric.task for metric in metrics}) > 1
+    titles = [metric.title if several else metric.quantity.described for metric in metrics]
+    return Table(["arm", "seeds", *titles], rows, caption)
+
+
+def sections_of(results: dict, plots: dict[str, str]) -> list[Section]:
+    """The report.
+
+    Args:
+        plots: file names by kind, of those that were drawn
+    """
+    metrics, sections = metrics_of(results), []
+    leading = [metric for metric in metrics if metric.quantity.leads]
+    if leading:
+        paragraphs = [verdict(leading, results), NOTES["At a glance"]]
+        sections.append(Section("At a glance", paragraphs, [metric_table(leading, results)]))
+    failed = [[run["arm"], str(run["seed"]), run["reason"]] for run in results["runs"] if run["status"] != "finished"]
+    if failed:
+        table = Table(["arm", "seed", "reason"], failed, of_words=True)
+        sections.append(Section("Runs without a result", ["No mean includes them."], [table]))
+    shared = {name: value for name, value in results["options"].items() if name != "seed"}  # each run has its own
+    arms = [[arm, _pairs(options)] for arm, options in [("all arms", shared), *results["arms"].items()]]
+    table = Table(["arm", "options"], arms, of_words=True)
+    sections.append(Section("What was compared", [_setting(results)], [table]))
+    sections += [Section(title, [NOTES[title]], plot=plots[kind]) for kind, title in PLOTS.items() if kind in plots]
+    for axis in dict.fromkeys(metric.quantity.axis for metric in metrics):
+        of_axis = [metric for metric in metrics if metric.quantity.axis == axis]
+        tasks = dict.fromkeys(metric.task for metric in of_axis)
+        tables = [metric_table([m for m in of_axis if m.task == task], results, task) for task in tasks]
+        sections.append(Section(axis, [NOTES[axis]], tables))
+    costs = Table(["arm", *COST], [[arm, *means] for arm, means in mean_costs(results).items()])
+    return [*sections, Section("Cost", [NOTES["Cost"]], [costs])]
+
+
+def _setting(results: dict) -> str:
+    """What all arms have in common, apart from their options."""
+    text, budget, seeds = results["text"], results["budget"], [str(seed) for seed in results["seeds"]]
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    return (
+        f"Each arm was trained with the seed{'s' if len(seeds) > 1 else ''} {listed(seeds)} and a budget of "
+        f"{budget['amount']:,.10g} {budget['unit']} for each run. The arms of a seed share their initial weights, the "
+        f"text, its order and the schedule of the learning rate. The text has {text['tokens']:,} tokens in "
+        f"{text['sequences']:,} sequences; {text['held_out_sequences']:,} others were held out for evaluation. "
+        f"Measured on {results['hardware']} with {versions}."
+    )
+
+
+def _pairs(options: dict) -> str:
+    """`name value, name value`, as they stand on a command line."""
+
+    def plain(value) -> str:
+        if isinstance(value, list):
+            return " ".join(map(plain, value))
+        return f"{value:.15g}" if isinstance(value, float) else str(value)
+
+    return ", ".join(f"{name} {plain(value)}" for name, value in options.items())
+
+
+def write(results: dict, folder: Path) -> None:
+    """Writes `report.md`, its plots, and `report.html` with everything inside it."""
+    plots = draw(results, folder)
+    sections, arms = sections_of(results, plots), list(results["arms"])
+    title = f"Comparison of {listed(arms) if len(arms) <= MANY_ARMS else f'{len(arms)} arms'}"
+    (folder / "report.md").write_text(as_markdown(title, sections), encoding="utf-8")
+    encoded = {name: base64.b64encode((folder / name).read_bytes()).decode() for name in plots.values()}
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    page = template.render(title=title, sections=sections, plots=encoded)
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def overview(results: dict) -> str:
+    """The table of the leading metrics, for a terminal."""
+    leading = [metric for metric in metrics_of(results) if metric.quantity.leads]
+    return "\n".join(["", *_markdown_table(metric_table(leading, results)), ""])
+
+
+def as_markdown(title: str, sections: list[Section]) -> str:
+    """The report as the text of a Markdown file."""
+    lines = [f"# {title}", ""]
+    for section in sections:
+        lines += [f"## {section.title}", ""]
+        for paragraph in section.paragraphs:
+            lines += [paragraph, ""]
+        for table in section.tables:
+            lines += [table.caption, ""] if table.caption else []
+            lines += [*_markdown_table(table), ""]
+        if section.plot is not None:
+            lines += [f"![{section.title}]({section.plot})", ""]
+    return "\n".join(lines)
+
+
+def _markdown_table(table: Table) -> list[str]:
+    marks = {"best": "**{}**", "same": "{} ≈", "": "{}"}
+    rows = [table.head, ["---"] * len(table.head)]
+    for row in table.rows:
+        cells = [cell if isinstance(cell, tuple) else (cell, "") for cell in row]
+        rows.append([marks[mark].format(" ".join(text.replace("|", "\\|").split())) for text, mark in cells])
+    return [f"| {' | '.join(row)} |" for row in rows]

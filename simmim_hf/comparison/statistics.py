@@ -1,0 +1,212 @@
+"""What the metrics of a comparison say over several seeds: means, intervals, and which arms a test tells apart."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from ..quantities import QUANTITIES, Quantity
+
+CONFIDENCE = 0.95
+COST = {  # title -> (name in a result, divided by, format)
+    "steps": ("steps", 1, ",.0f"),
+    "tokens": ("tokens", 1, ",.0f"),
+    "TFLOPs": ("flops", 1e12, ".3g"),
+    "seconds": ("seconds", 1, ",.1f"),
+    "peak memory, GiB": ("peak_memory_bytes", 2**30, ".2f"),
+    "parameters": ("parameters", 1, ",.0f"),
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The mean of a metric over seeds, and half the width of its 95 % interval, None for one seed."""
+
+    mean: float
+    half_width: float | None
+    by_seed: dict[int, float]
+
+
+def estimate(by_seed: dict[int, float | None]) -> Estimate | None:
+    """The mean with Student's t interval, mean +- t(0.975, n - 1) * s / sqrt(n), of the seeds that have a value."""
+    known = {seed: value for seed, value in by_seed.items() if value is not None and math.isfinite(value)}
+    if not known:
+        return None
+    values, count = np.array(list(known.values())), len(known)  # (seeds,)
+    half_width = None
+    if count > 1:
+        half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * values.std(ddof=1) / math.sqrt(count))
+    return Estimate(float(values.mean()), half_width, known)
+
+
+def paired_p(one: Estimate, other: Estimate) -> float | None:
+    """The p-value of a paired t-test over the seeds that both have; None for fewer than two of them.
+
+    Paired, because the arms of a seed share their initial weights and the order of their data, and what these do to a
+    metric cancels in the difference.
+    """
+    seeds = sorted(one.by_seed.keys() & other.by_seed.keys())
+    if len(seeds) < 2:
+        return None
+    differences = np.array([one.by_seed[seed] - other.by_seed[seed] for seed in seeds])  # (seeds,)
+    if np.ptp(differences) == 0:  # the test divides by their spread
+        return 1.0 if differences[0] == 0 else 0.0
+    return float(stats.ttest_1samp(differences, 0).pvalue)
+
+
+def differ(one: Estimate, other: Estimate) -> bool:
+    """Whether the paired test tells two arms apart; with one seed it never does."""
+    p = paired_p(one, other)
+    return p is not None and p < 1 - CONFIDENCE
+
+
+@dataclass
+class Metric:
+    """One metric of one task: its values for every arm, and for the weights that the arms started from.
+
+    Args:
+        reference: name and value of what needs no training
+    """
+
+    task: str
+    name: str
+    arms: dict[str, Estimate | None]
+    initial: Estimate | None
+    reference: tuple[str, float] | None = None
+
+    @property
+    def quantity(self) -> Quantity:
+        return QUANTITIES[self.name]
+
+    @property
+    def title(self) -> str:
+        return f"{self.task}: {self.quantity.title}"
+
+    @property
+    def known(self) -> dict[str, Estimate]:
+        """The arms that have a value."""
+        return {arm: found for arm, found in self.arms.items() if found is not None}
+
+    def best(self) -> str | None:
+        """The arm with the best mean; None where no direction is better, or there is nothing to be better than."""
+        if not self.quantity.better or len(self.known) < 2:
+            return None
+        return max(self.known, key=lambda arm: self.quantity.better * self.known[arm].mean)
+
+    def as_good(self) -> list[str]:
+        """The other arms that the paired test does not tell from the best, in the order of the arms."""
+        best = self.best()
+        if best is None:
+            return []
+        return [arm for arm, found in self.known.items() if arm != best and not differ(self.known[best], found)]
+
+    def is_tested(self) -> bool:
+        """Whether any arm can be compared with the best: that takes two seeds."""
+        best, known = self.best(), self.known
+        return best is not None and any(
+            paired_p(known[best], found) is not None for arm, found in known.items() if arm != best
+        )
+
+    def gain(self, arm: str) -> int:
+        """1 where an arm is better than the weights it started from, -1 where it is worse, 0 where that is open."""
+        if self.initial is None or not differ(self.known[arm], self.initial):
+            return 0
+        return 1 if self.quantity.is_better(self.known[arm].mean, self.initial.mean) else -1
+
+    def format(self, found: Estimate | None) -> str:
+        """`mean ± half width`, without an interval for one seed; `-` where nothing is known."""
+        if found is None:
+            return "-"
+        mean = self.quantity.format(found.mean)
+        return mean if found.half_width is None else f"{mean} ± {self.quantity.format(found.half_width)}"
+
+
+def metrics_of(results: dict) -> list[Metric]:
+    """All metrics of `results.json` that a report shows, in the order of the catalogue and then of the tasks."""
+    values, tasks = {}, {}  # (name, task) -> arm, None for the starting weights -> seed -> value
+    runs = [(run["arm"], run) for run in results["runs"]] + [(None, run) for run in results["initial"]["runs"]]
+    for arm, run in runs:
+        for task, by_name in run.get("figures", {}).items():
+            tasks[task] = None
+            for name, value in by_name.items():
+                values.setdefault((name, task), {}).setdefault(arm, {})[run["seed"]] = value
+    return [
+        Metric(
+            task,
+            name,
+            {arm: estimate(values[name, task].get(arm, {})) for arm in results["arms"]},
+            estimate(values[name, task].get(None, {})),
+            results["references"].get(task, {}).get(name),
+        )
+        for name, quantity in QUANTITIES.items()
+        for task in tasks
+        if quantity.axis and (name, task) in values
+    ]
+
+
+def summary(results: dict) -> list[dict]:
+    """The statistics of every metric, for `results.json`."""
+
+    def as_dict(found: Estimate | None) -> dict | None:
+        return found and {"mean": found.mean, "half_width_95": found.half_width, "seeds": len(found.by_seed)}
+
+    rows = []
+    for metric in metrics_of(results):
+        best, known = metric.best(), metric.known
+        rows.append(
+            {
+                "task": metric.task,
+                "figure": metric.name,
+                "initial": as_dict(metric.initial),
+                "arms": {arm: as_dict(found) for arm, found in metric.arms.items()},
+                "best": best,
+                "not_distinguishable_from_best": metric.as_good(),
+                "p_against_best": {
+                    arm: paired_p(known[best], found) for arm, found in known.items() if best and arm != best
+                },
+            }
+        )
+    return rows
+
+
+def front_axes(metrics: list[Metric]) -> tuple[Metric, Metric] | None:
+    """The held-out MLM loss, and what the vectors are worth: the first task of similarity, retrieval or transfer."""
+    x = next((metric for metric in metrics if metric.name == "mlm_loss"), None)
+    for name in ("spearman", "mrr@10", "accuracy"):
+        for y in metrics:
+            if y.name == name and x is not None and len(front_points(x, y)) > 1:
+                return x, y
+    return None
+
+
+def front_points(x: Metric, y: Metric) -> dict[str, tuple[float, float]]:
+    """The means (x, y) of the arms that have both."""
+    return {arm: (x.known[arm].mean, y.known[arm].mean) for arm in x.known if arm in y.known}
+
+
+def front_of(points: dict[str, tuple[float, float]], better_x: int, better_y: int) -> list[str]:
+    """The arms that no other arm is at least as good as in both coordinates and better in one."""
+    signed = {arm: (better_x * x, better_y * y) for arm, (x, y) in points.items()}
+    return [
+        arm
+        for arm, one in signed.items()
+        if not any(other != one and other[0] >= one[0] and other[1] >= one[1] for other in signed.values())
+    ]
+
+
+def without_masked_term(results: dict) -> list[str]:
+    """The arms whose objective never predicts a masked token."""
+    return [arm for arm, weights in results["weights"].items() if not weights["mlm_weight"]]
+
+
+def mean_costs(results: dict) -> dict[str, list[str]]:
+    """For each arm the means of its finished runs, printed, in the order of `COST`; `-` where nothing is known."""
+    means = {}
+    for arm in results["arms"]:
+        runs = [run for run in results["runs"] if run["arm"] == arm and run["status"] == "finished"]
+        costs = [
+            ([run[name] / unit for run in runs if run[name] is not None], form) for name, unit, form in COST.values()
+        ]
+        means[arm] = [f"{np.mean(values):{form}}" if values else "-" for values, form in costs]
+    return means

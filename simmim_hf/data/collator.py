@@ -1,0 +1,476 @@
+"""Text to pairs of an original and a corrupted copy, for siamese masked language modelling.
+
+A batch goes through five steps: features are padded (`_pad`), the positive view makes its copies (`_make_VIEW`),
+positions are joined to units (tokens, words or spans), units are drawn (`draw_units`), and the drawn units are
+corrupted as in BERT (Devlin et al. 2019). All steps work on numpy arrays of the whole batch.
+"""
+
+import functools
+import hashlib
+import json
+import logging as python_logging
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tokenizers import decoders
+from torch.utils.data import get_worker_info
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import cached_file, logging
+
+from ..model.configuration_simmim import PositiveView, choices_of, described
+
+logger = logging.get_logger(__name__)
+
+CONFIG_NAME = "data_collator_config.json"
+IGNORE_INDEX = -100
+FEATURE_KEYS = [
+    "text",
+    "input_ids",
+    "attention_mask",
+    "special_tokens_mask",
+    "token_type_ids",
+    "negative",
+    "negative_input_ids",
+]
+ALONE, BEGINS, CONTINUES = 0, 1, 2  # a token's place in its word: the whole word, its first token, a later one
+HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+
+
+class Rows(NamedTuple):
+    """The sequences of a batch, each (batch, length): ids, which are real, which may be corrupted, and token types."""
+
+    input_ids: np.ndarray
+    attention_mask: np.ndarray
+    eligible: np.ndarray
+    token_type_ids: np.ndarray
+
+
+def _option(default, help: str, allows: Callable[[Any], bool] = lambda value: True, choose: str = ""):
+    """A field with what it says of itself, which values it allows, and what to choose instead of another."""
+    return field(default=default, metadata={"help": help, "allows": allows, "choose": choose})
+
+
+def _is_share(value) -> bool:
+    return 0 < value < 1
+
+
+def _is_ratio(value) -> bool:
+    ends = value if isinstance(value, tuple) else (value, value)
+    return len(ends) == 2 and all(map(_is_share, ends))
+
+
+@described
+@dataclass
+class DataCollatorForSimMIM:
+    """Makes batches of original and corrupted sequences from strings, `text` columns or tokenised features.
+
+    A share `mlm_probability` of the tokens of each sequence, at least one, is corrupted. They are drawn as units:
+    tokens (BERT), whole words, or spans (SpanBERT, Joshi et al. 2020). A unit is replaced by mask tokens, by random
+    tokens, or left as it is, and is predicted in all three cases.
+
+    A batch of the same sequences in the same order is always corrupted alike; shuffling makes other batches, and other
+    corruptions, in each epoch.
+
+    Args:
+        tokenizer: needs a mask and a padding token; whole words need a `tokenizers` backend.
+        {options}
+
+    Raises:
+        ValueError: a tokenizer without a mask or padding token, or a setting outside its range.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    mlm_probability: float | tuple[float, float] = _option(
+        0.3,
+        "Share of corrupted tokens; two numbers are a linear schedule from start to end.",
+        _is_ratio,
+        "a number between 0 and 1, such as 0.3, or a pair (start, end)",
+    )
+    mask_replace_prob: float = _option(
+        0.8,
+        "Share of the corrupted units that become mask tokens.",
+        lambda value: 0 <= value <= 1,
+        "a probability from 0 to 1",
+    )
+    random_replace_prob: float = _option(
+        0.1,
+        "Share of the corrupted units that become random tokens; the rest stays as it is.",
+        lambda value: 0 <= value <= 1,
+        "a probability from 0 to 1",
+    )
+    whole_word_mask: bool = _option(
+        False, "Corrupt whole words; Chinese characters are joined to words by jieba, where it is installed."
+    )
+    mean_span_length: float | None = _option(
+        None,
+        "Corrupt spans with geometric lengths of this mean, in tokens or, with whole_word_mask, words.",
+        lambda value: value is None or value >= 1,
+        "1 or more (SpanBERT: 3.8), or None",
+    )
+    max_length: int | None = _option(
+        None,
+        "Truncate text to this many tokens, special tokens included.",
+        lambda value: value is None or value >= 3,
+        "3 or more, which leaves room for text",
+    )
+    pad_to_multiple_of: int | None = _option(None, "Round the padded length up to a multiple of this.")
+    seed: int = _option(0, "Another seed gives other corruptions of the same batches.")
+    positive_view: PositiveView = _option("masked", "As in `SimMIMConfig`.")
+    deletion_probability: float = _option(
+        0.2,
+        "With positive_view deleted: the probability that a token is deleted.",
+        _is_share,
+        "a number between 0 and 1, such as 0.2",
+    )
+    min_crop_ratio: float = _option(
+        0.5,
+        "With positive_view cropped: the shortest of the two stretches, as a share of the sequence.",
+        lambda value: 0 < value <= 1,
+        "a share above 0, up to 1, such as 0.5",
+    )
+
+    def __post_init__(self):
+        if isinstance(self.mlm_probability, Sequence):
+            self.mlm_probability = tuple(self.mlm_probability)  # a list when read from JSON
+        self._validate()
+        self._special_ids = np.unique(self.tokenizer.all_special_ids)
+        self._ordinary_ids = np.setdiff1d(list(self.tokenizer.get_vocab().values()), self._special_ids)
+        if self.whole_word_mask:
+            self._word_table, self._han_table = build_word_tables(self.tokenizer)
+        self._total_batches = None
+        self.begin(0)
+
+    def _validate(self):
+        for kind, token in (("mask", "[MASK]"), ("pad", "[PAD]")):
+            if getattr(self.tokenizer, f"{kind}_token_id") is None:
+                raise ValueError(
+                    f"{type(self.tokenizer).__name__} has no {kind} token. Add one with tokenizer.add_special_tokens("
+                    f'{{"{kind}_token": "{token}"}}), then call model.resize_token_embeddings(len(tokenizer)).'
+                )
+        for option in fields(self)[1:]:
+            value, choices = getattr(self, option.name), choices_of(option)
+            if choices and value not in choices:
+                raise ValueError(f"{option.name}={value!r}: choose from {choices}.")
+            if not option.metadata["allows"](value):
+                raise ValueError(f"{option.name}={value}: choose {option.metadata['choose']}.")
+        mask, random = self.mask_replace_prob, self.random_replace_prob
+        if mask + random > 1 + 1e-9:
+            raise ValueError(
+                f"mask_replace_prob={mask} and random_replace_prob={random} sum to more than 1: lower one of them."
+            )
+
+    def __call__(self, features: Sequence[str | Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Pads and corrupts a batch.
+
+        Args:
+            features: strings, dicts with `text`, or tokenised dicts with `input_ids` and optionally `attention_mask`
+                (without it, padding tokens are padding), `special_tokens_mask` and `token_type_ids`. Hard negatives
+                come as `negative` (a string or a list of them) or `negative_input_ids` (a list of ids or a list of
+                such lists). Other columns are ignored.
+
+        Returns:
+            int64 tensors `input_ids`, `masked_input_ids`, `attention_mask` and `labels` (the original id at corrupted
+            positions, -100 elsewhere), each (batch, length); `token_type_ids` (batch, length) where some are not
+            zero; with hard negatives `negative_input_ids` and `negative_attention_mask` (negatives, length); for the
+            views `"deleted"` and `"cropped"` `positive_input_ids` and `positive_attention_mask` (batch, length).
+
+        Raises:
+            ValueError: no features, features without text or ids, or features with different keys.
+            TypeError: features that are neither strings nor dicts.
+        """
+        columns = to_columns(features)
+        if "input_ids" not in columns:
+            columns |= self._encode(columns["text"], return_special_tokens_mask=True)
+        input_ids, attention_mask = self._pad_ids(columns["input_ids"], columns.get("attention_mask"))
+        eligible = (attention_mask != 0) & ~np.isin(input_ids, self._special_ids)
+        if "special_tokens_mask" in columns:
+            eligible &= self._pad(columns["special_tokens_mask"], 1) == 0
+        token_type_ids = np.zeros_like(input_ids)
+        if "token_type_ids" in columns:
+            token_type_ids = self._pad(columns["token_type_ids"], self.tokenizer.pad_token_type_id)
+
+        rng = self._generator(input_ids, attention_mask)
+        rows, positives = Rows(input_ids, attention_mask, eligible, token_type_ids), None
+        make = getattr(self, f"_make_{self.positive_view}", None)
+        if make is not None:
+            rows, positives = make(rows, *rng.spawn(1))  # draws of its own: the masks are those of any other view
+        masked_input_ids, labels = self._corrupt(rows.input_ids, rows.eligible, rng)
+        batch = {
+            "input_ids": rows.input_ids,
+            "masked_input_ids": masked_input_ids,
+            "attention_mask": rows.attention_mask,
+            "labels": labels,
+        }
+        if positives is not None:
+            batch["positive_input_ids"], batch["positive_attention_mask"] = positives[:2]
+        if rows.token_type_ids.any():
+            batch["token_type_ids"] = rows.token_type_ids
+        if negatives := self._negatives(columns):
+            batch["negative_input_ids"], batch["negative_attention_mask"] = self._pad_ids(negatives)
+        return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+    def set_schedule(self, total_batches: int):
+        """Sets the number of micro-batches of the whole training, over which a pair `mlm_probability` goes from its
+        start to its end. Without it the start is used throughout."""
+        if total_batches < 1:
+            raise ValueError(f"total_batches={total_batches} must be at least 1.")
+        self._total_batches = total_batches
+
+    def begin(self, first_batch: int):
+        """Begins an epoch: the next batch is number `first_batch` of the training. Call it before the DataLoader is
+        iterated, as workers copy the collator then."""
+        self._first_batch, self._calls = first_batch, 0
+
+    def save_pretrained(self, save_directory: str | os.PathLike):
+        """Writes all settings but the tokenizer to `data_collator_config.json` in `save_directory`."""
+        os.makedirs(save_directory, exist_ok=True)
+        settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tokenizer"}
+        with open(os.path.join(save_directory, CONFIG_NAME), "w", encoding="utf-8") as file:
+            file.write(json.dumps(settings, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, directory: str | os.PathLike, tokenizer: PreTrainedTokenizerBase | None = None):
+        """Reads what `save_pretrained` wrote, from a folder or a Hub repository, and there also the tokenizer if none
+        is given."""
+        with open(cached_file(directory, CONFIG_NAME), encoding="utf-8") as file:
+            settings = json.load(file)
+        return cls(AutoTokenizer.from_pretrained(directory) if tokenizer is None else tokenizer, **settings)
+
+    def _encode(self, texts: list[str], **options) -> dict[str, list[list[int]]]:
+        truncation = {} if self.max_length is None else {"truncation": True, "max_length": self.max_length}
+        return dict(self.tokenizer(texts, **truncation, **options))
+
+    def _negatives(self, columns: dict[str, list]) -> list:
+        """The token ids of all negatives of the batch, in order."""
+        if "negative_input_ids" in columns:
+            nested = (row if np.ndim(row[0]) else [row] for row in columns["negative_input_ids"] if len(row))
+            return [ids for row in nested for ids in row]
+        nested = ([row] if isinstance(row, str) else row for row in columns.get("negative", ()))
+        texts = [text for row in nested for text in row]
+        return self._encode(texts)["input_ids"] if texts else []
+
+    def _pad(self, rows: list, value: int) -> np.ndarray:
+        """Rows of different lengths to one (batch, length) array; several times as fast as `tokenizer.pad`."""
+        rows = [np.asarray(row, dtype=np.int64) for row in rows]
+        lengths = np.array([len(row) for row in rows])[:, None]
+        length, multiple = lengths.max(), self.pad_to_multiple_of or 1
+        length += -length % multiple
+        position = np.arange(length)
+        filled = position >= length - lengths if self.tokenizer.padding_side == "left" else position < lengths
+        padded = np.full(filled.shape, value)
+        padded[filled] = np.concatenate(rows)
+        return padded
+
+    def _pad_ids(self, ids: list, attention_mask: list | None = None) -> tuple[np.ndarray, np.ndarray]:
+        ids = self._pad(ids, self.tokenizer.pad_token_id)
+        if attention_mask is None:
+            return ids, (ids != self.tokenizer.pad_token_id).astype(np.int64)
+        return ids, self._pad(attention_mask, 0)
+
+    def _generator(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.random.Generator:
+        # The content of the batch is the random state: a batch is corrupted alike whichever worker makes it and
+        # however often training was resumed before; evaluation always sees the same masks; and shuffling, which
+        # composes other batches each epoch, gives other masks each epoch.
+        digest = hashlib.blake2b(repr((self.seed, input_ids.shape)).encode(), digest_size=16)
+        digest.update(input_ids.tobytes())
+        digest.update(attention_mask.tobytes())
+        return np.random.default_rng(int.from_bytes(digest.digest(), "little"))
+
+    def _next_ratio(self) -> float:
+        """The share of corrupted tokens in the batch being made."""
+        if not isinstance(self.mlm_probability, tuple):
+            return self.mlm_probability
+        worker = get_worker_info()
+        # A DataLoader hands its batches to the workers in turn.
+        calls = self._calls if worker is None else self._calls * worker.num_workers + worker.id
+        self._calls += 1
+        start, end = self.mlm_probability
+        if self._total_batches is None:
+            return start
+        return start + (end - start) * min((self._first_batch + calls) / self._total_batches, 1)
+
+    def _make_deleted(self, rows: Rows, rng: np.random.Generator) -> tuple[Rows, Rows]:
+        """The sequences as they are, and copies with eligible tokens deleted, one of them at least kept."""
+        chance = np.where(rows.eligible, rng.random(rows.eligible.shape), -1)  # (batch, length)
+        kept = (chance >= self.deletion_probability) | (chance == chance.max(1, keepdims=True))
+        return rows, self._keep(rows, kept)
+
+    def _make_cropped(self, rows: Rows, rng: np.random.Generator) -> tuple[Rows, Rows]:
+        """Two stretches of each sequence, drawn one by one, of `min_crop_ratio` of its length up to all of it."""
+        count = rows.eligible.sum(1, keepdims=True)  # (batch, 1)
+        place = rows.eligible.cumsum(1) - 1  # (batch, length)
+        one, other = (self._keep(rows, self._stretch(place, count, rng)) for _ in range(2))
+        return one, other
+
+    def _stretch(self, place: np.ndarray, count: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        share = rng.uniform(self.min_crop_ratio, 1, count.shape)
+        length = np.maximum(np.ceil(share * count), 1)
+        start = np.floor(rng.random(count.shape) * (count - length + 1))
+        return (place >= start) & (place < start + length)
+
+    def _keep(self, rows: Rows, kept: np.ndarray) -> Rows:
+        """Only the `kept` ones of the eligible tokens, and all special ones: (batch, length) -> (batch, shorter)."""
+        kept = (kept | ~rows.eligible) & (rows.attention_mask != 0)
+        fills = (self.tokenizer.pad_token_id, 0, False, self.tokenizer.pad_token_type_id)
+        columns = [
+            self._pad([row[keep] for row, keep in zip(column, kept, strict=True)], fill)
+            for column, fill in zip(rows, fills, strict=True)
+        ]
+        return Rows(*columns)._replace(eligible=columns[2].astype(bool))
+
+    def _corrupt(self, ids: np.ndarray, eligible: np.ndarray, rng: np.random.Generator):
+        """The corrupted copy of `ids` and the labels, both (batch, length)."""
+        starts = self._unit_starts(ids, eligible, rng)  # (batch, length)
+        unit, drawn = draw_units(starts, eligible, self._next_ratio(), rng)  # (positions,), (units,)
+        tokens, corrupted = ids[eligible], drawn[unit]  # (positions,) each
+        action = rng.random(len(drawn))[unit]  # (positions,), one draw a unit: no word is half [MASK], half readable
+        replaced = np.where(action < self.mask_replace_prob, self.tokenizer.mask_token_id, tokens)
+        randomly = (action >= self.mask_replace_prob) & (action < self.mask_replace_prob + self.random_replace_prob)
+        replaced[randomly] = rng.choice(self._ordinary_ids, randomly.sum())
+
+        masked_ids, labels = ids.copy(), np.full_like(ids, IGNORE_INDEX)
+        masked_ids[eligible] = np.where(corrupted, replaced, tokens)
+        labels[eligible] = np.where(corrupted, tokens, IGNORE_INDEX)
+        return masked_ids, labels
+
+    def _unit_starts(self, ids: np.ndarray, eligible: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Where a unit begins: (batch, length), bool."""
+        starts = eligible
+        if self.whole_word_mask:
+            place = np.where(eligible, self._word_table[ids], ALONE)
+            joined = (place == CONTINUES) & (shift_right(place) != ALONE)
+            han = np.where(eligible, self._han_table[ids], ord(" "))
+            starts = eligible & ~joined & ~inside_han_word(han)
+        if self.mean_span_length is not None:
+            # A boundary before each token (or word) with probability 1 / mean makes the lengths geometric; there
+            # always is one behind special tokens, so that no span runs across them.
+            starts = starts & ((rng.random(ids.shape) < 1 / self.mean_span_length) | ~shift_right(eligible))
+        return starts
+
+
+def to_columns(features: Sequence[str | Mapping[str, Any]]) -> dict[str, list]:
+    """The columns of `FEATURE_KEYS` that the features have, one value per feature each."""
+    if not len(features):
+        raise ValueError("The list of features is empty: a batch needs at least one sequence.")
+    rows = [{"text": feature} if isinstance(feature, str) else feature for feature in features]
+    for row in rows:
+        if not isinstance(row, Mapping):
+            raise TypeError(f"A feature must be a string or a dict, not {type(row).__name__}.")
+        if "text" not in row and "input_ids" not in row:
+            raise ValueError(f"A feature needs 'text' or 'input_ids', but has the keys {sorted(row)}.")
+    keys = [[key for key in FEATURE_KEYS if key in row] for row in rows]
+    for other in keys:
+        if other != keys[0]:
+            raise ValueError(f"The features of one batch need the same keys, but have {keys[0]} and {other}.")
+    return {key: [row[key] for row in rows] for key in keys[0]}
+
+
+def shift_right(array: np.ndarray) -> np.ndarray:
+    """(batch, length) -> (batch, length): the value one position before, zero at the first."""
+    shifted = np.zeros_like(array)
+    shifted[:, 1:] = array[:, :-1]
+    return shifted
+
+
+def draw_units(
+    starts: np.ndarray, eligible: np.ndarray, ratio: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws units of consecutive positions that cover the share `ratio` of each sequence's eligible positions.
+
+    With n eligible positions the expected number covered is ratio * n: units come in random order, and the one that
+    crosses ratio * n is taken with the probability that keeps the mean there. With units of one token this is
+    floor(ratio * n + u), u ~ U(0, 1). A sequence in which no unit is drawn gets its shortest one.
+
+    Args:
+        starts: where a unit begins, (batch, length), bool.
+        eligible: where corruption is allowed, (batch, length), bool.
+
+    Returns:
+        The unit of each eligible position (positions,) and whether a unit is drawn (units,).
+    """
+    first = starts[eligible]
+    unit = np.cumsum(first) - 1
+    row = np.nonzero(eligible)[0][first]  # (units,), ascending
+    order = np.lexsort((rng.random(len(row)), row))  # random within a row, so row[order] == row
+    length = np.bincount(unit, minlength=len(row))[order]
+    tokens = eligible.sum(axis=1)
+    covered = np.cumsum(length) - length - (np.cumsum(tokens) - tokens)[row]  # by the units before, in the same row
+    taken = covered + rng.random(len(tokens))[row] * length < ratio * tokens[row]
+    empty = np.setdiff1d(row, row[taken])
+    taken[np.lexsort((length, row))[np.searchsorted(row, empty)]] = True  # the row's shortest unit
+    drawn = np.empty_like(taken)
+    drawn[order] = taken
+    return unit, drawn
+
+
+def build_word_tables(tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
+    """Two tables over token ids, both (vocabulary,): the place in a word (`ALONE`, `BEGINS` or `CONTINUES`) and the
+    code point of tokens that are one Chinese character (a space for all others).
+
+    Punctuation and Chinese tokens are `ALONE`; `inside_han_word` joins the latter, as their words depend on the text.
+    """
+    split = word_splitter(tokenizer)
+    vocabulary = tokenizer.get_vocab()
+    place = np.full(max(vocabulary.values()) + 1, ALONE, dtype=np.int8)
+    han = np.full(len(place), ord(" "), dtype="<u4")
+    for token, index in vocabulary.items():
+        continues, text = split(token)
+        if HAN.match(text):
+            han[index] = ord(text) if len(text) == 1 else ord(" ")
+        elif not text or any(unicodedata.category(char)[0] in "LMN" or char == "\ufffd" for char in text):
+            # U+FFFD: a fragment of a character's bytes. No text: a bare word marker, whose word follows.
+            place[index] = CONTINUES if continues else BEGINS
+    return place, han
+
+
+def word_splitter(tokenizer: PreTrainedTokenizerBase):
+    """A function from a token to whether it may continue the word before it, and its text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    spec = json.loads(backend.to_str()) if backend is not None else {"model": {}}
+    model = spec["model"]
+    stages = json.dumps([spec.get(stage) for stage in ("normalizer", "pre_tokenizer", "decoder")], ensure_ascii=False)
+    if prefix := model.get("continuing_subword_prefix"):  # WordPiece
+        return lambda token: (token.startswith(prefix), token)
+    if "ByteLevel" in stages:
+        decoder = decoders.ByteLevel()
+        return lambda token: (not token.startswith(("Ġ", "Ċ")), decoder.decode([token]).removeprefix(" "))
+    if "▁" in stages:  # SentencePiece
+        return lambda token: (not token.startswith("▁"), token.removeprefix("▁"))
+    if model.get("type") == "WordLevel":
+        return lambda token: (False, token)
+    raise ValueError(
+        f"whole_word_mask: how {type(tokenizer).__name__} marks the words of a text is unknown (WordPiece, "
+        "SentencePiece and byte-level BPE from the tokenizers library are). Set whole_word_mask=False."
+    )
+
+
+def inside_han_word(han: np.ndarray) -> np.ndarray:
+    """Where a Chinese character belongs to the word of the one before it: code points (batch, length) -> bool."""
+    is_han = han != ord(" ")
+    segment = chinese_segmenter() if (is_han & shift_right(is_han)).any() else None
+    if segment is None:
+        return np.zeros_like(is_han)
+    # One text of the whole batch, one character a position; a column of spaces keeps the rows apart.
+    separated = np.pad(han, ((0, 0), (0, 1)), constant_values=ord(" ")).astype("<u4")
+    words = segment(separated.tobytes().decode("utf-32-le"))
+    inside = np.ones(separated.size, dtype=bool)
+    inside[np.cumsum([0, *map(len, words)])[:-1]] = False
+    return inside.reshape(separated.shape)[:, :-1] & is_han
+
+
+@functools.cache
+def chinese_segmenter():
+    """`jieba.lcut`, or None where jieba is not installed."""
+    try:
+        import jieba
+    except ImportError:
+        logger.warning_once("jieba is not installed: each Chinese character counts as a word (pip install jieba).")
+        return None
+    jieba.setLogLevel(python_logging.WARNING)
+    return jieba.lcut

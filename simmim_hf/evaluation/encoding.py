@@ -1,0 +1,139 @@
+"""Sentence vectors of any text encoder of transformers."""
+
+import sys
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import logging
+
+from ..model.backbones import explaining_weights, first_position
+from ..model.configuration_simmim import Pooling, SimMIMConfig, as_text_config
+from ..model.modeling_simmim import pool
+
+
+class PooledEncoder(torch.nn.Module):
+    """An encoder of transformers that is not SimMIM, with the pooling of this package: a model for `encode`.
+
+    Args:
+        encoder: gives `last_hidden_state` (batch, length, hidden)
+        pooling: how its token vectors become a sentence vector
+    """
+
+    def __init__(self, encoder: PreTrainedModel, pooling: Pooling = "mean"):
+        super().__init__()
+        self.encoder, self.config, self.pooling = encoder, encoder.config, pooling
+
+    @property
+    def base_model(self) -> "PooledEncoder":
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.device
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence, in tokens, that the encoder has positions for."""
+        return getattr(self.config, "max_position_embeddings", sys.maxsize) - first_position(self.encoder)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> BaseModelOutputWithPooling:
+        """input_ids, attention_mask: (batch, length)"""
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return BaseModelOutputWithPooling(hidden, pool(hidden, attention_mask, self.pooling))
+
+
+def load_encoder(name_or_path: str, pooling: Pooling | None = None) -> torch.nn.Module:
+    """A SimMIM checkpoint, or any other text encoder or decoder of transformers, as a model for `encode`.
+
+    Args:
+        name_or_path: a folder or a Hub id
+        pooling: by default that of the checkpoint, and `"mean"` for one that is not SimMIM
+
+    Raises:
+        ValueError: not a text encoder, or a checkpoint without its weights.
+        OSError: there is no such model.
+    """
+    config = text_encoder_config(name_or_path)
+    model, missing = load_with_missing(AutoModel, name_or_path)
+    if missing:
+        raise ValueError(
+            f"the checkpoint `{name_or_path}` lacks weights of a `{config.model_type}`, which would be random: "
+            f"{', '.join(missing[:3])}."
+        )
+    if config.model_type != SimMIMConfig.model_type:
+        return PooledEncoder(model, pooling or "mean")
+    model.config.pooling = pooling or model.config.pooling
+    return model
+
+
+def text_encoder_config(name_or_path: str) -> PreTrainedConfig:
+    """The configuration of a checkpoint.
+
+    Raises:
+        ValueError: it is not a text model.
+        OSError: there is no such model.
+    """
+    config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+    if config.model_type != SimMIMConfig.model_type:
+        try:
+            as_text_config(config)
+        except ValueError as error:
+            raise ValueError(
+                f"the model `{name_or_path}` is a `{config.model_type}`, which is no encoder of text such as `bert`, "
+                "`roberta` or `modernbert`."
+            ) from error
+    return config
+
+
+def load_with_missing(auto_class, name_or_path: str) -> tuple[PreTrainedModel, list[str]]:
+    """A model in float32, and the names of the weights that it needs and its checkpoint does not have."""
+    options = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # callers refuse what is missing, and a head that is left over is no news
+    try:
+        with explaining_weights(name_or_path):
+            model, info = auto_class.from_pretrained(name_or_path, output_loading_info=True, **options)
+    finally:
+        logging.set_verbosity(verbosity)
+    # BERT's own pooler is never used.
+    return model.eval(), sorted(key for key in info["missing_keys"] if "pooler." not in key)
+
+
+@torch.no_grad()
+def encode(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    max_length: int,
+    batch_size: int = 128,
+    normalize: bool = True,
+    show_progress: bool = False,
+) -> np.ndarray:
+    """Sentence vectors by the model's own pooling.
+
+    Args:
+        model: a `SimMIMModel`, or anything with one (or a `PooledEncoder`) as `base_model`
+        tokenizer: with a padding token
+        texts: in any order; they are read in batches of similar length
+        max_length: longer texts are truncated to this many tokens
+        batch_size: texts that are read at a time
+        normalize: put the vectors on the unit sphere
+        show_progress: show a progress bar
+
+    Returns:
+        (texts, hidden), float32.
+    """
+    encoder, was_training = model.base_model, model.training
+    encoder.eval()
+    ids = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+    order = np.argsort([-len(row) for row in ids], kind="stable")  # similar lengths together, so little padding
+    vectors = np.empty((len(texts), encoder.config.hidden_size), dtype=np.float32)
+    for start in logging.tqdm(range(0, len(texts), batch_size), desc="Encoding", disable=not show_progress):
+        rows = order[start : start + batch_size]
+        batch = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt").to(encoder.device)
+        pooled = encoder(**batch).pooler_output.float()  # (batch, hidden)
+        vectors[rows] = (torch.nn.functional.normalize(pooled, dim=-1) if normalize else pooled).cpu().numpy()
+    model.train(was_training)
+    return vectors

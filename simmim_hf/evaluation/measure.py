@@ -1,0 +1,193 @@
+"""Measuring an encoder on one task: what `simmim evaluate` does for each of its tasks, callable from a script."""
+
+import math
+import random
+from collections.abc import Iterable
+from functools import partial
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from ..data import corpora
+from . import metrics
+from .encoding import encode
+from .language_modelling import (
+    LanguageModel,
+    masked_rows,
+    next_token_rows,
+    one_mask_rows,
+    predict_tokens,
+    unigram_cross_entropy,
+)
+from .tasks import Task
+
+# Geometry is that of so many texts at most: it compares all of them with each other.
+GEOMETRY_TEXTS = 2000
+# Pairs in the top fifth of the scores' range belong together: those above 4 on the scale from 0 to 5, as in
+# Gao et al. 2021 (SimCSE).
+BELONG_TOGETHER = 0.8
+
+
+def measure(
+    task: Task,
+    encoder: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    language_model: LanguageModel | None = None,
+    batch_size: int = 64,
+    mlm_probability: float = 0.15,
+    max_samples: int = 100,
+    seed: int = 42,
+) -> dict[str, float | int | None]:
+    """Everything that a task tells of an encoder. Neither the order of its rows nor the batch size changes a value.
+
+    Args:
+        task: see `load_task`
+        encoder: see `load_encoder`; also a SimMIM model with a head
+        tokenizer: with a padding token
+        max_length: longer texts are truncated to this many tokens
+        language_model: see `load_language_model`; needed for a task of language modelling alone
+        batch_size: texts that are read at a time
+        mlm_probability: share of corrupted tokens in plain text
+        max_samples: texts for the pseudo-perplexity, which reads a text once for each of its tokens; 0: none
+        seed: of masks, folds and samples
+
+    Returns:
+        The values by their keys in `quantities.QUANTITIES`; None where one is undefined.
+
+    Raises:
+        ValueError: a task of language modelling without a language model.
+        FloatingPointError: the encoder gives vectors that are not finite.
+    """
+    if task.kind == "language modelling" and language_model is None:
+        raise ValueError(f"the task `{task.name}` is plain text: give a language_model, see `load_language_model`.")
+    vectors = TextVectors(task.texts(), encoder, tokenizer, max_length, batch_size)
+    measurement = {
+        "similarity": partial(_similarity, task, vectors),
+        "retrieval": partial(_retrieval, task, vectors),
+        "transfer": partial(_transfer, task, vectors, seed),
+        "language modelling": partial(
+            _plain_text, task, language_model, tokenizer, max_length, batch_size, mlm_probability, max_samples, seed
+        ),
+    }[task.kind]
+    values = measurement() | _geometry(task, vectors, tokenizer, max_length, seed)
+    return {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}
+
+
+class TextVectors:
+    """The vectors of texts, by text: the same text has the same vector wherever it stands.
+
+    Args:
+        texts: in any order, also repeated
+        encoder, tokenizer, max_length, batch_size: see `measure`
+
+    Raises:
+        FloatingPointError: a vector that is not finite.
+    """
+
+    def __init__(self, texts: Iterable[str], encoder, tokenizer, max_length: int, batch_size: int):
+        self.texts = sorted(set(texts))
+        self.rows = {text: row for row, text in enumerate(self.texts)}
+        options = {"normalize": False, "show_progress": True}
+        self.vectors = encode(encoder, tokenizer, self.texts, max_length, batch_size, **options)  # (texts, hidden)
+        if not np.isfinite(self.vectors).all():
+            raise FloatingPointError("the vectors that the model gives are not finite.")
+
+    def __getitem__(self, texts: Iterable[str]) -> np.ndarray:
+        """(texts, hidden)"""
+        return self.vectors[[self.rows[text] for text in texts]]
+
+
+def similarity_spearman(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, max_length: int
+) -> float:
+    """Spearman correlation x 100 of cosines with human scores.
+
+    Args:
+        model, tokenizer, max_length: see `encode`
+        pairs: rows with `sentence1`, `sentence2` and `score`
+
+    Raises:
+        ValueError: see `metrics.check_scores`.
+    """
+    first = encode(model, tokenizer, list(pairs["sentence1"]), max_length)  # (pairs, hidden)
+    second = encode(model, tokenizer, list(pairs["sentence2"]), max_length)
+    return metrics.similarity_metrics((first * second).sum(1), pairs["score"][:])["spearman"]
+
+
+def _similarity(task: Task, vectors: TextVectors) -> dict[str, float]:
+    first = metrics.on_the_sphere(vectors[task.test["sentence1"]])  # (pairs, hidden)
+    second = metrics.on_the_sphere(vectors[task.test["sentence2"]])
+    return {"pairs": len(first), **metrics.similarity_metrics((first * second).sum(1), task.test["score"][:])}
+
+
+def _retrieval(task: Task, vectors: TextVectors) -> dict[str, float]:
+    queries, documents = task.test["query"][:], task.test["document"][:]
+    found = metrics.retrieval_metrics(vectors[queries], vectors[documents], query_ids=queries, document_ids=documents)
+    return {"queries": len(set(queries)), "documents": len(set(documents)), **found}
+
+
+def _transfer(task: Task, vectors: TextVectors, seed: int) -> dict[str, float]:
+    if task.train is None:
+        texts, labels = _by_text(task.test)
+        return {"texts": len(texts), **metrics.transfer_metrics(vectors[texts], labels, seed=seed)}
+    texts, labels = _by_text(task.train)
+    test_texts, test_labels = _by_text(task.test)
+    values = metrics.transfer_metrics(vectors[texts], labels, vectors[test_texts], test_labels, seed=seed)
+    return {"texts": len(texts) + len(test_texts), **values}
+
+
+def _plain_text(
+    task: Task, language_model, tokenizer, max_length, batch_size, mlm_probability, max_samples, seed
+) -> dict[str, float]:
+    model, options = language_model.model, language_model.options
+    rows, truncated = corpora.tokenize(task.test, tokenizer, max_length)
+    ids = rows["input_ids"][:]
+    values = {"texts": len(ids), "tokens": sum(map(len, ids)), "truncated": truncated}
+    if "masked" in options:
+        masked = masked_rows(ids, tokenizer, mlm_probability, seed)
+        values["mlm_loss"], values["mlm_accuracy"] = predict_tokens(
+            model, masked, batch_size, "Masked tokens", **options["masked"]
+        )
+        if max_samples:
+            one_by_one = one_mask_rows(_draw(ids, max_samples, seed), tokenizer)
+            loss, _ = predict_tokens(model, one_by_one, batch_size, "Each token masked", **options["masked"])
+            values["pseudo_perplexity"] = float(np.exp(loss))
+    if "causal" in options:
+        loss, _ = predict_tokens(model, next_token_rows(ids), batch_size, "Next tokens", **options["causal"])
+        values |= {"clm_loss": loss, "perplexity": float(np.exp(loss))}
+    if task.train is not None:
+        train, _ = corpora.tokenize(task.train, tokenizer, max_length)
+        values["unigram_cross_entropy"] = unigram_cross_entropy(train, rows, tokenizer)
+    return values
+
+
+def _geometry(task: Task, vectors: TextVectors, tokenizer, max_length: int, seed: int) -> dict[str, float | None]:
+    """How the vectors of a sample of the texts lie, and whether they tell the length of their text."""
+    sample = _draw(vectors.texts, GEOMETRY_TEXTS, seed)
+    if len(sample) < 2:
+        return {}
+    rows, pairs = task.test, None
+    if task.kind == "similarity":
+        scores = np.asarray(rows["score"], dtype=np.float64)
+        rows = rows.select(np.flatnonzero(scores > scores.min() + BELONG_TOGETHER * np.ptp(scores)))
+    if task.kind in ("similarity", "retrieval"):
+        pairs = vectors[rows[task.text_columns[0]]], vectors[rows[task.text_columns[1]]]  # (pairs, hidden) each
+    lengths = [len(ids) for ids in tokenizer(sample, truncation=True, max_length=max_length)["input_ids"]]
+    values = metrics.geometry_metrics(vectors[sample], pairs)
+    return {**values, "length_r2": metrics.length_probe(vectors[sample], lengths, seed)}
+
+
+def _by_text(rows: Dataset) -> tuple[list[str], list]:
+    """Texts and labels in the order of the texts: folds are then the same whatever the order of the file."""
+    pairs = sorted(zip(rows["text"], rows["label"], strict=True), key=lambda pair: (pair[0], str(pair[1])))
+    return [text for text, _ in pairs], [label for _, label in pairs]
+
+
+def _draw(items: Iterable, count: int, seed: int) -> list:
+    """At most `count` of the items at random; their order does not matter."""
+    items = sorted(items)
+    return items if len(items) <= count else random.Random(seed).sample(items, count)

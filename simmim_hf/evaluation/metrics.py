@@ -1,0 +1,300 @@
+"""What sentence vectors are worth: functions of arrays, and the same as metrics of the `evaluate` library.
+
+A metric of `evaluate` is otherwise fetched from the Hub; the classes here need no network and fit a Trainer's
+`compute_metrics`.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import evaluate
+import numpy as np
+import torch
+from datasets import Features, List, Value
+from scipy.stats import pearsonr, spearmanr
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.metrics import r2_score
+from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold, cross_val_predict
+from threadpoolctl import threadpool_limits
+from transformers.utils.logging import tqdm
+
+from ..model import losses
+
+FOLDS = 10
+QUERIES_AT_ONCE = 256
+TIE = 1e-6  # cosines this close are equal: rounding must not decide between documents with the same vector
+# SentEval's inverse strengths of the L2 penalty, for cross-validation and for a given test set.
+STRENGTHS = [2.0**power for power in range(-2, 4)]
+STRENGTHS_FOR_A_SPLIT = [2.0**power for power in range(-1, 6)]
+RIDGE_STRENGTHS = np.logspace(-4, 3, 8)
+
+
+def check_scores(scores: Sequence[float]) -> np.ndarray:
+    """The scores as (pairs,) float64.
+
+    Raises:
+        ValueError: nothing can be correlated with them: fewer than three, not finite, or all the same.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    if len(scores) < 3:
+        raise ValueError(f"a correlation needs at least 3 scored pairs, and there are {len(scores)}.")
+    if not np.isfinite(scores).all():
+        raise ValueError(f"the score of pair {int(np.isfinite(scores).argmin()) + 1} is not a finite number.")
+    if np.ptp(scores) == 0:
+        raise ValueError(f"all {len(scores)} scores are {scores[0]:g}: nothing correlates with a constant.")
+    return scores
+
+
+def check_labels(labels: Sequence, needed: int) -> None:
+    """
+    Raises:
+        ValueError: a missing label, one class alone, or a class with fewer than `needed` texts.
+    """
+    if None in labels:
+        raise ValueError(f"row {list(labels).index(None) + 1} has no label.")
+    counts = Counter(labels).most_common()
+    if len(counts) < 2:
+        raise ValueError(f"all {len(labels)} labels are {labels[0]!r}: a classifier needs two classes or more.")
+    rarest, count = counts[-1]
+    if count < needed:
+        raise ValueError(
+            f"the label {rarest!r} has only {count} texts and needs at least {needed}: the strength of the penalty is "
+            "chosen on parts of the training texts. Add some, or leave the label out."
+        )
+
+
+def on_the_sphere(vectors: np.ndarray) -> np.ndarray:
+    """(texts, dim), each divided by its length.
+
+    Raises:
+        ValueError: a vector that is not finite.
+    """
+    vectors = np.asarray(vectors)
+    if not np.isfinite(vectors).all():
+        raise ValueError("a vector holds numbers that are not finite.")
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
+
+
+def similarity_metrics(cosines: Sequence[float], scores: Sequence[float]) -> dict[str, float]:
+    """Rank (Spearman) and linear (Pearson) correlation x 100 of the cosines of pairs with human scores.
+
+    Args:
+        cosines, scores: (pairs,)
+
+    Returns:
+        `spearman` and `pearson`, not a number where all cosines are the same.
+
+    Raises:
+        ValueError: see `check_scores`.
+    """
+    scores, cosines = check_scores(scores), np.asarray(cosines, dtype=np.float64)
+    if np.ptp(cosines) == 0:
+        return {"spearman": np.nan, "pearson": np.nan}
+    return {
+        "spearman": 100 * float(spearmanr(cosines, scores).statistic),
+        "pearson": 100 * float(pearsonr(cosines, scores).statistic),
+    }
+
+
+def retrieval_metrics(
+    queries: np.ndarray,
+    documents: np.ndarray,
+    query_ids: Sequence | None = None,
+    document_ids: Sequence | None = None,
+    k: int = 10,
+) -> dict[str, float]:
+    """How well the document of a query is found among all documents by its cosine.
+
+    A document that scores as high as the right one counts as found before it.
+
+    Args:
+        queries, documents: (pairs, dim); row i of one belongs to row i of the other
+        query_ids, document_ids: (pairs,), such as the texts: rows with the same id are one query, or one document. So
+            a query may have several documents, and a document several queries. Default: every row is another one.
+        k: how far down the list is looked
+
+    Returns:
+        Means over the queries: `mrr@k`, `recall@1`, `recall@k` and `ndcg@k` (with gains of 0 and 1).
+
+    Raises:
+        ValueError: a vector that is not finite.
+    """
+    rows = np.arange(len(queries))
+    _, first_query, query = np.unique(rows if query_ids is None else query_ids, return_index=True, return_inverse=True)
+    _, first_document, document = np.unique(
+        rows if document_ids is None else document_ids, return_index=True, return_inverse=True
+    )
+    queries = on_the_sphere(queries)[first_query]  # (queries, dim)
+    documents = on_the_sphere(documents)[first_document]  # (documents, dim)
+    pairs = np.unique(np.stack([query, document], axis=1), axis=0)  # (pairs, 2), in the order of the queries
+    relevant = np.split(pairs[:, 1], np.flatnonzero(np.diff(pairs[:, 0])) + 1)  # for each query its documents
+
+    found = []
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        part = slice(start, start + QUERIES_AT_ONCE)
+        scores = queries[part] @ documents.T  # (queries, documents)
+        for row, own in zip(scores, relevant[part], strict=True):
+            own_scores = np.sort(row[own])[::-1]  # (own,), the best first
+            row[own] = -np.inf
+            # Before the i-th of the right documents stand i right ones, and the others that score as high or higher.
+            ranks = 1 + np.arange(len(own)) + (row >= own_scores[:, None] - TIE).sum(1)  # (own,)
+            gain = (1 / np.log2(1 + ranks[ranks <= k])).sum()
+            best_gain = (1 / np.log2(2 + np.arange(min(len(own), k)))).sum()
+            reciprocal = 1 / ranks[0] if ranks[0] <= k else 0.0
+            found.append((reciprocal, (ranks <= 1).mean(), (ranks <= k).mean(), gain / best_gain))
+    means = np.mean(found, axis=0).tolist()  # (4,)
+    return dict(zip((f"mrr@{k}", "recall@1", f"recall@{k}", f"ndcg@{k}"), means, strict=True))
+
+
+def tfidf_reciprocal_rank(queries: list[str], documents: list[str], k: int = 10) -> float:
+    """MRR@k of finding document i with query i by weighted word overlap: the baseline that needs no training."""
+    vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english").fit(documents)
+    vectors = [vectorizer.transform(texts).toarray() for texts in (queries, documents)]  # two (pairs, words)
+    return retrieval_metrics(vectors[0], vectors[1], k=k)[f"mrr@{k}"]
+
+
+def geometry_metrics(vectors: np.ndarray, pairs: tuple[np.ndarray, np.ndarray] | None = None) -> dict[str, float]:
+    """How vectors lie on the unit sphere.
+
+    - `uniformity`: log mean exp(-2 |x - y|^2) over all pairs (Wang & Isola 2020); lower is more even
+    - `mean_cosine`: over all pairs; near 1 where the vectors fill a narrow cone
+    - `effective_rank`: exp of the entropy of the singular values divided by their sum (Roy & Vetterli 2007)
+    - `alignment`: mean squared distance of the pairs that belong together (Wang & Isola 2020); lower is closer
+
+    Args:
+        vectors: (texts, dim), two texts or more; time and memory grow with the square of their number
+        pairs: two (pairs, dim); without them there is no `alignment`
+
+    Raises:
+        ValueError: a vector that is not finite.
+    """
+    vectors = on_the_sphere(vectors)
+    count, total = len(vectors), vectors.sum(0, dtype=np.float64)  # (dim,)
+    singular = np.linalg.svd(vectors, compute_uv=False)  # (min(texts, dim),)
+    share = singular[singular > 0] / singular.sum()
+    metrics = {
+        "uniformity": losses.uniformity(torch.from_numpy(vectors)).item(),
+        # The sum of all cosines is the squared length of the sum of the vectors; those with themselves do not count.
+        "mean_cosine": float((total @ total - np.square(vectors).sum()) / (count * (count - 1))),
+        "effective_rank": float(np.exp(-(share * np.log(share)).sum())),
+    }
+    if pairs is not None and len(pairs[0]):
+        first, second = (torch.from_numpy(on_the_sphere(side)) for side in pairs)
+        metrics["alignment"] = losses.alignment(first, second).item()
+    return metrics
+
+
+def length_probe(vectors: np.ndarray, lengths: Sequence[int], seed: int = 0) -> float | None:
+    """How well the length of a text can be read off the direction of its vector: the R² of a ridge regression on the
+    logarithm of the length, in 10-fold cross-validation. 1 is perfectly, 0 or less not at all.
+
+    A contrastive term whose views share their length can tell pairs apart by it alone (Wu et al. 2022, ESimCSE).
+
+    Args:
+        vectors: (texts, dim)
+        lengths: (texts,) in tokens
+        seed: of the folds
+
+    Returns:
+        None where there is nothing to tell: fewer than 20 texts, or all of one length.
+    """
+    logarithms = np.log(np.asarray(lengths, dtype=np.float64))
+    if len(logarithms) < 2 * FOLDS or np.ptp(logarithms) == 0:
+        return None
+    folds = KFold(FOLDS, shuffle=True, random_state=seed)
+    with threadpool_limits(limits=1):
+        predicted = cross_val_predict(RidgeCV(RIDGE_STRENGTHS), on_the_sphere(vectors), logarithms, cv=folds)
+    return float(r2_score(logarithms, predicted))
+
+
+def transfer_metrics(
+    vectors: np.ndarray,
+    labels: Sequence,
+    test_vectors: np.ndarray | None = None,
+    test_labels: Sequence | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Accuracy of a logistic regression on frozen vectors, by the protocol of SentEval (Conneau & Kiela 2018).
+
+    Without test vectors: stratified 10-fold cross-validation, and in each fold another 10-fold cross-validation on its
+    training part chooses the strength of the L2 penalty. With them: the strength is chosen on the training vectors.
+    Classes of fewer than ten texts get fewer folds.
+
+    Args:
+        vectors, test_vectors: (texts, dim), as the encoder gives them, not normalised
+        labels, test_labels: (texts,)
+        seed: of the folds
+
+    Returns:
+        `accuracy` in per cent, and `accuracy_std`: over the folds, or the standard error of the test set's size.
+
+    Raises:
+        ValueError: fewer than two classes, or too few texts of a class.
+    """
+    labels = np.asarray(labels)
+    check_labels(labels.tolist(), needed=3 if test_vectors is None else 2)
+    with threadpool_limits(limits=1):  # a second thread costs such small problems many times what it saves
+        if test_vectors is not None:
+            classifier = _fit_classifier(vectors, labels, STRENGTHS_FOR_A_SPLIT, seed)
+            accuracy = classifier.score(test_vectors, np.asarray(test_labels))
+            error = np.sqrt(accuracy * (1 - accuracy) / len(test_vectors))
+            return {"accuracy": 100 * accuracy, "accuracy_std": 100 * float(error)}
+        accuracies, folds = [], _folds(labels, seed)
+        for train, test in tqdm(folds.split(vectors, labels), total=folds.n_splits, desc="Cross-validation"):
+            classifier = _fit_classifier(vectors[train], labels[train], STRENGTHS, seed)
+            accuracies.append(100 * classifier.score(vectors[test], labels[test]))
+    return {"accuracy": float(np.mean(accuracies)), "accuracy_std": float(np.std(accuracies))}
+
+
+def _fit_classifier(vectors: np.ndarray, labels: np.ndarray, strengths: list[float], seed: int) -> GridSearchCV:
+    search = GridSearchCV(LogisticRegression(max_iter=1000), {"C": strengths}, cv=_folds(labels, seed))
+    with warnings.catch_warnings():
+        # The weakest penalties need not converge: the cross-validation judges a classifier by what it has reached.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return search.fit(vectors, labels)
+
+
+def _folds(labels: np.ndarray, seed: int) -> StratifiedKFold:
+    rarest = min(Counter(labels.tolist()).values())
+    return StratifiedKFold(min(FOLDS, rarest), shuffle=True, random_state=seed)
+
+
+class _Metric(evaluate.Metric):
+    """A function of two arrays with a row a prediction, as a metric of `evaluate`."""
+
+    function: Callable[..., dict[str, float]]
+    row = List(Value("float32"))
+
+    def _info(self) -> evaluate.MetricInfo:
+        features = Features({"predictions": self.row, "references": self.row})
+        description = type(self).__doc__
+        return evaluate.MetricInfo(description, citation="", features=features, inputs_description=description)
+
+    def _compute(self, predictions, references, **options) -> dict[str, float]:
+        return type(self).function(np.asarray(predictions), np.asarray(references), **options)
+
+
+class Similarity(_Metric):
+    """`similarity_metrics` of `predictions` (cosines) and `references` (human scores), a number a pair each."""
+
+    function, row = similarity_metrics, Value("float64")
+
+
+class Retrieval(_Metric):
+    """`retrieval_metrics` of `predictions` (vectors of the queries) and `references` (of their documents).
+
+    `compute` also takes `query_ids`, `document_ids` and `k`.
+    """
+
+    function = retrieval_metrics
+
+
+class Geometry(_Metric):
+    """`geometry_metrics` of `predictions`, and the alignment with `references`, the vectors that belong to them."""
+
+    @staticmethod
+    def function(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        return geometry_metrics(predictions, pairs=(predictions, references))

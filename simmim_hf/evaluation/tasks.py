@@ -1,0 +1,243 @@
+"""What `simmim evaluate` measures: files, folders, Hub datasets and built-in sets, told apart by their columns."""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+from datasets import Dataset, DatasetDict, load_dataset
+from datasets.exceptions import DatasetGenerationError
+
+from ..data import corpora, docstrings
+from .metrics import check_labels, check_scores
+
+# By its columns, the first kind that fits.
+KINDS = {
+    "similarity": ("sentence1", "sentence2", "score"),
+    "retrieval": ("query", "document"),
+    "transfer": ("text", "label"),
+    "language modelling": ("text",),
+}
+NEEDED = "; ".join(f"{', '.join(columns)} ({kind})" for kind, columns in KINDS.items())
+NOT_TEXT = ("score", "label")
+TEST_SPLITS = ("test", "validation", "dev")
+
+
+@dataclass
+class Task:
+    """Something to measure.
+
+    Args:
+        name: as it was asked for
+        test: with the columns of its kind
+        train: for transfer the training texts of a given split, for language modelling the text that the counts of
+            tokens come from
+
+    Raises:
+        ValueError: there are no rows, a text is missing, or scores or labels that nothing can be measured with.
+    """
+
+    name: str
+    test: Dataset
+    train: Dataset | None = None
+
+    def __post_init__(self):
+        self.kind = self._find_kind()
+        try:
+            for rows in (self.test, self.train):
+                if rows is not None:
+                    _check_texts(rows, self.text_columns)
+            if self.kind == "similarity":
+                for row, score in enumerate(self.test["score"], start=1):
+                    if not _is_number(score):
+                        raise ValueError(f"the score {score!r} of row {row} is not a number.")
+                check_scores(self.test["score"][:])
+            if self.kind == "retrieval" and len(set(self.test["document"])) < 2:
+                raise ValueError("retrieval needs two different documents or more.")
+            if self.kind == "transfer":
+                self._check_labels()
+        except ValueError as error:
+            raise ValueError(f"`{self.name}`: {error}") from error
+
+    @property
+    def text_columns(self) -> list[str]:
+        return [column for column in KINDS[self.kind] if column not in NOT_TEXT]
+
+    def texts(self) -> Iterator[str]:
+        """All texts, those of training too where a classifier is fitted to them."""
+        for rows in (self.test, self.train if self.kind == "transfer" else None):
+            for column in self.text_columns if rows is not None else ():
+                yield from rows[column]
+
+    def _find_kind(self) -> str:
+        present = set(self.test.column_names)
+        for kind, columns in KINDS.items():
+            if present.issuperset(columns):
+                return kind
+        raise ValueError(f"`{self.name}` has the columns {sorted(present)}, but a task needs one of: {NEEDED}.")
+
+    def _check_labels(self) -> None:
+        if self.train is None:
+            check_labels(self.test["label"][:], needed=3)
+            return
+        check_labels(self.train["label"][:], needed=2)
+        unknown = set(self.test["label"]) - set(self.train["label"])
+        if unknown:
+            raise ValueError(f"the test texts have labels that no training text has: {sorted(unknown, key=repr)}.")
+
+
+def load_task(name: str, seed: int = 42) -> Task:
+    """
+    Args:
+        name: a file; a folder with a train and a test file, or one file; a Hub dataset as `owner/name` or
+            `owner/name:configuration`; or a name of `BUILT_IN`
+        seed: of the held-out part of a built-in set
+
+    Raises:
+        FileNotFoundError: there is no such thing; the message lists the built-in names.
+        ValueError: a file that cannot be read, or see `Task`.
+    """
+    if name in BUILT_IN:
+        return Task(name, BUILT_IN[name](seed))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _load_folder(name, path)
+    if path.is_file():
+        return Task(name, read_file(str(path)))
+    if name.count("/") == 1 and name[0] not in "/.~" and not corpora.file_format(name):
+        return _load_from_hub(name)
+    raise FileNotFoundError(
+        f"the task `{name}` is neither a file or folder nor a Hub dataset (owner/name). "
+        f"Built-in tasks: {', '.join(BUILT_IN)}."
+    )
+
+
+def load_tasks(names: Iterable[str], seed: int = 42) -> dict[str, Task]:
+    """Each task once, by its name in results: of an absolute path the last two parts, which name no folder of this
+    machine, with a number where these are taken.
+
+    Args:
+        names, seed: see `load_task`, also for what is raised
+    """
+    tasks = {}
+    for task in [load_task(name, seed) for name in dict.fromkeys(names)]:
+        short = name = "/".join(Path(task.name).parts[-2:]) if os.path.isabs(task.name) else task.name
+        while name in tasks:
+            name = f"{short} ({len(tasks) + 1})"
+        tasks[name] = task
+    return tasks
+
+
+def load_scored_pairs(file: str) -> Dataset:
+    """A file with the columns `sentence1`, `sentence2` and `score`, or a released file of the STS benchmark.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a column is missing, and the message names those there are; or see `Task`.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file `{file}` of scored pairs.")
+    pairs, needed = read_file(str(path)), KINDS["similarity"]
+    if not set(needed).issubset(pairs.column_names):
+        raise ValueError(f"`{file}` has the columns {pairs.column_names}, but scored pairs need {', '.join(needed)}.")
+    return Task(file, pairs).test
+
+
+def docstring_pairs(seed: int) -> Dataset:
+    """`query` and `document`: summary and body of the docstrings that `simmim pretrain --seed` holds out."""
+    corpus = docstrings.built_in_corpus()
+    _, held_out = corpora.split_held_out(corpus, fraction=0.1, group_column="source", seed=seed)
+    return docstrings.retrieval_pairs(held_out)
+
+
+BUILT_IN = {"docstrings": docstring_pairs}
+
+
+def _load_folder(name: str, folder: Path) -> Task:
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and corpora.file_format(file.name)]
+    by_part = {file.name.split(".")[0]: str(file) for file in files}
+    if "test" in by_part:
+        return Task(name, read_file(by_part["test"]), read_file(by_part["train"]) if "train" in by_part else None)
+    if len(files) == 1:
+        return Task(name, read_file(str(files[0])))
+    raise ValueError(
+        f"the folder `{name}` holds {[file.name for file in files]}; a task is one file, or a test file such as "
+        f"test.jsonl with or without a train file. Formats: {corpora.SUPPORTED}."
+    )
+
+
+def _load_from_hub(name: str) -> Task:
+    dataset_id, _, configuration = name.partition(":")
+    try:
+        splits = load_dataset(dataset_id, configuration or None)
+    except (OSError, ValueError, DatasetGenerationError) as error:
+        raise FileNotFoundError(
+            f"the task `{name}` is no file or folder, and as a Hub dataset it cannot be loaded: {error} "
+            f"Built-in tasks: {', '.join(BUILT_IN)}."
+        ) from error
+    assert isinstance(splits, DatasetDict)
+    test = next((split for split in TEST_SPLITS if split in splits), None)
+    if test is None and len(splits) == 1:
+        return Task(name, next(iter(splits.values())))
+    if test is None:
+        raise ValueError(f"`{name}` has the splits {list(splits)}, none of them a test or validation split.")
+    return Task(name, splits[test], splits.get("train"))
+
+
+def read_file(path: str) -> Dataset:
+    """One file as a table with all its columns; a .txt file has the column `text`.
+
+    Raises:
+        ValueError: an ending that is not supported, or a file that is empty or damaged.
+    """
+    if not corpora.file_format(path):
+        raise ValueError(f"`{path}` has an unsupported ending; supported: {corpora.SUPPORTED}.")
+    if os.path.getsize(path) == 0:
+        raise ValueError(f"`{path}` is an empty file.")
+    ending, compression = corpora.file_format(path)
+    if ending == ".txt":
+        return corpora.load_text(path)
+    try:
+        if corpora.FORMATS[ending] == "csv" and (rows := _read_sts_benchmark(path)):
+            return Dataset.from_list(rows)
+        return corpora.read_files(ending, bool(compression), [path], streaming=False)
+    except (DatasetGenerationError, UnicodeDecodeError) as error:
+        raise ValueError(f"`{path}` cannot be read: {error.__cause__ or error}") from error
+
+
+def _read_sts_benchmark(path: str) -> list[dict]:
+    """The rows of a file of the STS benchmark as it was released, and none for any other file.
+
+    It has no header, and its fields are separated by tabs: genre, filename, year, id, score, sentence1, sentence2,
+    and sometimes sources.
+    """
+    with fsspec.open(path, "rt", encoding="utf-8", newline="\n", compression="infer") as file:
+        first = file.readline().rstrip("\r\n").split("\t")
+        if len(first) < 7 or not _is_number(first[4]):
+            return []
+        lines = [first, *(line.rstrip("\r\n").split("\t") for line in file)]
+    for number, fields in enumerate(lines, start=1):
+        if len(fields) < 7 or not _is_number(fields[4]):
+            raise ValueError(f"`{path}`, line {number}: genre, filename, year, id, score and two sentences expected.")
+    return [{"sentence1": fields[5], "sentence2": fields[6], "score": float(fields[4])} for fields in lines]
+
+
+def _is_number(value) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _check_texts(rows: Dataset, columns: list[str]) -> None:
+    if not len(rows):
+        raise ValueError("there are no rows.")
+    for column in columns:
+        for row, text in enumerate(rows[column], start=1):
+            if not isinstance(text, str):
+                raise ValueError(f"row {row} has {text!r} in the column `{column}`, which must be text.")
+        if not any(text.strip() for text in rows[column]):
+            raise ValueError(f"all rows of the column `{column}` are blank.")

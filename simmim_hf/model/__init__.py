@@ -1,0 +1,1 @@
+"""What travels with a checkpoint: imports its neighbours, torch and transformers only."""

@@ -1,0 +1,191 @@
+"""The families of transformers: how each spells its language-model head, counts positions, and is built and loaded.
+
+A new family is one row of `NATIVE_HEADS`. An encoder without a row gets a new head, a decoder a bare projection.
+"""
+
+import contextlib
+import copy
+import inspect
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_MAPPING,
+)
+
+
+@dataclass(frozen=True)
+class NativeHead:
+    """How a family of transformers spells its own language-model head: decoder(norm(activation(dense(hidden)))).
+
+    A head without `dense` is the decoder alone.
+    """
+
+    decoder: str
+    dense: str | None = None
+    norm: str | None = None
+    activation: Callable[[PreTrainedConfig], str] = lambda config: "gelu"
+    eps: Callable[[PreTrainedConfig], float] = lambda config: config.layer_norm_eps
+    bias: Callable[[PreTrainedConfig], bool] = lambda config: True
+
+
+BERT_HEAD = NativeHead(
+    dense="cls.predictions.transform.dense",
+    norm="cls.predictions.transform.LayerNorm",
+    decoder="cls.predictions.decoder",
+    activation=lambda config: config.hidden_act,
+)
+ROBERTA_HEAD = NativeHead(dense="lm_head.dense", norm="lm_head.layer_norm", decoder="lm_head.decoder")
+DECODER_HEAD = NativeHead(decoder="lm_head", bias=lambda config: False)
+NEW_HEAD = NativeHead("decoder", dense="dense", norm="norm", eps=lambda config: 1e-12)
+
+
+# A new family is one row here; an encoder without a row gets `NEW_HEAD`, a decoder a bare projection.
+NATIVE_HEADS = {
+    "bert": BERT_HEAD,
+    "roberta": ROBERTA_HEAD,
+    "xlm-roberta": ROBERTA_HEAD,
+    "camembert": ROBERTA_HEAD,
+    "mpnet": ROBERTA_HEAD,
+    "nomic_bert": NativeHead(
+        dense="cls.predictions.transform.dense",
+        norm="cls.predictions.transform.layer_norm",
+        decoder="cls.predictions.decoder",
+        activation=lambda config: config.hidden_act,
+    ),
+    "distilbert": NativeHead(
+        dense="vocab_transform",
+        norm="vocab_layer_norm",
+        decoder="vocab_projector",
+        activation=lambda config: config.activation,
+        eps=lambda config: 1e-12,
+    ),
+    "electra": NativeHead(
+        dense="generator_predictions.dense",
+        norm="generator_predictions.LayerNorm",
+        decoder="generator_lm_head",
+    ),
+    "modernbert": NativeHead(
+        dense="head.dense",
+        norm="head.norm",
+        decoder="decoder",
+        activation=lambda config: config.classifier_activation,
+        eps=lambda config: config.norm_eps,
+        bias=lambda config: config.decoder_bias,
+    ),
+    "eurobert": NativeHead(decoder="lm_head", bias=lambda config: config.mlp_bias),
+}
+
+
+def native_head(text_config: PreTrainedConfig) -> NativeHead | None:
+    """The row of `NATIVE_HEADS` for a backbone, or None for an encoder that has none."""
+    family = text_config.model_type
+    if family not in NATIVE_HEADS and family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return DECODER_HEAD if family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES else None
+    return NATIVE_HEADS.get(family)
+
+
+def is_decoder_family(family: str) -> bool:
+    """Whether transformers has the family as a decoder only."""
+    return family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def can_be_decoder(family: str) -> bool:
+    """Whether transformers has a class of the family that reads from left to right."""
+    return family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+def class_with_head(text_config: PreTrainedConfig) -> type | None:
+    """The Auto class of a backbone with its language-model head, None for a family that has none."""
+    family = text_config.model_type
+    if family in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(text_config, "is_decoder", False):
+        return AutoModelForMaskedLM
+    return AutoModelForCausalLM if can_be_decoder(family) else None
+
+
+def without_pooler(model_class: type[PreTrainedModel]) -> dict[str, bool]:
+    """The option that leaves out BERT's own pooler, which would stay without a gradient; {} for other families."""
+    accepts = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    return {"add_pooling_layer": False} if accepts else {}
+
+
+def build_encoder(text_config: PreTrainedConfig) -> PreTrainedModel:
+    """The encoder of a backbone with random weights, without a pooler.
+
+    Raises:
+        ValueError: a model that does not read text.
+    """
+    encoder_class = MODEL_MAPPING.get(type(text_config), None)
+    if encoder_class is None:
+        return AutoModel.from_config(text_config)
+    if encoder_class.main_input_name != "input_ids":
+        raise ValueError(
+            f"`text_config` is a `{text_config.model_type}`, which reads `{encoder_class.main_input_name}` and not "
+            "text. Give a text encoder such as `bert`."
+        )
+    return AutoModel.from_config(text_config, **without_pooler(encoder_class))
+
+
+def first_position(encoder: nn.Module) -> int:
+    """The position id of a sequence's first token: RoBERTa and its kin count from padding_idx + 1, others from 0."""
+    embedding = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
+    padding_idx = getattr(embedding, "padding_idx", None)
+    return 0 if padding_idx is None else padding_idx + 1
+
+
+def as_decoder(text_config: PreTrainedConfig) -> PreTrainedConfig:
+    """The backbone's configuration for reading from left to right with a cache.
+
+    Raises:
+        ValueError: transformers has no decoder of the family.
+    """
+    if not can_be_decoder(text_config.model_type):
+        able = ", ".join(f"`{name}`" for name in NATIVE_HEADS if can_be_decoder(name))
+        raise ValueError(
+            f"The backbone `{text_config.model_type}` cannot generate: transformers has no decoder of this family. "
+            f"Those that can: {able}, and decoders such as `llama`, `qwen3` or `gpt2`."
+        )
+    text_config = copy.deepcopy(text_config)
+    text_config.is_decoder = True
+    return text_config
+
+
+def load_native(name_or_path: str, text_config: PreTrainedConfig, **loading) -> tuple[PreTrainedModel, dict]:
+    """The backbone in its own class with a language-model head, and what was missing in the checkpoint."""
+    family = text_config.model_type
+    auto_class = AutoModelForMaskedLM if family in MODEL_FOR_MASKED_LM_MAPPING_NAMES else class_with_head(text_config)
+    with explaining_weights(name_or_path):
+        return (auto_class or AutoModel).from_pretrained(
+            name_or_path, output_loading_info=True, use_safetensors=True, **loading
+        )
+
+
+@contextlib.contextmanager
+def explaining_weights(name_or_path):
+    """Says in plain words why the weights of a checkpoint are not read.
+
+    Raises:
+        OSError: there are no weights in safetensors, or the file is damaged.
+    """
+    try:
+        yield
+    except (SafetensorError, json.JSONDecodeError) as error:  # the latter: the index of the shards
+        raise OSError(
+            f"The weights in `{name_or_path}` are damaged, as after an interrupted download or a full disk ({error}). "
+            "Fetch or save them again."
+        ) from error
+    except OSError as error:
+        # The name of a folder, or of a file that does not arrive, may hold the word as well.
+        if not re.search(r"file named model[\w.]*\.safetensors", str(error)):
+            raise
+        raise OSError(
+            f"`{name_or_path}` has no weights in safetensors. Weights in `.bin` files are pickles, which can execute "
+            f"code when they are opened, and are refused; convert them to safetensors where you trust them. ({error})"
+        ) from error

@@ -1,0 +1,164 @@
+"""Options: fields of a dataclass, files of settings, words of a command line."""
+
+import argparse
+import difflib
+import json
+import os
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import field, fields, make_dataclass
+from typing import Union, get_args, get_origin
+
+import yaml
+from transformers import HfArgumentParser
+
+SETTINGS_FILES = (".yaml", ".yml", ".json")
+NOT_GIVEN = object()
+
+
+def option(default, help: str, **metadata):
+    """A dataclass field for the command line."""
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+def options_of(cls: type, leave_out: Sequence[str] = (), unset: Mapping[str, str] | None = None) -> type:
+    """A dataclass with the options of another one, as HfArgumentParser reads them: one declaration serves both.
+
+    Args:
+        cls: a dataclass whose options have a `help` in their metadata; its other fields are left out
+        leave_out: names of options
+        unset: give every option the default None, for one that is not given, and tell what it is then: by its name
+            here, or else the default of `cls`
+    """
+    derived = []
+    for declared in fields(cls):
+        if "help" not in declared.metadata or declared.name in leave_out:
+            continue
+        kind, default, metadata = _readable(declared.type), declared.default, {"help": declared.metadata["help"]}
+        if unset is not None:
+            metadata["help"] += f" Default: {unset.get(declared.name, default)}."
+            if kind is bool:  # HfArgumentParser makes a flag only of a bool that is not also None
+                metadata |= {"nargs": "?", "const": True}
+            default = None
+        if get_origin(kind) is list and default is not None:
+            values = [default] if not isinstance(default, tuple) else list(default)
+            made = field(default_factory=values.copy, metadata=metadata)
+        else:
+            made = field(default=default, metadata=metadata)
+        derived.append((declared.name, kind if default is not None else kind | None, made))
+    return make_dataclass(f"{cls.__name__}Options", derived)
+
+
+def _readable(kind):
+    """The type that HfArgumentParser reads: `float | int` is a float, `float | tuple[float, float]` a list of them."""
+    if get_origin(kind) not in (Union, types.UnionType):
+        return kind
+    kinds = [part for part in get_args(kind) if part is not type(None)]
+    return list[kinds[0]] if any(get_origin(part) is tuple for part in kinds) else kinds[0]
+
+
+def parse(parser: HfArgumentParser, argv: Sequence[str]) -> tuple:
+    """The dataclasses of a parser from options, before which a file of settings may stand.
+
+    Raises:
+        ValueError: an option that does not exist, with the nearest that does; or a value of the wrong kind.
+    """
+    *arguments, left_over = parser.parse_args_into_dataclasses(
+        known_words(parser, argv), return_remaining_strings=True, look_for_args_file=False
+    )
+    _refuse(left_over)
+    return tuple(arguments)
+
+
+def parse_given(parser: HfArgumentParser, argv: Sequence[str]) -> dict:
+    """As `parse`, but only the options that are given, by name."""
+    words = known_words(parser, argv)
+    if "--help" in words or "-h" in words:  # which shows the defaults
+        parser.print_help()
+        parser.exit()
+    parser.set_defaults(**dict.fromkeys(option_names(parser.dataclass_types), NOT_GIVEN))
+    namespace, left_over = parser.parse_known_args(words)
+    _refuse(left_over)
+    return {name: value for name, value in vars(namespace).items() if value is not NOT_GIVEN}
+
+
+def typed(dataclasses: Sequence[type], settings: Mapping) -> dict:
+    """Options of a settings file with the values that the command line would read.
+
+    Raises:
+        ValueError: an option that does not exist, or a value of the wrong kind.
+    """
+    parser = HfArgumentParser(dataclasses, allow_abbrev=False, exit_on_error=False)
+    try:
+        return parse_given(parser, words_of(settings))
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
+
+
+def build(dataclasses: Sequence[type], options: Mapping) -> tuple:
+    """An instance of each dataclass, from options of all of them by name.
+
+    Raises:
+        ValueError: an option that none of them has, with the nearest that one of them has.
+    """
+    for name in options:
+        _check_name(name, option_names(dataclasses))
+    return tuple(
+        cls(**{each.name: options[each.name] for each in fields(cls) if each.init and each.name in options})
+        for cls in dataclasses
+    )
+
+
+def option_names(dataclasses: Sequence[type]) -> list[str]:
+    return [each.name for cls in dataclasses for each in fields(cls) if each.init]
+
+
+def known_words(parser: HfArgumentParser, argv: Sequence[str]) -> list[str]:
+    """The words of a command line with its file of settings written out.
+
+    Raises:
+        ValueError: an option that the parser does not have, with the nearest that it has.
+    """
+    if argv and argv[0].endswith(SETTINGS_FILES):
+        argv = [*words_of(read_settings(argv[0])), *argv[1:]]
+    names = option_names(parser.dataclass_types)
+    for word in argv:
+        name = word.split("=")[0].replace("-", "_").removeprefix("__")
+        if word.startswith("--") and name != "help" and name.removeprefix("no_") not in names:
+            _check_name(name, names)
+    return list(argv)
+
+
+def _check_name(name: str, names: Sequence[str]) -> None:
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        raise ValueError(f"there is no option --{name}." + (f" Did you mean --{near[0]}?" if near else ""))
+
+
+def _refuse(left_over: Sequence[str]) -> None:
+    if left_over:
+        raise ValueError(f"`{' '.join(left_over)}` is not an option; options begin with --.")
+
+
+def read_settings(path: str) -> dict:
+    """A YAML or JSON file of options and their values."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"there is no settings file `{path}`.")
+    with open(path, encoding="utf-8") as file:
+        try:
+            settings = yaml.safe_load(file)  # every JSON file is a YAML file
+        except yaml.YAMLError as error:
+            raise ValueError(f"`{path}` is not valid YAML or JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"`{path}` must hold options and their values, for example `temperature: 0.05`.")
+    return settings
+
+
+def words_of(settings: Mapping) -> list[str]:
+    """Options as they stand on a command line; None is an option that is not given."""
+    words = []
+    for name, value in settings.items():
+        values = value if isinstance(value, list) else [value]
+        if value is not None:
+            words += [f"--{name}", *(json.dumps(v) if isinstance(v, (dict, bool)) else str(v) for v in values)]
+    return words

@@ -1,0 +1,234 @@
+"""The options of a training: those of the method for every script, and those of `simmim pretrain`."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from transformers import HfArgumentParser, TrainingArguments
+
+from ..data import corpora
+from ..data.collator import DataCollatorForSimMIM
+from ..model.configuration_simmim import OBJECTIVES, WEIGHTS, SimMIMConfig
+from ..options import option, options_of
+
+
+@dataclass
+class SimMIMTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the options of the method, for `SimMIMTrainer`.
+
+    Args:
+        chunk_size: how many sequences go through the encoder at a time; a batch of any size needs the memory of one
+            chunk, with the same gradients and a second forward. Default: the whole batch.
+        weight_schedule: weights of the loss that change in training, by name: points (share of training, weight),
+            between which the weight is interpolated. `{"contrastive_weight": [(0, 0), (0.3, 0), (0.3, 1)]}`, or the
+            words `["contrastive_weight=0:0,0.3:0,0.3:1"]`, train the first 30 % without the contrastive term.
+            Evaluation has the weights of the configuration.
+        conflict_steps: every so many steps, log the cosine between the gradients that the masked and the contrastive
+            term have in the encoder, and the norm of each; costs two more backward passes at such a step.
+
+    Raises:
+        ValueError: a value that cannot work; the message names the remedy.
+    """
+
+    chunk_size: int | None = option(
+        None, "Sequences that go through the encoder at a time: any batch size in the memory of one chunk."
+    )
+    weight_schedule: list[str] | None = option(
+        None,
+        "Weights that change in training, as points share_of_training:weight. An MLM-only phase: "
+        "contrastive_weight=0:0,0.3:0,0.3:1",
+    )
+    conflict_steps: int | None = option(
+        None, "Every so many steps, log the cosine between the gradients of the masked and the contrastive term."
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.weight_schedule = read_weight_schedule(self.weight_schedule)
+
+
+METHOD_OPTIONS = [each.name for each in fields(SimMIMTrainingArguments)][len(fields(TrainingArguments)) :]
+
+
+def read_weight_schedule(schedule: dict | list[str] | None) -> dict[str, list[tuple[float, float]]] | None:
+    """The points of each weight, also from words such as `contrastive_weight=0:0,0.3:1`."""
+    if schedule is None or isinstance(schedule, dict):
+        return schedule
+    read = {}
+    for word in schedule:
+        try:
+            name, points = word.split("=")
+            read[name] = [tuple(map(float, point.split(":", 1))) for point in points.split(",")]
+        except ValueError as error:
+            raise ValueError(
+                f"--weight_schedule `{word}` is not a weight and its points, such as contrastive_weight=0:0,0.3:1."
+            ) from error
+    return read
+
+
+def check_method_options(args: TrainingArguments, config: SimMIMConfig) -> None:
+    """Refuses options of the method that cannot work with this model.
+
+    Raises:
+        ValueError: a chunk or an interval of less than 1, gradients to compare of an objective without both terms, a
+            weight that does not exist or is 0 in the configuration, or points out of order or range.
+    """
+    if args.chunk_size is not None and args.chunk_size < 1:
+        raise ValueError(f"chunk_size={args.chunk_size}: give the number of sequences in a chunk, 1 or more.")
+    if args.conflict_steps is not None and (
+        args.conflict_steps < 1 or not (config.mlm_weight and config.contrastive_weight)
+    ):
+        raise ValueError(
+            f"conflict_steps={args.conflict_steps}: give 1 or more, and an objective with a masked and a contrastive "
+            f"term (mlm_weight is {config.mlm_weight}, contrastive_weight {config.contrastive_weight})."
+        )
+    for name, points in (args.weight_schedule or {}).items():
+        if name not in WEIGHTS:
+            raise ValueError(f"weight_schedule: there is no weight `{name}`. There are: {', '.join(WEIGHTS)}.")
+        if not getattr(config, name):
+            raise ValueError(
+                f"weight_schedule: `{name}` is 0 in the configuration, so its term has no evaluation. "
+                "Set it to the weight that training ends with."
+            )
+        shares = [share for share, _ in points]
+        if not points or shares != sorted(shares) or shares[0] < 0 or shares[-1] > 1 or min(w for _, w in points) < 0:
+            raise ValueError(
+                f"weight_schedule: `{name}` has the points {points}; they must be (share of training, weight) with "
+                "ascending shares from 0 to 1 and weights of 0 or above, such as [(0, 0), (0.3, 0), (0.3, 1)]."
+            )
+
+
+# The command `simmim pretrain`
+
+BY_OBJECTIVE = {name: "by --objective" for preset in OBJECTIVES.values() for name in preset}
+ObjectiveOptions = options_of(SimMIMConfig, leave_out=["text_config", "tie_word_embeddings"], unset=BY_OBJECTIVE)
+CorruptionOptions = options_of(
+    DataCollatorForSimMIM, leave_out=["max_length", "seed", "positive_view"]
+)  # these have other names on the command line, or follow from other options
+
+
+@dataclass
+class ModelArguments(ObjectiveOptions):
+    """What is trained: a model to start from, or one to build, and the objective."""
+
+    model_name_or_path: str | None = option(
+        None, "Folder or Hub id of an encoder (or a SimMIM checkpoint) to start from; its masked-LM head is kept."
+    )
+    text_config: str | None = option(
+        None,
+        "From scratch: the backbone, as a JSON object, a JSON file, or a model type such as modernbert. "
+        "Default: a BERT of 2 layers, 128 wide.",
+    )
+    tokenizer_name: str | None = option(
+        None,
+        "Folder or Hub id of a tokenizer, or a vocab.txt. Default: that of --model_name_or_path, else one is "
+        "trained on the corpus.",
+    )
+    vocab_size: int | None = option(
+        None, "Size of a tokenizer that is trained on the corpus. Default: 30522; 8192 for the built-in corpus."
+    )
+    objective: str = option("simmim", "Pre-training objective.", choices=list(OBJECTIVES))
+
+    def config_options(self) -> dict:
+        """The options of `SimMIMConfig` that were given, over those of the objective."""
+        options = {each.name: getattr(self, each.name) for each in fields(ObjectiveOptions)}
+        return {**OBJECTIVES[self.objective], **{name: value for name, value in options.items() if value is not None}}
+
+
+@dataclass
+class DataArguments(CorruptionOptions):
+    """The text, and how it is corrupted."""
+
+    train_file: list[str] | None = option(
+        None,
+        f"Files, globs or folders: {corpora.SUPPORTED}. Default: the documentation inside Python, torch and "
+        "transformers.",
+    )
+    validation_file: list[str] | None = option(None, "Held-out text. Default: a part of the training text.")
+    dataset_name: str | None = option(None, "A Hub dataset instead of files.")
+    dataset_config_name: str | None = option(None, "The configuration of --dataset_name.")
+    text_column: str | None = option(None, "The column with the text. Default: `text`, or the only column of strings.")
+    streaming: bool = option(False, "Read while training instead of first; needs --max_steps.")
+    validation_split_percentage: float = option(5, "Part of the training text that is held out, 2,000 rows at most.")
+    max_seq_length: int = option(128, "Longer texts are truncated to this many tokens.")
+    hard_negatives: str = option(
+        "none", "next: the following text, often of the same document, is a negative too.", choices=["none", "next"]
+    )
+    preprocessing_num_workers: int | None = option(None, "Processes for tokenising.")
+    similarity_file: str | None = option(
+        None, "Scored pairs (sentence1, sentence2, score): Spearman before and after training goes to the table."
+    )
+
+    def __post_init__(self):
+        for name in ("train_file", "validation_file"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, [getattr(self, name)])
+        ratio = self.mlm_probability
+        self.mlm_probability = (
+            ratio if isinstance(ratio, list) else list(ratio) if isinstance(ratio, tuple) else [ratio]
+        )
+
+    def collator_options(self) -> dict:
+        """The options of `DataCollatorForSimMIM`."""
+        options = {each.name: getattr(self, each.name) for each in fields(CorruptionOptions)}
+        start, *end = self.mlm_probability
+        return {**options, "mlm_probability": (start, *end) if end else start}
+
+    @property
+    def built_in(self) -> bool:
+        """Whether the corpus is the documentation that every installation has."""
+        return not self.train_file and not self.dataset_name
+
+
+@dataclass
+class PretrainingArguments(SimMIMTrainingArguments):
+    """`SimMIMTrainingArguments` with defaults for pre-training."""
+
+    output_dir: str | None = option("simmim-pretrained", "Folder for the checkpoint, the metrics and the plot.")
+    overwrite_output_dir: bool = option(False, "Write into --output_dir though it is not empty.")
+    max_minutes: float | None = option(
+        None, "Stop training after this many minutes. Default: never; 2.75 for the built-in corpus."
+    )
+    num_train_epochs: float | None = option(
+        None, "Passes over the training text. Default: 1; 1.5 for the built-in corpus."
+    )
+    per_device_train_batch_size: int = option(64, "Sequences a step and device; the others are the negatives.")
+    per_device_eval_batch_size: int = option(64, "Sequences an evaluation step and device.")
+    learning_rate: float | None = option(
+        None, "Default: 5e-4 from scratch (1e-3 on the built-in corpus), 5e-5 from a model."
+    )
+    warmup_steps: float = option(0.05, "Steps of linear warm-up; below 1: share of all steps.")
+    weight_decay: float = option(0.01, "Weight decay.")
+    train_sampling_strategy: str = option(
+        "group_by_length",
+        "How batches are drawn; group_by_length saves padding and keeps length from telling the pairs apart.",
+        choices=["random", "sequential", "group_by_length", "batch_rebalance"],
+    )
+    include_num_input_tokens_seen: str = option(
+        "non_padding", "Count the tokens that are read: non_padding, all or no.", choices=["all", "non_padding", "no"]
+    )
+    length_column_name: str = option("length", "Column with precomputed lengths.")
+    logging_steps: float = option(50, "Log every so many steps; below 1: share of all steps.")
+    save_steps: float = option(500, "Save every so many steps; below 1: share of all steps.")
+    save_total_limit: int | None = option(2, "Keep this many checkpoints.")
+    # HfArgumentParser reads this union only with None first, as TrainingArguments has it.
+    report_to: None | str | list[str] = option("tensorboard", "Where to log: tensorboard, wandb, ..., all or none.")  # noqa: RUF036
+
+    def __post_init__(self):
+        # transformers takes bfloat16 on a CPU only where the CPU was asked for.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        super().__post_init__()
+
+
+PRETRAINING = (ModelArguments, DataArguments, PretrainingArguments)
+
+
+def pretraining_parser() -> HfArgumentParser:
+    """The options of `simmim pretrain`."""
+    return HfArgumentParser(
+        PRETRAINING,
+        prog="simmim pretrain",
+        usage="simmim pretrain [settings.yaml | settings.json] [options]",
+        description="Pre-train a SimMIM encoder. Without options: a small one on the documentation inside Python, "
+        "torch and transformers, in a few minutes. Options may also stand in a YAML or JSON file.",
+        allow_abbrev=False,
+    )

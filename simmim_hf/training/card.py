@@ -1,0 +1,397 @@
+"""The model card: what was recorded about a run, and nothing else."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.utils import validate_repo_id
+from transformers import Trainer
+from transformers.utils import logging
+
+from .. import records
+from ..data.collator import DataCollatorForSimMIM
+from ..model.backbones import can_be_decoder
+from ..model.configuration_simmim import POSITIVE_VIEWS, SimMIMConfig
+from ..options import option
+from ..quantities import QUANTITIES, quantity, title
+from . import report
+from .arguments import METHOD_OPTIONS
+
+logger = logging.get_logger(__name__)
+
+TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+PLOT = "training.png"
+CHECKSUM = "<!-- Written by simmim_hf, which replaces this file only while the text above is as it wrote it: {} -->\n"
+
+# The options that a card tells; `config.json` and `training_args.json` beside it have them all.
+BACKBONE_OPTIONS = [
+    "model_type",
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+]
+OBJECTIVE_OPTIONS = [name for name in SimMIMConfig.__annotations__ if name != "text_config"]
+TRAINING_OPTIONS = [
+    "num_train_epochs",
+    "max_steps",
+    "max_minutes",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "weight_decay",
+    "optim",
+    "optim_args",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "neftune_noise_alpha",
+    "train_sampling_strategy",
+    "dataloader_drop_last",
+    "gradient_checkpointing",
+    "bf16",
+    "fp16",
+    "seed",
+    "data_seed",
+    *METHOD_OPTIONS,
+]
+
+AUTOCAST = {"bf16": "bfloat16", "fp16": "float16", "fp8": "float8"}
+# By the weight that an objective has: the tags of what it learns, and the first of those present is the widget's task.
+TAGS = {
+    "mlm_weight": ("fill-mask", "masked-lm"),
+    "contrastive_weight": ("feature-extraction", "sentence-similarity", "contrastive-learning"),
+    "clm_weight": ("text-generation", "causal-lm"),
+}
+BUILT_IN_TEXT = "the docstrings of the installed Python, torch and transformers"
+
+
+def run_facts(trainer: Trainer) -> dict:
+    """What a Trainer knows of its run, by the keys of `results.json`; what it does not know is left out."""
+    args, state, collator = trainer.args, trainer.state, trainer.data_collator
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    seconds = [entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry]
+    held_out_metrics = {f"eval_{name}": name for name in QUANTITIES}
+    evaluations = [entry for entry in state.log_history if entry.keys() & held_out_metrics.keys()]
+    measured = evaluations[-1] if evaluations else {}
+    corruption = [f.name for f in dataclasses.fields(collator)] if isinstance(collator, DataCollatorForSimMIM) else []
+    held_out = trainer.eval_dataset if not isinstance(trainer.eval_dataset, dict) else None
+    sets = {"train_sequences": trainer.train_dataset, "held_out_sequences": held_out}
+    facts = {
+        "seed": args.seed,
+        "versions": records.versions(),
+        "parameters": model.num_parameters(),
+        "backbone": options_of(model.config.text_config, BACKBONE_OPTIONS),
+        "objective": options_of(model.config, OBJECTIVE_OPTIONS),
+        "corruption": options_of(collator, [name for name in corruption if name != "tokenizer"]),
+        "training": options_of(args, TRAINING_OPTIONS),
+        "precision": _precision(trainer),
+        "hardware": records.hardware(args),
+        "processes": args.world_size,
+        "steps": state.global_step,
+        "planned_steps": state.max_steps,
+        "epochs": state.epoch,
+        "tokens_seen": state.num_input_tokens_seen if args.include_num_input_tokens_seen == "non_padding" else None,
+        "train_seconds": round(seconds[-1], 1) if seconds else None,
+        "data": {name: len(rows) for name, rows in sets.items() if hasattr(rows, "__len__")},
+        "after": {name: measured[logged] for logged, name in held_out_metrics.items() if logged in measured},
+        "evaluated_at_step": measured.get("step"),
+    }
+    return {name: fact for name, fact in facts.items() if fact is not None}
+
+
+def options_of(owner, names: Iterable[str]) -> dict:
+    """The options that are set, without folders of this machine."""
+    values = {name: getattr(owner, name, None) for name in names}
+    return records.without_folders({name: value for name, value in values.items() if value not in (None, {}, [])})
+
+
+def _precision(trainer: Trainer) -> str:
+    weights = str(trainer.accelerator.unwrap_model(trainer.model).dtype).removeprefix("torch.")
+    autocast = AUTOCAST.get(trainer.accelerator.mixed_precision)
+    precision = f"{autocast} autocast over {weights} weights" if autocast else weights
+    return precision + (", TensorFloat-32 matrix products" if trainer.args.tf32 else "")
+
+
+def model_card(
+    facts: dict,
+    name: str,
+    *,
+    hub_model_id: str | None = None,
+    license: str | None = None,
+    language: Sequence[str] = (),
+    tags: Sequence[str] = (),
+    plot: str | None = None,
+) -> ModelCard:
+    """The card of a run.
+
+    Args:
+        facts: what `results.json` holds, or `run_facts` of a Trainer
+        name: the title
+        hub_model_id: the id to load the model by; without one the card loads the folder in which it lies
+        license: an identifier of the Hub, such as `apache-2.0`
+        language: ISO 639 codes
+        tags: beside those of the objective
+        plot: the training curves, relative to the card
+
+    Raises:
+        ValueError: a language or an id that the Hub does not accept.
+    """
+    for code in language:
+        if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|multilingual|code", code):
+            raise ValueError(f"`{code}` is not a language code: give ISO 639 codes such as `en`, or `multilingual`.")
+    if hub_model_id:
+        validate_repo_id(hub_model_id)
+    objective, data = facts["objective"], facts.get("data", {})
+    results = _eval_results(facts.get("after", {}), data)
+    learned = [tag for weight, tags_of_term in TAGS.items() if objective[weight] for tag in tags_of_term]
+    missing = {"the language of the text": language, "a licence": license}
+    return ModelCard.from_template(
+        ModelCardData(
+            language=list(language) or None,
+            license=license,
+            library_name="transformers",
+            pipeline_tag=learned[0],
+            tags=["simmim", *learned, *tags],
+            base_model=facts.get("base_model"),
+            datasets=data.get("datasets"),
+            model_name=name if results else None,
+            eval_results=results or None,
+        ),
+        template_path=str(TEMPLATE),
+        facts=facts,
+        name=name,
+        model_id=hub_model_id or ".",
+        is_local=not hub_model_id,
+        learned=_listed(_learned(objective)),
+        generates=objective["clm_weight"] and can_be_decoder(facts["backbone"]["model_type"]),
+        text=_text(data),
+        procedure=_procedure(facts),
+        plot=plot,
+        options=_all_options(facts),
+        metrics=_metrics(facts),
+        notes=_notes(facts),
+        missing=_listed([what for what, given in missing.items() if not given]),
+    )
+
+
+def _learned(objective: dict) -> list[str]:
+    positive = POSITIVE_VIEWS[objective["positive_view"]]
+    terms = {
+        "mlm_weight": "to predict masked tokens",
+        "contrastive_weight": f"to tell the vector of a text from those of others, with {positive} as the positive",
+        "clm_weight": "to predict the next token",
+    }
+    return [term for weight, term in terms.items() if objective[weight]]
+
+
+def _text(data: dict, markdown: bool = True) -> str | None:
+    """What the model was trained on; None where it was not recorded."""
+    if data.get("built_in"):
+        return BUILT_IN_TEXT
+    names = data.get("datasets", data.get("files", []))
+    if markdown:
+        names = [f"[{n}](https://huggingface.co/datasets/{n})" if "datasets" in data else f"`{n}`" for n in names]
+    config = f", configuration {data['dataset_config']}" if "dataset_config" in data else ""
+    return f"{_listed(names)}{config}" if names else None
+
+
+def _eval_results(after: dict[str, float], data: dict) -> list[EvalResult]:
+    """The measured metrics for the `model-index`; one that is not finite is left out."""
+    text = _text(data, markdown=False) or "text that was not recorded"
+    held_out = f"{text}; held out: {data['held_out']}" if "held_out" in data else text
+    results = []
+    for name, value in after.items():
+        hub = quantity(name).hub
+        if hub is not None and value is not None and math.isfinite(value):
+            results.append(
+                EvalResult(
+                    task_type=hub[0],
+                    dataset_type="unknown",  # the id on the Hub of the held-out part, which has none
+                    dataset_name=data["similarity_file"] if name == "similarity_spearman" else held_out,
+                    metric_type=hub[1],
+                    metric_name=quantity(name).title,
+                    metric_value=round(value, 4),
+                )
+            )
+    return results
+
+
+def _procedure(facts: dict) -> list[tuple[str, str]]:
+    """The facts of a run as rows of a table, without those that are not known."""
+    data, steps = facts.get("data", {}), facts["steps"]
+    planned = facts.get("planned_steps", steps)
+    resumed = f", from step {facts['resumed_at_step']:,} on" if "resumed_at_step" in facts else ""
+    length = f"{data['max_length']:,} tokens" if "max_length" in data else None
+    if length and data.get("truncated_sequences"):
+        length += f"; {data['truncated_sequences']:,} longer training sequences were cut"
+    rows = {
+        "training sequences": _number(data.get("train_sequences")),
+        "tokens in them": _number(data.get("train_tokens")),
+        "held-out sequences": _number(data.get("held_out_sequences")),
+        "longest sequence": length,
+        "tokenizer": data.get("tokenizer"),
+        "steps": f"{steps:,}" + (f" of {planned:,} planned" if steps < planned else ""),
+        "epochs": _number(facts.get("epochs"), ".2f"),
+        "tokens read, without padding and without copies": _number(facts.get("tokens_seen")),
+        "training time": f"{facts['train_seconds']:,} seconds{resumed}" if "train_seconds" in facts else None,
+        "precision": facts.get("precision"),
+        "hardware of a process": facts.get("hardware"),
+        "processes": _number(facts.get("processes")),
+        "seed": facts.get("seed"),
+        "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+    }
+    return [(title, value) for title, value in rows.items() if value is not None]
+
+
+def _all_options(facts: dict) -> list[tuple[str, str]]:
+    groups = {group: facts.get(group, {}) for group in ("backbone", "objective", "corruption", "training")}
+    groups["data"] = facts.get("data", {}).get("options", {})
+    options = [(f"{group}: {name}", value) for group, values in groups.items() for name, value in values.items()]
+    return [(name, json.dumps(value, ensure_ascii=False).replace("|", "\\|")) for name, value in options]
+
+
+def _metrics(facts: dict) -> list[list[str]]:
+    """The cells of the table of held-out metrics, its head first, without columns in which nothing stands."""
+    step = facts.get("evaluated_at_step")
+    head = ["held out", "before training", f"after {step:,} steps" if step else "after training", "baseline"]
+    rows = []
+    for name, before, after, baseline, note in report.held_out_rows(facts):
+        baseline = f"{_metric(baseline)} {note}" if note else ""
+        rows.append([name, "" if before is None else _metric(before), _metric(after), baseline])
+    kept = [column for column in range(len(head)) if any(row[column] for row in rows)]
+    return [[row[column] for column in kept] for row in (head, *rows)] if rows else []
+
+
+def _metric(value: float | None) -> str:
+    return f"{value:.3f}" if value is not None and math.isfinite(value) else "undefined"
+
+
+def _notes(facts: dict) -> list[str]:
+    """What the metrics mean, and where training did not help."""
+    before, after, notes = facts.get("before", {}), facts.get("after", {}), []
+    if "retrieval_candidates" in facts:
+        candidates = f"{facts['retrieval_candidates']:,} held-out candidates"
+        notes.append(f"Retrieval finds a docstring's body by its summary line among {candidates}.")
+    if "similarity_spearman" in after:
+        scored = facts["data"]["similarity_file"]
+        notes.append(f"Similarity is the correlation of cosines with the scores of the pairs in `{scored}`.")
+    comparisons = {"before training": before, "the baseline": report.baselines(facts)}
+    for other, values in comparisons.items():
+        behind = [
+            title(name)
+            for name, value in values.items()
+            if name in after and quantity(name).hub and not quantity(name).is_better(after[name], value)
+        ]
+        notes += [f"**No better than {other}: {_listed(behind)}.**"] if behind else []
+    return notes
+
+
+def _number(value: float | None, format: str = "") -> str | None:
+    return None if value is None else f"{value:,{format}}"
+
+
+def _listed(parts: Sequence[str], conjunction: str = "and") -> str:
+    return f" {conjunction} ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+
+
+def save_card(card: ModelCard, folder: str | Path, overwrite: bool = False) -> Path:
+    """Writes README.md with a checksum in its last line, by which an edited card is known.
+
+    Raises:
+        FileExistsError: there is a README.md that is not as this function wrote it, and `overwrite` is False.
+    """
+    path = Path(folder, "README.md")
+    if path.exists() and not overwrite and not _is_ours(path.read_text(encoding="utf-8")):
+        raise FileExistsError(f"`{path}` was edited or written by a person and stays; --overwrite replaces it.")
+    text = f"{str(card).rstrip()}\n\n"
+    path.write_text(text + CHECKSUM.format(_checksum(text)), encoding="utf-8")
+    return path
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _is_ours(readme: str) -> bool:
+    start = readme.rfind(CHECKSUM.split("{")[0])
+    return start >= 0 and readme[start:] == CHECKSUM.format(_checksum(readme[:start]))
+
+
+def write_trainer_card(trainer: Trainer, facts: dict, name: str | None, **options) -> None:
+    """README.md and the training curves in a Trainer's `output_dir`; an edited README.md stays, with a warning.
+
+    Args:
+        facts: as for `model_card`
+        name: the title; by default the name on the Hub, or that of the folder
+        options: `license`, `language` and `tags` of `model_card`
+    """
+    folder, plot = Path(trainer.args.output_dir), None
+    if any(entry.keys() & {"loss", "eval_loss"} for entry in trainer.state.log_history):
+        plot = PLOT
+        report.plot_training(trainer.state.log_history, str(folder / PLOT))
+    hub_model_id = trainer.hub_model_id or trainer.args.hub_model_id
+    name = name or _name(hub_model_id, folder)
+    try:
+        save_card(model_card(facts, name, hub_model_id=hub_model_id, plot=plot, **options), folder)
+    except FileExistsError as error:
+        logger.warning(f"No model card is written: {error}")
+
+
+def _name(hub_model_id: str | None, folder: Path) -> str:
+    return hub_model_id.split("/")[-1] if hub_model_id else folder.resolve().name
+
+
+@dataclass
+class CardArguments:
+    """What `simmim card` is told."""
+
+    model: str = field(metadata={"help": "Folder that `simmim pretrain` wrote."})
+    license: str | None = option(None, "Licence, as the Hub spells it: apache-2.0, mit, ...")
+    language: list[str] | None = option(None, "ISO 639 codes of the text: en, zh, ...")
+    hub_model_id: str | None = option(None, "user/name on the Hub, by which the card loads.")
+    overwrite: bool = option(False, "Replace a README.md that a person has edited.")
+
+
+def write_card(arguments: CardArguments) -> Path:
+    """README.md of a folder from its `results.json`, and the plot from `trainer_state.json` if there is none.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no `results.json` in it.
+        FileExistsError: there is a README.md that a person has edited.
+        ValueError: a file that cannot be read, or an option that the Hub does not accept.
+    """
+    folder = Path(arguments.model)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--model: there is no folder `{folder}`.")
+    if not (folder / "results.json").is_file():
+        raise FileNotFoundError(
+            f"`{folder}` has no results.json. `simmim pretrain` records a run in it, and a card states nothing else."
+        )
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    if "objective" not in results:
+        raise ValueError(f"`{folder}/results.json` does not record the model: it is not of this version's pretrain.")
+    plot, state = folder / PLOT, folder / "trainer_state.json"
+    if not plot.exists() and state.exists():
+        report.plot_training(json.loads(state.read_text(encoding="utf-8"))["log_history"], str(plot))
+    card = model_card(
+        results,
+        _name(arguments.hub_model_id, folder),
+        hub_model_id=arguments.hub_model_id,
+        license=arguments.license,
+        language=arguments.language or (),
+        plot=PLOT if plot.exists() else None,
+    )
+    return save_card(card, folder, arguments.overwrite)

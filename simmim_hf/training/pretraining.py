@@ -1,0 +1,385 @@
+"""`simmim pretrain`: real text in, a checkpoint, its evaluation and a plot of the training out.
+
+Each step is a function that a script can call; `Pretraining` takes them in the order of the command.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets import Dataset, IterableDataset
+from transformers import AutoConfig, PreTrainedTokenizerBase, TrainerState, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from .. import records
+from ..data import corpora, docstrings
+from ..data.collator import DataCollatorForSimMIM
+from ..evaluation.encoding import encode
+from ..evaluation.language_modelling import unigram_cross_entropy
+from ..evaluation.measure import similarity_spearman
+from ..evaluation.metrics import retrieval_metrics, tfidf_reciprocal_rank
+from ..evaluation.tasks import load_scored_pairs
+from ..model.configuration_simmim import SimMIMConfig
+from ..model.modeling_simmim import SimMIMForPreTraining
+from ..quantities import QUANTITIES
+from . import card, report
+from .arguments import DataArguments, ModelArguments, PretrainingArguments
+from .trainer import SimMIMTrainer, TimeLimit
+
+logger = logging.get_logger(__name__)
+
+# From scratch without `--text_config`: the tiny BERT of Turc et al. 2019, which learns something on a CPU in minutes.
+TINY_BERT = {
+    "model_type": "bert",
+    "num_hidden_layers": 2,
+    "hidden_size": 128,
+    "num_attention_heads": 2,
+    "intermediate_size": 512,
+}
+# The built-in corpus is small, and the first command of a newcomer ends within four minutes on two cores.
+BUILT_IN_DEFAULTS = {"vocab_size": 8192, "num_train_epochs": 1.5, "max_minutes": 2.75, "learning_rate": 1e-3}
+DEFAULTS = {"vocab_size": 30522, "num_train_epochs": 1.0, "max_minutes": None, "learning_rate": 5e-4}
+
+
+class TokenizedText(NamedTuple):
+    """Training and held-out sequences as token ids, and how many training texts were cut (None for a stream)."""
+
+    train: Dataset | IterableDataset
+    held_out: Dataset
+    truncated: int | None
+
+
+def fill_defaults(model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments) -> None:
+    """Sets the options that were not given and whose default depends on the others."""
+    if args.learning_rate is None and model_args.model_name_or_path:
+        args.learning_rate = 5e-5
+    for name, default in (BUILT_IN_DEFAULTS if data_args.built_in else DEFAULTS).items():
+        owner = model_args if hasattr(model_args, name) else args
+        if getattr(owner, name) is None:
+            setattr(owner, name, default)
+    args.dataloader_pin_memory &= args.device.type == "cuda"
+
+
+def read_text(data_args: DataArguments, seed: int) -> tuple[Dataset | IterableDataset, Dataset]:
+    """The training and the held-out texts."""
+    if data_args.built_in:
+        # Whole source files are held out, so that no docstring is judged by its neighbours in the file.
+        corpus = docstrings.built_in_corpus()
+        return corpora.split_held_out(corpus, fraction=0.1, group_column="source", seed=seed)
+    if data_args.train_file:
+        train = corpora.load_text(data_args.train_file, data_args.text_column, data_args.streaming)
+    else:
+        train = corpora.load_hub_text(
+            data_args.dataset_name,
+            data_args.dataset_config_name,
+            text_column=data_args.text_column,
+            streaming=data_args.streaming,
+        )
+    if data_args.validation_file:
+        return train, corpora.load_text(data_args.validation_file, data_args.text_column)
+    if data_args.streaming:
+        return train.skip(1000), Dataset.from_list(list(train.take(1000)))
+    return corpora.split_held_out(train, data_args.validation_split_percentage / 100, seed=seed)
+
+
+def get_tokenizer(
+    model_args: ModelArguments,
+    train: Dataset | IterableDataset,
+    checkpoint: str | None = None,
+    show_progress: bool = True,
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that the options name, that of a checkpoint to resume, or one that is trained on the text."""
+    name = model_args.tokenizer_name or model_args.model_name_or_path or checkpoint
+    if name:
+        return corpora.load_tokenizer(name)
+    texts = train if isinstance(train, Dataset) else train.take(100_000)
+    return corpora.train_tokenizer((row["text"] for row in texts), model_args.vocab_size, show_progress=show_progress)
+
+
+def build_model(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> SimMIMForPreTraining:
+    """The model to start from, or one with random weights, with room for all tokens."""
+    options = model_args.config_options()
+    if model_args.model_name_or_path:
+        model = SimMIMForPreTraining.from_backbone(model_args.model_name_or_path, dtype="float32", **options)
+        if len(tokenizer) > model.config.vocab_size:
+            model.resize_token_embeddings(len(tokenizer))
+        return model
+    text_config = {**read_text_config(model_args.text_config), "vocab_size": len(tokenizer)}
+    config = SimMIMConfig(text_config=text_config, **options)
+    for name in (f"{kind}_token_id" for kind in ("pad", "bos", "eos", "cls", "sep")):
+        if hasattr(config.text_config, name):
+            setattr(config.text_config, name, getattr(tokenizer, name))
+    return SimMIMForPreTraining(config)
+
+
+def tokenize_text(
+    train: Dataset | IterableDataset,
+    held_out: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    data_args: DataArguments,
+    max_length: int,
+) -> TokenizedText:
+    """The texts as token ids, with hard negatives where they are asked for."""
+    if data_args.hard_negatives == "next":
+        train = corpora.with_next_as_negative(train)
+    workers = data_args.preprocessing_num_workers
+    train, truncated = corpora.tokenize(train, tokenizer, max_length, workers)
+    held_out, _ = corpora.tokenize(held_out, tokenizer, max_length, workers)
+    return TokenizedText(train, held_out, truncated)
+
+
+def build_trainer(
+    model: SimMIMForPreTraining,
+    tokenizer: PreTrainedTokenizerBase,
+    text: TokenizedText,
+    data_args: DataArguments,
+    args: PretrainingArguments,
+    trainer_class: type[SimMIMTrainer] = SimMIMTrainer,
+    **options,
+) -> SimMIMTrainer:
+    """A Trainer with the collator that the options and the model's positive view ask for.
+
+    Args:
+        options: further arguments of the Trainer
+    """
+    collator = DataCollatorForSimMIM(
+        tokenizer, seed=args.seed, positive_view=model.config.positive_view, **data_args.collator_options()
+    )
+    return trainer_class(
+        model=model,
+        args=args,
+        train_dataset=text.train,
+        eval_dataset=text.held_out,
+        data_collator=collator,
+        processing_class=tokenizer,
+        callbacks=[TimeLimit(args.max_minutes)] if args.max_minutes else None,
+        **options,
+    )
+
+
+class Pretraining:
+    """One run of `simmim pretrain`. Whatever can be wrong with the input is found out here, before training starts.
+
+    Raises:
+        ValueError, FileNotFoundError: input that cannot work; the message names the value and the remedy.
+    """
+
+    def __init__(self, model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments):
+        self.model_args, self.data_args, self.args = model_args, data_args, args
+        fill_defaults(model_args, data_args, args)
+        self.checkpoint = _checkpoint_to_resume(args)
+        check(model_args, data_args, args)
+        self.scored_pairs = load_scored_pairs(data_args.similarity_file) if data_args.similarity_file else None
+        set_seed(args.seed)
+        with args.main_process_first(desc="reading the corpus"):
+            train, self.held_out = read_text(data_args, args.seed)
+            self.tokenizer = get_tokenizer(model_args, train, self.checkpoint, show_progress=args.process_index == 0)
+        self.model = build_model(model_args, self.tokenizer)
+        self.max_length = min(data_args.max_seq_length, self.model.simmim.max_length)
+        self.tokenizer.model_max_length = self.max_length
+        with args.main_process_first(desc="tokenising"):
+            self.text = tokenize_text(train, self.held_out, self.tokenizer, data_args, self.max_length)
+        if args.process_index == 0 and not data_args.streaming:
+            print(
+                f"Training text: {len(self.text.train):,} sequences, {sum(self.text.train['length'][:]):,} tokens; "
+                f"held out: {len(self.text.held_out):,}. {self.text.truncated:,} sequences are "
+                f"longer than {self.max_length} tokens and were truncated."
+            )
+        self.trainer = build_trainer(self.model, self.tokenizer, self.text, data_args, args)
+
+    def run(self, argv: Sequence[str] | None = None) -> dict:
+        """Trains, evaluates, saves everything into `output_dir` and prints what came out of it.
+
+        Args:
+            argv: the command line behind `simmim`, to be recorded
+
+        Returns:
+            What `results.json` holds.
+        """
+        start = self._initial_weights()  # a checkpoint to resume may be gone when training has ended
+        before = self._measure()
+        trained = self.trainer.train(resume_from_checkpoint=self.checkpoint)
+        after = self._measure()
+        self.trainer.save_model(_internal_call=True)  # it would push, and there is no card yet
+        self.trainer.save_state()
+        results = {
+            **({} if argv is None else {"command": records.command(argv)}),
+            **card.run_facts(self.trainer),
+            **start,
+            "data": self._data_facts(),
+            "train_seconds": round(trained.metrics["train_runtime"], 1),
+            "before": before,
+            "after": after,
+        }
+        if self.trainer.is_world_process_zero():
+            self._report(results)
+        if self.args.push_to_hub:
+            self.trainer.push_to_hub()
+        return results
+
+    def _measure(self) -> dict[str, float]:
+        """Held-out losses, and what the sentence vectors are worth, of the model as it is now."""
+        measured = self.trainer.evaluate()
+        metrics = {name: measured[f"eval_{name}"] for name in QUANTITIES if f"eval_{name}" in measured}
+        if self.data_args.built_in:
+            pairs = docstrings.retrieval_pairs(self.held_out)
+            texts = [list(pairs[column]) for column in ("query", "document")]
+            vectors = [encode(self.model, self.tokenizer, part, self.max_length) for part in texts]
+            metrics["retrieval_mrr@10"] = retrieval_metrics(*vectors)["mrr@10"]
+        if self.scored_pairs is not None:
+            metrics["similarity_spearman"] = similarity_spearman(
+                self.model, self.tokenizer, self.scored_pairs, self.max_length
+            )
+        return metrics
+
+    def _report(self, results: dict) -> None:
+        folder = self.args.output_dir
+        if not self.data_args.streaming:
+            results["unigram_cross_entropy"] = unigram_cross_entropy(
+                self.text.train, self.text.held_out, self.tokenizer
+            )
+        if self.data_args.built_in:
+            pairs = docstrings.retrieval_pairs(self.held_out)
+            results["retrieval_candidates"] = len(pairs)
+            results["tfidf_mrr@10"] = tfidf_reciprocal_rank(list(pairs["query"]), list(pairs["document"]))
+        records.write_json(Path(folder, "results.json"), results)
+        self.trainer.results = results
+        self.trainer.create_model_card()
+        print(report.before_after_table(results))
+        if self.data_args.built_in:
+            candidates = f"{results['retrieval_candidates']:,} held-out candidates"
+            print(f"Retrieval: a docstring's body by its summary line, among {candidates}.")
+        self._print_neighbours()
+        print(report.loading_snippet(folder))
+
+    def _print_neighbours(self) -> None:
+        texts = list(self.held_out["summary" if self.data_args.built_in else "text"])
+        vectors = encode(self.model, self.tokenizer, texts, self.max_length)  # (texts, hidden)
+        queries = list(range(0, len(texts), max(1, len(texts) // 4)))[:4]
+        scores = vectors[queries] @ vectors.T  # (queries, texts)
+        scores[range(len(queries)), queries] = -1
+        print("Nearest neighbours among the held-out texts:")
+        for query, row in zip(queries, scores, strict=True):
+            best = row.argsort()[::-1][:2]
+            print(report.neighbours(texts[query], [(texts[i], row[i]) for i in best]))
+
+    def _initial_weights(self) -> dict:
+        facts, path = {"initial_weights": "random weights"}, self.model_args.model_name_or_path
+        if path and os.path.exists(path):
+            facts["initial_weights"] = f"the local checkpoint `{Path(path).resolve().name}`"
+        elif path:
+            facts = {"initial_weights": path, "base_model": path}
+        if self.checkpoint:
+            state = TrainerState.load_from_json(os.path.join(self.checkpoint, "trainer_state.json"))
+            facts["resumed_at_step"] = state.global_step
+        return facts
+
+    def _data_facts(self) -> dict:
+        """Which text, how much of it, and what was done to it, without the folders of this machine."""
+        data, train, held_out = self.data_args, self.text.train, self.text.held_out
+        facts = {"max_length": self.max_length, "held_out_sequences": len(held_out)}
+        if not data.streaming:
+            facts |= {"train_sequences": len(train), "train_tokens": sum(train["length"][:])}
+            facts["truncated_sequences"] = self.text.truncated
+        if data.built_in:
+            facts |= {"built_in": True, "held_out": "whole source files, drawn at random, 2,000 texts at most"}
+        elif data.train_file or os.path.exists(data.dataset_name):
+            facts["files"] = [Path(path).name for path in data.train_file or [data.dataset_name]]
+        else:
+            facts["datasets"] = [data.dataset_name]
+            facts |= {"dataset_config": data.dataset_config_name} if data.dataset_config_name else {}
+        if data.validation_file:
+            facts["held_out"] = ", ".join(Path(path).name for path in data.validation_file)
+        elif data.streaming:
+            facts["held_out"] = "the first 1,000 texts"
+        elif not data.built_in:
+            share = f"{data.validation_split_percentage:g} % of the texts"
+            facts["held_out"] = f"{share}, 2,000 at most, drawn at random"
+        if data.similarity_file:
+            facts["similarity_file"] = Path(data.similarity_file).name
+        name = self.model_args.tokenizer_name or self.model_args.model_name_or_path
+        origin = f"of `{Path(name).name if os.path.exists(name) else name}`" if name else "trained on the text"
+        facts["tokenizer"] = f"{len(self.tokenizer):,} tokens, {origin}"
+        recorded = ["train_file", "validation_file", "dataset_name", "dataset_config_name", "similarity_file"]
+        recorded += data.collator_options()
+        options = [option.name for option in dataclasses.fields(data) if option.name not in recorded]
+        return {**facts, "options": card.options_of(data, options)}
+
+
+def check(model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments) -> None:
+    """Refuses what could only fail, or learn nothing, once training runs.
+
+    Raises:
+        ValueError: the message names the value and the remedy.
+    """
+    config = SimMIMConfig(text_config=read_text_config(model_args.text_config), **model_args.config_options())
+    if config.contrastive_weight and args.per_device_train_batch_size * args.world_size < 2:
+        raise ValueError(
+            "--per_device_train_batch_size 1 leaves a contrastive objective without negatives. Give 2 or more "
+            "(64 is usual), or an objective without a contrastive term: --objective mlm."
+        )
+    if len(data_args.mlm_probability) > 2:
+        raise ValueError(
+            f"--mlm_probability takes one number, or a start and an end, not {data_args.mlm_probability}."
+        )
+    if data_args.hard_negatives == "next" and data_args.streaming:
+        raise ValueError("--hard_negatives next needs the whole text: leave --streaming out.")
+    if data_args.train_file and data_args.dataset_name:
+        raise ValueError("Give --train_file or --dataset_name, not both.")
+    if args.bf16_full_eval or args.fp16_full_eval:
+        raise ValueError(
+            "--bf16_full_eval and --fp16_full_eval would leave the weights in half precision, for the first "
+            "evaluation comes before training. Give --bf16 or --fp16, which evaluate in it too."
+        )
+    if data_args.streaming and args.max_steps <= 0:
+        raise ValueError("--streaming does not know where an epoch ends: give --max_steps.")
+    if not 0 < data_args.validation_split_percentage < 100:
+        raise ValueError(
+            f"--validation_split_percentage is {data_args.validation_split_percentage}: give a number between 0 and "
+            "100, or a --validation_file."
+        )
+
+
+def _checkpoint_to_resume(args: PretrainingArguments) -> str | None:
+    """The checkpoint that `--resume_from_checkpoint` means; refuses to write over an earlier run."""
+    resume = args.resume_from_checkpoint
+    if resume:
+        is_folder = os.path.isdir(resume)
+        if not is_folder and resume.lower() not in ("true", "last"):
+            raise FileNotFoundError(
+                f"--resume_from_checkpoint: there is no folder `{resume}`. `last` finds the newest."
+            )
+        checkpoint = resume if is_folder else os.path.isdir(args.output_dir) and get_last_checkpoint(args.output_dir)
+        if not checkpoint:
+            raise FileNotFoundError(f"--resume_from_checkpoint: no checkpoint in `{args.output_dir}`.")
+        return checkpoint
+    if os.path.isdir(args.output_dir) and os.listdir(args.output_dir) and not args.overwrite_output_dir:
+        raise ValueError(
+            f"--output_dir `{args.output_dir}` is not empty. Give another folder, --overwrite_output_dir to write "
+            "over it, or --resume_from_checkpoint last to continue the run in it."
+        )
+    return None
+
+
+def read_text_config(text_config: str | dict | None) -> dict:
+    """The backbone's options from a JSON object, a JSON file, or a model type; `TINY_BERT` where nothing is given."""
+    if text_config is None:
+        return dict(TINY_BERT)
+    if isinstance(text_config, dict):
+        return text_config
+    try:
+        if text_config.lstrip().startswith("{"):
+            return json.loads(text_config)
+        if os.path.isfile(text_config):
+            with open(text_config, encoding="utf-8") as file:
+                return json.load(file)
+        return AutoConfig.for_model(text_config).to_dict()
+    except (json.JSONDecodeError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"--text_config `{text_config}` is neither a JSON object, nor a JSON file, nor a model type of "
+            f"transformers: {str(error).splitlines()[0]}"
+        ) from error

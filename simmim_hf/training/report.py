@@ -1,0 +1,110 @@
+"""What a run shows a person: the table, the plot, the snippet."""
+
+from ..quantities import BASELINES, quantity, title
+
+# What the plot shows: the quantities of the log that share a panel, as they are in training and in evaluation.
+PANELS = (
+    ("loss",),
+    ("mlm_loss",),
+    ("contrastive_loss",),
+    ("clm_loss",),
+    ("mlm_accuracy", "contrastive_accuracy"),
+    ("alignment", "uniformity"),
+)
+
+
+def baselines(results: dict) -> dict[str, float]:
+    """The metrics of `results.json` that need no training, by the metric to which they compare."""
+    return {metric: results[key] for metric, (key, _) in BASELINES.items() if key in results}
+
+
+def held_out_rows(results: dict) -> list[tuple[str, float | None, float | None, float | None, str]]:
+    """What was measured, in order: (title, before training, after training, baseline, name of the baseline).
+
+    Args:
+        results: what `results.json` holds
+    """
+    before, after, baseline = results.get("before", {}), results.get("after", {}), baselines(results)
+    return [
+        (
+            title(name),
+            before.get(name),
+            after[name],
+            baseline.get(name),
+            BASELINES[name][1] if name in baseline else "",
+        )
+        for name in after
+    ]
+
+
+def before_after_table(results: dict) -> str:
+    """A plain-text table of held-out metrics for the weights before and after training, and of the baselines."""
+    rows = [("held out", "before", "after", "baseline", "")]
+    for name, *values, note in held_out_rows(results):
+        rows.append((name, *("" if value is None else f"{value:.3f}" for value in values), note))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *values, note in rows:
+        aligned = (value.rjust(width) for value, width in zip(values, widths[1:-1], strict=True))
+        lines.append("  ".join([name.ljust(widths[0]), *aligned, note]).rstrip())
+    return "\n".join(["", lines[0], "-" * max(map(len, lines)), *lines[1:], ""])
+
+
+def plot_training(log_history: list[dict[str, float]], path: str) -> None:
+    """Draws the training curves of a Trainer's log into a PNG: points are held-out evaluations."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    logged = {name for entry in log_history for name in entry}
+    panels = [[name for key in keys for name in (key, f"eval_{key}") if name in logged] for keys in PANELS]
+    panels = [names for names in panels if names and names != ["eval_loss"]]
+    columns = min(3, max(1, len(panels)))
+    rows = -(-max(1, len(panels)) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(4.6 * columns, 3.2 * rows), squeeze=False, dpi=120)
+    for axis, names in zip(axes.flat, panels, strict=False):
+        colours = {}
+        for name in names:
+            steps, values = zip(*[(entry["step"], entry[name]) for entry in log_history if name in entry], strict=True)
+            key, held_out = name.removeprefix("eval_"), name.startswith("eval_")
+            colours.setdefault(key, f"C{len(colours)}")
+            label = ("loss" if key == "loss" else quantity(key).title) + (", held out" if held_out else "")
+            axis.plot(steps, values, "o" if held_out else "-", color=colours[key], label=label, linewidth=1.5)
+        axis.set_title(" and ".join("loss" if key == "loss" else quantity(key).title for key in colours), fontsize=10)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def neighbours(query: str, found: list[tuple[str, float]]) -> str:
+    """A text and its nearest neighbours with their cosines, a line each."""
+    return "\n".join([_start(query, 100), *(f"   {cosine:.2f}  {_start(text, 92)}" for text, cosine in found)])
+
+
+def _start(text: str, width: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def loading_snippet(folder: str) -> str:
+    """Python that loads what a run saved."""
+    return f"""
+Saved in {folder}: model, tokenizer, collator settings, results.json, training.png and a model card, README.md.
+Load it with
+
+    import simmim_hf
+    from transformers import AutoModel, AutoTokenizer, pipeline
+
+    tokenizer = AutoTokenizer.from_pretrained("{folder}")
+    model = AutoModel.from_pretrained("{folder}")
+    batch = tokenizer(["A sentence.", "Another one."], padding=True, return_tensors="pt")
+    vectors = model(**batch).pooler_output
+
+    fill_mask = pipeline("fill-mask", model="{folder}")
+"""

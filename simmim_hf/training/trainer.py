@@ -1,0 +1,418 @@
+"""The ordinary Trainer of transformers, which also logs every term of the SimMIM loss."""
+
+import contextlib
+import copy
+import dataclasses
+import json
+import os
+import random
+import time
+from collections import defaultdict, deque
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers.trainer
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.utils import logging
+
+from .. import records
+from ..data.collator import DataCollatorForSimMIM
+from ..model.configuration_simmim import Objective
+from ..model.losses import alignment, uniformity
+from ..model.modeling_simmim import TERMS
+from . import card
+from .arguments import METHOD_OPTIONS, check_method_options, read_weight_schedule
+
+logger = logging.get_logger(__name__)
+
+# What the collator reads beside the arguments of the model's forward; `length` groups sequences of similar length.
+COLLATOR_COLUMNS = ["text", "negative", "special_tokens_mask", "length"]
+
+
+class SimilarLengthSampler(LengthGroupedSampler):
+    """Batches of similar length in random order, the same for a seed and an epoch even when training is resumed.
+
+    Sequences of one length save padding, and keep the contrastive term from telling pairs apart by their length alone.
+    """
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int):
+        super().__init__(batch_size, lengths=lengths)
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self):
+        self.generator = torch.Generator().manual_seed(random.Random(f"{self.seed} {self.epoch}").getrandbits(63))
+        indices = list(super().__iter__())
+        batches = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
+        # The longest batch stays first, to run out of memory early or never; a short one stays last.
+        full = len(indices) // self.batch_size
+        order = [
+            0,
+            *(1 + torch.randperm(max(full - 1, 0), generator=self.generator)).tolist(),
+            *range(full, len(batches)),
+        ]
+        return iter([index for batch in order[: len(batches)] for index in batches[batch]])
+
+
+class MaskRatioSchedule(TrainerCallback):
+    """Tells a collator with a schedule where training stands; `SimMIMTrainer` adds it by itself."""
+
+    def __init__(self, data_collator: DataCollatorForSimMIM):
+        self.data_collator = data_collator
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.resumed_at = state.global_step
+        self.data_collator.set_schedule(state.max_steps * args.gradient_accumulation_steps)
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        first = state.global_step * args.gradient_accumulation_steps
+        streams = isinstance(getattr(train_dataloader, "dataset", None), torch.utils.data.IterableDataset)
+        if streams and state.global_step == self.resumed_at and not args.ignore_data_skip:
+            first = 0
+        self.data_collator.begin(first)
+
+
+class SamplerEpoch(TrainerCallback):
+    """Tells the sampler the epoch where Trainer does not reach it: behind the skipped batches of a resumed run."""
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        sampler = getattr(train_dataloader, "batch_sampler", None)
+        while hasattr(sampler, "batch_sampler"):
+            sampler = sampler.batch_sampler
+        sampler = getattr(sampler, "sampler", None)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(int(state.epoch))
+
+
+class TimeLimit(TrainerCallback):
+    """Ends training after a number of minutes, as if the last step had been reached."""
+
+    def __init__(self, minutes: float):
+        self.seconds = 60 * minutes
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.start = time.monotonic()
+
+    def extend(self, seconds: float) -> None:
+        """Leaves time out that was not spent on training."""
+        self.start += seconds
+
+    def on_step_end(self, args, state, control, **kwargs):
+        over = torch.tensor(float(time.monotonic() - self.start >= self.seconds), device=args.device)
+        if torch.distributed.is_initialized():
+            torch.distributed.broadcast(over, 0)
+        if over:
+            control.should_training_stop = True
+
+
+class Meter:
+    """Weighted means of named quantities since they were last read, over all processes."""
+
+    def __init__(self):
+        self.sums: dict[str, torch.Tensor | float] = defaultdict(float)
+        self.weights: dict[str, torch.Tensor | float] = defaultdict(float)
+
+    def add(self, values: dict[str, torch.Tensor], weight: torch.Tensor | int) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums[name] + value.detach().float() * weight
+            self.weights[name] = self.weights[name] + weight
+
+    def read(self, accelerator) -> dict[str, float]:
+        if not self.sums:
+            return {}
+        names = list(self.sums)
+        options = {"dtype": torch.float32, "device": accelerator.device}
+        local = [torch.as_tensor(part[name], **options) for name in names for part in (self.sums, self.weights)]
+        total = accelerator.reduce(torch.stack(local), reduction="sum").view(-1, 2).tolist()
+        self.__init__()
+        return {name: sum / weight for name, (sum, weight) in zip(names, total, strict=True) if weight}
+
+
+class SimMIMTrainer(Trainer):
+    """`Trainer` for `SimMIMForPreTraining`, with the same arguments.
+
+    It logs, beside the loss, each term, the accuracy of the masked and of the contrastive prediction, alignment and
+    uniformity (Wang & Isola 2020) and the real tokens per second (tokens of the original sequences over all processes,
+    without padding, each counted once); it evaluates the same quantities; it weights the micro-batches of gradient
+    accumulation by their numbers of corrupted positions and sequences, so that accumulation is exact for every term;
+    it stops at a loss that is not finite, before the optimizer sees it; it saves the collator's settings with every
+    checkpoint, and the training arguments as JSON; and its model card states what is known of the run.
+
+    Args:
+        args: `SimMIMTrainingArguments`, or transformers' own
+        chunk_size, weight_schedule, conflict_steps: as in `SimMIMTrainingArguments`, and instead of what stands there
+    """
+
+    # What `simmim pretrain` recorded for the card; without it the card states what the Trainer itself knows.
+    results: dict | None = None
+
+    def __init__(
+        self,
+        *args,
+        chunk_size: int | None = None,
+        weight_schedule: dict[str, list[tuple[float, float]]] | None = None,
+        conflict_steps: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            logger.warning(
+                f"One of the {self.args.n_gpu} GPUs is used: DataParallel would give each only its own negatives. "
+                "`accelerate launch` or `torchrun --nproc_per_node` use all."
+            )
+            self.args._n_gpu = 1
+            self._train_batch_size = self.args.train_batch_size
+        if self.args.torch_compile:
+            raise ValueError(
+                "torch_compile: batches without padding have new lengths at every step, and each would be compiled "
+                "anew, which takes longer than training. Leave it out."
+            )
+        self.args = copy.copy(self.args)  # other Trainers may share them
+        given = {"chunk_size": chunk_size, "weight_schedule": weight_schedule, "conflict_steps": conflict_steps}
+        for name in METHOD_OPTIONS:  # transformers' own arguments do not have them
+            setattr(self.args, name, given[name] if given[name] is not None else getattr(self.args, name, None))
+        self.args.weight_schedule = read_weight_schedule(self.args.weight_schedule)
+        check_method_options(self.args, self._unwrapped_model().config)
+        if self.args.chunk_size is not None:
+            self._unwrapped_model().chunk_size = self.args.chunk_size
+        schedule = self.args.weight_schedule or {}
+        if any(not weight for points in schedule.values() for _, weight in points) and self.args.world_size > 1:
+            self.args.ddp_find_unused_parameters = True  # a term that is left out has parameters without a gradient
+        self._conflict_measured_at = None
+        self._training_meter, self._evaluation_meter = Meter(), Meter()
+        self._tokens, self._tokens_since = 0, None
+        self._shares: deque[dict[str, float]] = deque()
+        self._evaluation_collator = self.data_collator
+        self.add_callback(SamplerEpoch())
+        if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
+            # Accelerate would cut batches of different lengths in the first process and send them to the others.
+            self.accelerator.dataloader_config.dispatch_batches = False
+        ratio = getattr(self.data_collator, "mlm_probability", None)
+        if isinstance(ratio, tuple):
+            self._evaluation_collator = dataclasses.replace(self.data_collator, mlm_probability=ratio[1])
+            self.add_callback(MaskRatioSchedule(self.data_collator))
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *COLLATOR_COLUMNS]))
+
+    def _get_train_sampler(self, train_dataset=None):
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            # A column of a dataset takes far longer to give its numbers one by one.
+            lengths = list(sampler.lengths[:])
+            return SimilarLengthSampler(sampler.batch_size * self.args.world_size, lengths, seed)
+        return sampler
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        with self._with_evaluation_collator():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset):
+        with self._with_evaluation_collator():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextlib.contextmanager
+    def _with_evaluation_collator(self):
+        training_collator, self.data_collator = self.data_collator, self._evaluation_collator
+        try:
+            yield
+        finally:
+            self.data_collator = training_collator
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._shares = deque(self._shares_of(batches) if len(batches) > 1 else [])
+        return batches, num_items
+
+    def _shares_of(self, batches: list[dict]) -> list[dict[str, float]]:
+        """For each micro-batch and term its part of all things averaged over, times the number of micro-batches."""
+        model, objective = self._unwrapped_model(), self.current_objective()
+        counted = [model.counts(objective, **batch) for batch in batches]
+        counts = torch.stack([torch.stack(list(counts.values())) for counts in counted]).float()  # (batches, terms)
+        counts = self.accelerator.reduce(counts.to(self.accelerator.device), reduction="sum")
+        shares = len(batches) * counts / counts.sum(0).clamp(min=1)
+        return [dict(zip(counted[0], row, strict=True)) for row in shares.tolist()]
+
+    def objective_at(self, share: float) -> Objective:
+        """That of the configuration, with the weights that the schedule has after a share of the training."""
+        weights = {}
+        for name, points in (self.args.weight_schedule or {}).items():
+            shares, values = zip(*points, strict=True)
+            weights[name] = float(np.interp(share, shares, values))
+        return dataclasses.replace(self._unwrapped_model().config.objective, **weights)
+
+    def current_objective(self) -> Objective:
+        return self.objective_at(self.state.global_step / max(self.state.max_steps, 1))
+
+    def _unwrapped_model(self):
+        model = self.accelerator.unwrap_model(self.model)
+        # peft keeps attributes that are set on it to itself.
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        unwrapped = self._unwrapped_model()
+        # Evaluation keeps the objective of the configuration.
+        objective = self.current_objective() if model.training else unwrapped.config.objective
+        outputs = model(**inputs, objective=objective)
+        terms = {name: outputs[name] for name in TERMS if outputs.get(name) is not None}
+        loss = outputs.loss
+        if model.training and self._shares:
+            share = self._shares.popleft()
+            # Trainer divides by the number of micro-batches afterwards.
+            loss = unwrapped.weighted_sum({name: share[name] * term for name, term in terms.items()}, objective)
+        if model.training and self._conflict_is_due(terms):
+            self._training_meter.add(gradient_conflict(unwrapped, terms), 1)
+        self._observe(model.training, inputs, outputs, unwrapped.counts(objective, **inputs))
+        return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def _observe(self, training: bool, inputs: dict, outputs, counts: dict[str, torch.Tensor]) -> None:
+        meter = self._training_meter if training else self._evaluation_meter
+        for name, count in counts.items():
+            meter.add({name: outputs[name]}, count)
+        if outputs.original_embeds is not None:
+            quantities = {"alignment": alignment(outputs.original_embeds, outputs.masked_embeds)}
+            if len(outputs.original_embeds) > 1:
+                quantities["uniformity"] = uniformity(outputs.original_embeds)
+            meter.add(quantities, counts["contrastive_loss"])
+        if training:
+            mask = inputs.get("attention_mask")
+            self._tokens = self._tokens + (inputs["input_ids"].numel() if mask is None else mask.sum())
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if self._tokens_since is None:
+            self._tokens_since = time.monotonic()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss is {loss.item()} at step {self.state.global_step + 1}: training stopped before this step "
+                f"changed the weights, and earlier checkpoints in {self.args.output_dir} stay. Lower the learning "
+                f"rate (now {self._get_learning_rate():g}), set a longer warm-up, or raise the temperature."
+            )
+        return loss
+
+    def _conflict_is_due(self, terms: dict[str, torch.Tensor]) -> bool:
+        step = self.state.global_step
+        every = self.args.conflict_steps
+        if every is None or step % every or step == self._conflict_measured_at:
+            return False
+        self._conflict_measured_at = step
+        return {"mlm_loss", "contrastive_loss"} <= terms.keys()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self._training_meter.read(self.accelerator)
+            tokens = self.accelerator.reduce(torch.as_tensor(self._tokens, device=self.accelerator.device))
+            seconds = time.monotonic() - (self._tokens_since or time.monotonic())
+            if seconds > 0:
+                logs["tokens_per_second"] = round(tokens.item() / seconds)
+            self._tokens, self._tokens_since = 0, None
+        # With `start_time` transformers would add its own tokens per second, over the whole run, to each entry.
+        super().log(logs)
+
+    def evaluation_loop(self, dataloader, description, *args, metric_key_prefix="eval", **kwargs):
+        self._evaluation_meter = Meter()
+        output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        for name, value in self._evaluation_meter.read(self.accelerator).items():
+            output.metrics[f"{metric_key_prefix}_{name}"] = value
+        return output
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
+        folder = output_dir or self.args.output_dir
+        # A pickle can execute code when it is opened, and nothing reads this one.
+        os.remove(os.path.join(folder, TRAINING_ARGS_NAME))
+        arguments = {name: value for name, value in self.args.to_dict().items() if not name.endswith("_token")}
+        with open(os.path.join(folder, "training_args.json"), "w", encoding="utf-8") as file:
+            json.dump(records.without_folders(arguments), file, indent=2)
+        if isinstance(self.data_collator, DataCollatorForSimMIM):
+            self.data_collator.save_pretrained(folder)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # transformers copies the configuration, but not the code to which it refers.
+        self.accelerator.unwrap_model(self.model).config.save_pretrained(self.args.output_dir)
+        # It also pickles the arguments into a folder that it uploads, except what begins with `_`; Trainer has no
+        # option that leaves the pickle out, only this name of its module.
+        transformers.trainer.TRAINING_ARGS_NAME = f"_{TRAINING_ARGS_NAME}"
+        try:
+            super()._push_from_checkpoint(checkpoint_folder)
+        finally:
+            transformers.trainer.TRAINING_ARGS_NAME = TRAINING_ARGS_NAME
+            Path(self.args.output_dir, f"_{TRAINING_ARGS_NAME}").unlink(missing_ok=True)
+
+    def create_model_card(
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Writes README.md and the training curves into `output_dir`, as `push_to_hub` does.
+
+        A README.md that a person has edited stays as it is.
+
+        Args:
+            language: ISO 639 codes.
+            license: an identifier of the Hub, such as `apache-2.0`.
+            tags: beside those of the objective.
+            model_name: the title. Default: the name on the Hub, or that of the folder.
+            finetuned_from: the Hub id of the model from which training started.
+            dataset_tags: the Hub ids of the training data.
+            tasks, dataset, dataset_args: options of transformers' card, which this one does not need.
+        """
+        if self.is_world_process_zero():
+            facts = dict(self.results or card.run_facts(self))
+            if finetuned_from:
+                facts["base_model"] = finetuned_from
+            if dataset_tags:
+                facts["data"] = {**facts.get("data", {}), "datasets": _as_list(dataset_tags)}
+            card.write_trainer_card(
+                self, facts, name=model_name, license=license, language=_as_list(language), tags=_as_list(tags)
+            )
+
+
+def _as_list(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])
+
+
+def gradient_conflict(model, terms: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """How much the masked and the contrastive term want different things of the encoder.
+
+    Args:
+        model: the `SimMIMForPreTraining` that computed the terms
+        terms: with `mlm_loss` and `contrastive_loss`, unweighted; their graph is kept
+
+    Returns:
+        `gradient_cosine` of their gradients over all encoder parameters, `mlm_gradient_norm` and
+        `contrastive_gradient_norm`.
+    """
+    parameters = [parameter for parameter in model.base_model.parameters() if parameter.requires_grad]
+    gradients = []
+    for name in ("mlm_loss", "contrastive_loss"):
+        parts = torch.autograd.grad(terms[name], parameters, retain_graph=True, allow_unused=True)
+        parts = [torch.zeros_like(p) if part is None else part for p, part in zip(parameters, parts, strict=True)]
+        gradient = torch.cat([part.flatten().float() for part in parts])
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(gradient, torch.distributed.ReduceOp.SUM)
+            gradient /= torch.distributed.get_world_size()
+        gradients.append(gradient)
+    mlm, contrastive = gradients
+    return {
+        "gradient_cosine": torch.nn.functional.cosine_similarity(mlm, contrastive, dim=0),
+        "mlm_gradient_norm": mlm.norm(),
+        "contrastive_gradient_norm": contrastive.norm(),
+    }

@@ -1,0 +1,39 @@
+"""What the plots of a comparison show."""
+
+import json
+from pathlib import Path
+
+from simmim_hf.comparison.plots import draw, styles_of
+from simmim_hf.comparison.statistics import front_axes, metrics_of
+
+COMPARISONS = Path(__file__).parents[2] / "examples" / "comparisons"
+
+
+def results_of(name: str) -> dict:
+    return json.loads((COMPARISONS / name / "results.json").read_text())
+
+
+def test_of_many_arms_the_plots_name_the_front_alone():
+    results = results_of("sweep")
+    axes = front_axes(metrics_of(results))
+    assert [metric.title for metric in axes] == ["held-out text: MLM loss", "stsb_en/dev.jsonl.gz: Spearman x 100"]
+    labels = [style["label"] for style in styles_of(results, axes).values()]
+    named = [label for label in labels if label in results["arms"]]
+    assert len(labels) == 41 and labels.count("other arms") == 1 and labels.count("_other") == 40 - len(named)
+    assert {"batch 32", "decoupled + weight 0.1 + cropped"} <= set(named) and len(named) == 8
+
+
+def test_few_arms_are_all_named_each_in_its_own_way():
+    styles = styles_of(results_of("objectives"), None)
+    assert all(style["label"] == arm for arm, style in styles.items())
+    assert len({(style["color"], style["marker"]) for style in styles.values()}) == len(styles)
+
+
+def test_only_what_was_measured_is_drawn(tmp_path):
+    results = results_of("objectives")
+    for run in results["runs"]:
+        run["conflict"] = []
+        del run["figures"]["held-out text"]["mlm_loss"]
+    assert draw(results, tmp_path) == {"curves": "curves.png"}
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

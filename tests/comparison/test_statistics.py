@@ -1,0 +1,72 @@
+"""Means over seeds, their intervals, and the paired test between arms."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from simmim_hf.comparison.statistics import Metric, differ, estimate, front_of, mean_costs, paired_p, summary
+
+COMPARISONS = Path(__file__).parents[2] / "examples" / "comparisons"
+
+
+def metric_of(name: str, **arms: list[float]) -> Metric:
+    """A metric by its values for the seeds 0, 1, ...; the arm `initial` stands for the starting weights."""
+    estimates = {arm: estimate(dict(enumerate(values))) for arm, values in arms.items()}
+    return Metric("task", name, estimates, estimates.pop("initial", None))
+
+
+def test_intervals_are_those_of_scipy():
+    found = estimate({1: 3.0, 2: 5.0, 3: 4.5, 4: None})
+    low, high = stats.t.interval(0.95, 2, loc=np.mean([3, 5, 4.5]), scale=stats.sem([3, 5, 4.5]))
+    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high))
+    assert estimate({1: 2.0}).half_width is None
+    assert estimate({1: None, 2: math.nan}) is None
+
+
+def test_arms_are_told_apart_by_a_paired_test():
+    one = estimate({1: 10.0, 2: 20.0, 3: 30.1})
+    other = estimate({1: 11.0, 2: 21.1, 3: 31.0, 4: 99.0})
+    assert paired_p(one, other) == pytest.approx(stats.ttest_rel([10.0, 20.0, 30.1], [11.0, 21.1, 31.0]).pvalue)
+    assert differ(one, other), "the spread over seeds is shared and cancels"
+    assert stats.ttest_ind(list(one.by_seed.values()), [11.0, 21.1, 31.0], equal_var=False).pvalue > 0.5
+    alone = estimate({1: 5.0})
+    assert paired_p(alone, one) is None and not differ(alone, one)
+    assert paired_p(one, one) == 1
+    assert paired_p(one, estimate({1: 11.0, 2: 21.0, 3: 31.1})) < 1e-6
+
+
+def test_the_best_arm_and_those_that_may_be_as_good():
+    metric = metric_of("spearman", a=[50, 51, 52], b=[49, 52, 51], c=[40, 41, 42.1], initial=[45, 46, 47])
+    assert metric.best() == "a" and metric.as_good() == ["b"] and metric.is_tested()
+    assert [metric.gain(arm) for arm in "abc"] == [1, 1, -1]
+    assert metric.format(metric.arms["a"]) == "51.00 ± 2.48" and metric.format(None) == "-"
+    loss = metric_of("mlm_loss", a=[2.0], b=[1.0], initial=[3.0])
+    assert loss.best() == "b" and loss.as_good() == ["a"] and not loss.is_tested() and loss.gain("b") == 0
+    for nothing in (metric_of("uniformity", a=[-1, -1.1], b=[-2, -2.2]), metric_of("mlm_loss", a=[1.0], b=[None])):
+        assert nothing.best() is None and nothing.as_good() == [] and not nothing.is_tested()
+
+
+def test_the_front_holds_what_nothing_beats():
+    points = {"a": (1.0, 5.0), "b": (2.0, 9.0), "c": (2.5, 8.0), "d": (1.0, 4.0), "e": (9.0, 9.0)}
+    assert front_of(points, -1, 1) == ["a", "b"]
+    assert front_of(points, 1, 1) == ["e"]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(COMPARISONS.glob("*/*.json")), ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
+def test_committed_results_have_the_same_statistics_today(path):
+    results = json.loads(path.read_text())
+    assert json.loads(json.dumps(summary(results))) == results["summary"]
+
+
+def test_the_cost_of_an_arm_is_the_mean_of_its_finished_runs():
+    run = {"arm": "a", "status": "finished", "steps": 10, "tokens": 1000, "flops": 2e12, "seconds": 1.5}
+    run |= {"peak_memory_bytes": None, "parameters": 1234567}
+    runs = [run, {**run, "seconds": 2.5}, {"arm": "a", "status": "failed"}, {"arm": "b", "status": "failed"}]
+    costs = mean_costs({"arms": {"a": {}, "b": {}}, "runs": runs})
+    assert costs == {"a": ["10", "1,000", "2", "2.0", "-", "1,234,567"], "b": ["-"] * 6}

@@ -1,0 +1,396 @@
+import gzip
+import io
+import json
+import lzma
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+from datasets import Dataset, IterableDataset
+from transformers import AutoTokenizer, BertTokenizer, CanineTokenizer
+
+from simmim_hf.data import corpora, docstrings
+from simmim_hf.data.corpora import load_hub_text, load_text, load_tokenizer, split_held_out, tokenize, train_tokenizer
+
+TEXTS = ["a first line", "None", "the last one"]  # "None" is a word, not a missing value
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def caches_of_its_own(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def contents(ending: str, texts=(*TEXTS[:2], "  ", TEXTS[2])) -> bytes:
+    if ending == ".parquet":
+        stream = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.table({"text": list(texts)}), stream)
+        return stream.getvalue()
+    rows = [json.dumps({"text": text, "number": number}) for number, text in enumerate(texts)]
+    separator = {".csv": ",", ".tsv": "\t"}.get(ending, "")
+    return {
+        ".txt": "\n\n".join(texts) + "\n",
+        ".jsonl": "\n".join(rows),
+        ".json": f"[{','.join(rows)}]",
+        ".csv": "\n".join([f"text{separator}number", *(f"{text}{separator}1" for text in texts)]),
+        ".tsv": "\n".join([f"text{separator}number", *(f"{text}{separator}1" for text in texts)]),
+    }[ending].encode()
+
+
+def write(path: Path, content: str | bytes) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+# ------------------------------------------------------------------------------------------------- loading
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("ending", corpora.FORMATS)
+def test_every_format_and_compression(tmp_path, ending, streaming):
+    for compression, compress in COMPRESS.items():
+        path = write(tmp_path / f"data{ending}{compression}", compress(contents(ending)))
+        dataset = load_text(path, streaming=streaming)
+        assert isinstance(dataset, IterableDataset if streaming else Dataset)
+        assert list(dataset) == [{"text": text} for text in TEXTS], path
+    assert len(os.listdir(tmp_path)) == len(COMPRESS)  # nothing written beside the data
+
+
+def test_an_unpaired_quotation_mark_in_a_tsv_file_swallows_nothing(tmp_path):
+    texts = ['"So it begins', "A second row", 'and a third "', "the fourth"]
+    path = write(tmp_path / "data.tsv", "text\tnumber\n" + "".join(f"{text}\t1\n" for text in texts))
+    assert load_text(path)["text"][:] == texts
+
+
+def test_folders_globs_and_mixtures(tmp_path):
+    write(tmp_path / "README.md", "not data")
+    write(tmp_path / "b.txt", "b\n")
+    write(tmp_path / "deep/er/c.txt.gz", gzip.compress(b"c\n"))
+    write(tmp_path / "deep/d.jsonl", '{"text": "d"}\n')
+    assert sorted(load_text(str(tmp_path))["text"]) == ["b", "c", "d"]
+    assert load_text(str(tmp_path / "**/*.txt*"))["text"][:] == ["b", "c"]
+    assert load_text([str(tmp_path / "deep"), str(tmp_path / "b.txt"), str(tmp_path / "*")])["text"][:] == [
+        "d",  # format by format, in the order in which the formats come up
+        "c",
+        "b",
+    ]
+    assert sorted(row["text"] for row in load_text(str(tmp_path), streaming=True)) == ["b", "c", "d"]
+
+
+def test_names_with_brackets_are_files_not_patterns(tmp_path):
+    path = write(tmp_path / "odd [1]*.txt", "a\n")
+    assert load_text(path)["text"][:] == ["a"]
+
+
+def test_text_column(tmp_path):
+    only = write(tmp_path / "only.jsonl", '{"sentence": "a b", "label": 1}\n')
+    two = write(tmp_path / "two.csv", "left,right,n\na,b,1\n")
+    both = write(tmp_path / "both.csv", "text,other\na,b\n")
+    assert load_text(only)[:] == {"text": ["a b"]}
+    assert load_text(two, text_column="right")[:] == {"text": ["b"]}
+    assert load_text(both)[:] == {"text": ["a"]}
+    for streaming in (False, True):
+        assert [row["text"] for row in load_text(both, "other", streaming)] == ["b"]
+        with pytest.raises(ValueError, match="left, right, n"):
+            load_text(two, streaming=streaming)
+        with pytest.raises(ValueError, match="'nope'.*left, right, n"):
+            load_text(two, text_column="nope", streaming=streaming)
+        with pytest.raises(ValueError, match="not a column of strings"):
+            load_text(two, text_column="n", streaming=streaming)
+
+
+def test_negatives_are_kept(tmp_path):
+    path = write(tmp_path / "n.csv", "sentence,negative\na,b\nc,\n,d\n")
+    assert load_text(path)[:] == {"text": ["a"], "negative": ["b"]}
+    with pytest.raises(ValueError, match="'negative'"):
+        load_text([path, write(tmp_path / "plain.txt", "a\n")])
+
+
+def test_missing_files(tmp_path):
+    write(tmp_path / "notes.md", "text")
+    for path in ("missing.txt", "missing", "*.txt", ""):
+        with pytest.raises(FileNotFoundError, match="no such file|supported endings: .txt"):
+            load_text(str(tmp_path / path))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_bad_files(tmp_path, streaming):
+    cases = {
+        "notes.md": ("text", "unsupported ending"),
+        "empty.txt": ("", "empty file"),
+        "blank.txt": (" \n\n\t\n", "holds no text"),
+        "header.csv": ("text,n\n", "header.csv"),
+        "nothing.txt.gz": (gzip.compress(b""), "nothing.txt.gz"),
+        "broken.jsonl": ('{"text": "a', "broken.jsonl"),
+    }
+    for name, (content, message) in cases.items():
+        with pytest.raises(ValueError, match=message):
+            load_text(write(tmp_path / name, content), streaming=streaming)
+    with pytest.raises(ValueError, match="no text files given"):
+        load_text([])
+
+
+def test_hub_text_from_a_folder(tmp_path):
+    write(tmp_path / "data/train.jsonl", '{"sentence": "a"}\n{"sentence": " "}\n')
+    assert load_hub_text(str(tmp_path / "data"))[:] == {"text": ["a"]}
+    with pytest.raises(ValueError, match="sentence"):
+        load_hub_text(str(tmp_path / "data"), text_column="nope")
+    with pytest.raises(ValueError, match="nope"):
+        load_hub_text(str(tmp_path / "data"), split="nope")
+
+
+# ------------------------------------------------------------------------------------------------- built-in corpus
+
+MODULE = '''
+"""A module that must never be imported, only read by the scanner. It does have a second sentence.
+
+Example::
+
+    dropped = code()
+
+>>> 1 + 1
+2
+
+Args:
+    size (`int`, *optional*, defaults to 3):
+        How many of the :class:`~a.b.Thing` things there are in ``all`` of them.
+"""
+open("imported", "w")
+class A:
+    """Too short."""
+    if True:
+        async def f(self):
+            """Finds the first thing, e.g. A thing, in a list of them. The rest of this text is in several models."""
+    def g(self):
+        """Finds the nearest one among a set of them. The rest of this text is in several models."""
+'''
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "package/b/module.py", MODULE)
+    write(tmp_path / "package/a.py", '"""Another text, of at least eight words, in a file that is first."""')
+    write(tmp_path / "package/broken.py", "def (:")
+    write(tmp_path / "package/tests/c.py", '"""A docstring in a test folder, which nobody would want to read."""')
+    return tmp_path / "package"
+
+
+def test_docstrings(tree):
+    rows = docstrings.scan_docstrings({"name": tree})
+    assert [row["source"] for row in rows] == ["name/a.py", "name/b/module.py", "name/b/module.py"]
+    module, method = rows[1:]
+    assert module["summary"] == "A module that must never be imported, only read by the scanner."
+    assert module["body"] == (
+        "It does have a second sentence.\nHow many of the a.b.Thing things there are in all of them."
+    )
+    assert method["summary"] == "Finds the first thing, e.g. A thing, in a list of them."  # and g repeats its body
+    assert not os.path.exists("imported")
+    assert docstrings.scan_docstrings({"name": tree}) == rows
+
+
+def test_clean_docstring_keeps_prose():
+    cleaned = docstrings.clean_docstring(
+        """
+        Computes `the` **mean** of [`~x.Y`], see <b>this</b> note.
+
+        .. note::
+            Kept as prose.
+
+        .. code-block:: python
+
+            dropped = 1
+
+        Returns:
+        --------
+        ```
+        dropped
+        ```
+        Afterwards there is
+        more of it.
+        """
+    )
+    assert cleaned == "Computes the mean of x.Y, see this note.\nKept as prose.\nAfterwards there is more of it."
+
+
+def test_built_in_corpus_of_the_standard_library(monkeypatch, tree):
+    monkeypatch.setattr(docstrings.sysconfig, "get_paths", lambda: {"stdlib": str(tree)})
+    monkeypatch.setattr(docstrings.importlib.util, "find_spec", lambda name: None)
+    dataset = docstrings.built_in_corpus()
+    assert dataset.column_names == ["text", "summary", "body", "source"]
+    assert dataset["source"][0] == "python/a.py"
+
+
+# ------------------------------------------------------------------------------------------------- held-out split
+
+
+def test_split_by_rows():
+    texts = [f"text {number % 400}" for number in range(500)]
+    train, held_out = split_held_out(Dataset.from_dict({"text": texts}), fraction=0.1)
+    assert 0 < len(held_out) <= 50
+    assert not set(train["text"]) & set(held_out["text"])
+    assert sorted([*train["text"], *held_out["text"]]) == sorted(texts)
+    again, other = (split_held_out(Dataset.from_dict({"text": texts}), 0.1, seed=seed)[1] for seed in (0, 1))
+    assert again["text"][:] == held_out["text"][:] != other["text"][:]
+    assert len(split_held_out(Dataset.from_dict({"text": texts}), 0.5, max_rows=7)[1]) == 7
+
+
+def test_split_is_the_same_on_every_machine():
+    assert corpora._hash("0:text") == 5550474120531146090
+
+
+def test_split_by_groups():
+    rows = {
+        "text": [f"text {number}" for number in range(99)] + ["text 0"],
+        "source": [f"file {number // 10}" for number in range(100)],
+    }
+    for seed in range(10):
+        train, held_out = split_held_out(Dataset.from_dict(rows), 0.2, group_column="source", seed=seed)
+        assert len(set(held_out["source"])) == 2
+        assert not set(train["source"]) & set(held_out["source"])
+        assert not set(train["text"]) & set(held_out["text"])
+    train, held_out = split_held_out(Dataset.from_dict(rows), 0.01, group_column="source")
+    assert len(held_out) == 10  # no group fits, so one of them has to
+
+
+def test_split_is_never_empty():
+    for fraction in (0.001, 0.999):
+        train, held_out = split_held_out(Dataset.from_dict({"text": ["a", "b"]}), fraction)
+        assert len(train) == len(held_out) == 1
+
+
+def test_split_errors():
+    two = Dataset.from_dict({"text": ["a", "b"]})
+    for match, dataset, options in (
+        ("two different", Dataset.from_dict({"text": ["a", "a"]}), {}),
+        ("fraction", two, {"fraction": 1.0}),
+        ("'source'", two, {"group_column": "source"}),
+        ("streaming", two.to_iterable_dataset(), {}),
+        ("repeats", Dataset.from_dict({"text": ["a", "a"], "source": ["x", "y"]}), {"group_column": "source"}),
+    ):
+        with pytest.raises(ValueError, match=match):
+            split_held_out(dataset, **options)
+
+
+# ------------------------------------------------------------------------------------------------- tokenizers
+
+CORPUS = ["The café serves the warmest coffee.", "Warm café, warm coffee; the lowest prices!", "中文 and English"] * 3
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_trained_tokenizer_round_trip(tmp_path, lowercase):
+    tokenizer = train_tokenizer(CORPUS, vocab_size=120, lowercase=lowercase, show_progress=False)
+    assert isinstance(tokenizer, BertTokenizer)
+    assert tokenizer.convert_ids_to_tokens(range(5)) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer.save_pretrained(tmp_path)
+    for loaded in (AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(str(tmp_path))):
+        assert loaded.get_vocab() == tokenizer.get_vocab()
+        for text in (*CORPUS, "[MASK] UNSEEN Café 中", ""):
+            assert loaded(text).input_ids == tokenizer(text).input_ids
+            assert loaded(text).input_ids[:: len(loaded(text).input_ids) - 1] == [2, 3]
+    assert ("Café" in tokenizer.get_vocab()) is False and ("the" in tokenizer.get_vocab()) is True
+    same = tokenizer("The CAFÉ").input_ids == tokenizer("the cafe").input_ids
+    assert same is lowercase
+    assert 4 in tokenizer("a [MASK]").input_ids
+
+
+def test_training_a_tokenizer_is_deterministic():
+    code = (
+        "from simmim_hf.data.corpora import *; import pathlib, sys\n"
+        "texts = pathlib.Path(sys.argv[1]).read_text().splitlines()\n"
+        "print(sorted(train_tokenizer(texts, 600, show_progress=False).get_vocab().items()))"
+    )
+    command = [sys.executable, "-c", code, corpora.__file__]
+    environment = {**os.environ, "PYTHONPATH": str(Path(corpora.__file__).parents[2])}
+    first, second = (subprocess.run(command, env=environment, capture_output=True, check=True).stdout for _ in "ab")
+    assert first == second and len(first) > 1000
+
+
+def test_training_a_tokenizer_needs_text():
+    for texts, size in ((["", "  "], 100), ([], 100), (["a"], 3)):
+        with pytest.raises(ValueError, match="no text|vocab_size"):
+            train_tokenizer(texts, size, show_progress=False)
+
+
+def test_rare_characters_do_not_fill_the_vocabulary():
+    texts = ["plain words of english"] * 3000 + ["".join(chr(0x4E00 + number) for number in range(4))]
+    vocab = train_tokenizer(texts, 100, show_progress=False).get_vocab()
+    assert "一" not in vocab and "english" in vocab
+
+
+def test_bare_vocabulary():
+    folder = Path(__file__).parents[3] / "shared/data/tokenizers/bert-base-chinese"
+    if not folder.is_dir():
+        pytest.skip(f"the shared vocabulary {folder} is not on this machine")
+    for path in (folder, folder / "vocab.txt"):
+        tokenizer = load_tokenizer(str(path))
+        assert len(tokenizer) == 21128
+        assert tokenizer.tokenize("今天 Weather [MASK]") == ["今", "天", "we", "##ather", "[MASK]"]
+        assert (tokenizer.pad_token_id, tokenizer.mask_token_id) == (0, 103)
+
+
+def test_tokenizer_errors(tmp_path):
+    vocab = write(tmp_path / "vocab.txt", "a\nb\n")
+    for path in (vocab, str(tmp_path)):
+        with pytest.raises(ValueError, match=r"lacks \[PAD\]"):
+            load_tokenizer(path)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_tokenizer(str(tmp_path / "nowhere"))
+    write(tmp_path / "model/config.json", '{"model_type": "bert"}')
+    with pytest.raises(ValueError):
+        load_tokenizer(str(tmp_path / "model"))
+
+
+# ------------------------------------------------------------------------------------------------- token ids
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["a b c d e f g h"] * 3, 40, show_progress=False)
+
+
+def test_tokenize(tokenizer):
+    texts = ["a b c", "a b c d", "a b c d e f g h", "\u200b\u0000", "h"]
+    dataset = Dataset.from_dict({"text": texts, "other": range(5)})
+    tokenized, truncated = tokenize(dataset, tokenizer, max_length=6)
+    assert truncated == 1  # four letters and two special tokens just fit
+    assert tokenized.column_names == ["input_ids", "length"]
+    assert tokenized["length"][:] == [len(ids) for ids in tokenized["input_ids"]] == [5, 6, 6, 3]
+    assert tokenized["input_ids"][1] == tokenizer("a b c d").input_ids
+    assert tokenized["input_ids"][2] == tokenizer("a b c d").input_ids  # [SEP] stays
+    assert tokenized.features["input_ids"].feature.dtype == "int32"
+    assert not tokenized.cache_files
+    stream, truncated = tokenize(dataset.to_iterable_dataset(), tokenizer, max_length=6)
+    assert truncated is None and list(stream) == list(tokenized)
+
+
+def test_tokenize_without_a_rust_tokenizer():
+    texts = ["abcd", "abcdef", "abcdefgh", "ab"]
+    tokenized, truncated = tokenize(Dataset.from_dict({"text": texts}), CanineTokenizer(), max_length=8)
+    assert tokenized["length"][:] == [6, 8, 8, 4] and truncated == 1
+    assert tokenized["input_ids"][1] == CanineTokenizer()("abcdef").input_ids
+
+
+def test_tokenize_negatives(tokenizer):
+    dataset = Dataset.from_dict({"text": ["a", "b"], "negative": ["c d e", "\u200b"]})
+    tokenized, truncated = tokenize(dataset, tokenizer, max_length=4)
+    assert truncated == 0  # of the texts
+    assert sorted(tokenized.column_names) == ["input_ids", "length", "negative_input_ids"]
+    assert tokenized["negative_input_ids"][:] == [tokenizer("c d").input_ids]
+
+
+def test_tokenize_errors(tokenizer):
+    with pytest.raises(ValueError, match="max_length"):
+        tokenize(Dataset.from_dict({"text": ["a"]}), tokenizer, max_length=2)
+    with pytest.raises(ValueError, match="columns: body"):
+        tokenize(Dataset.from_dict({"body": ["a"]}), tokenizer, max_length=8)
+    with pytest.raises(ValueError, match="none of the texts"):
+        tokenize(Dataset.from_dict({"text": ["\u200b"]}), tokenizer, max_length=8)

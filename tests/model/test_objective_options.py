@@ -1,0 +1,285 @@
+"""What shapes the joint objective beside its weights: other positives, fixed views, schedules, learned weights."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import NO_DROPOUT, assert_same_gradients, gradients, ragged_batch, tiny_model, tiny_tokenizer
+from transformers import TrainingArguments
+
+from simmim_hf import DataCollatorForSimMIM, SimMIMConfig, SimMIMForPreTraining, SimMIMTrainer
+from simmim_hf.data import corpora
+from simmim_hf.model.losses import contrastive_cross_entropy, similarity_matrix
+from simmim_hf.training.trainer import gradient_conflict
+
+LENGTHS = [7, 3, 5, 2]
+TEXTS = [" ".join(f"w{(i * 7 + j) % 50}" for j in range(4 + i % 9)) for i in range(64)]
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+
+
+def trainer_of(model, folder, steps=8, **options):
+    arguments = TrainingArguments(
+        str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=options.pop("batch_size", 8),
+        logging_steps=1,
+        report_to="none",
+        use_cpu=True,
+        gradient_accumulation_steps=options.pop("accumulation", 1),
+    )
+    collator = DataCollatorForSimMIM(tiny_tokenizer(), positive_view=model.config.positive_view)
+    rows = [{"text": text} for text in TEXTS]
+    return SimMIMTrainer(model, arguments, train_dataset=rows, eval_dataset=rows, data_collator=collator, **options)
+
+
+# The other views of the positive.
+
+
+def test_deleted_copies_are_subsequences():
+    tokenizer = tiny_tokenizer()
+    batch = DataCollatorForSimMIM(tokenizer, positive_view="deleted", deletion_probability=0.5)(TEXTS)
+    plain = DataCollatorForSimMIM(tokenizer)(TEXTS)
+    for name, tensor in plain.items():
+        assert torch.equal(batch[name], tensor), name  # the masked copy stays what it is
+    real, left = 0, 0
+    for row, copy, mask in zip(batch["input_ids"], batch["positive_input_ids"], batch["positive_attention_mask"]):
+        row, copy = row[row != 0].tolist(), copy[mask.bool()].tolist()
+        assert copy[0] == row[0] and copy[-1] == row[-1] and len(copy) > 2
+        words = iter(row)
+        assert all(word in words for word in copy)
+        real, left = real + len(row) - 2, left + len(copy) - 2
+    assert 0.4 < left / real < 0.62
+
+
+def test_crops_are_two_stretches_of_each_text():
+    tokenizer = tiny_tokenizer()
+    batch = DataCollatorForSimMIM(tokenizer, positive_view="cropped", min_crop_ratio=0.5)(TEXTS)
+    different = 0
+    for i, text in enumerate(TEXTS):
+        whole = tokenizer(text, add_special_tokens=False)["input_ids"]
+        crops = []
+        for kind in ("", "positive_"):
+            mask = batch[f"{kind}attention_mask" if kind else "attention_mask"][i].bool()
+            ids = batch[f"{kind}input_ids"][i][mask].tolist()
+            assert ids[0] == tokenizer.cls_token_id and ids[-1] == tokenizer.sep_token_id
+            crop = ids[1:-1]
+            assert len(crop) >= len(whole) / 2
+            assert any(whole[j : j + len(crop)] == crop for j in range(len(whole)))
+            crops.append(crop)
+        different += crops[0] != crops[1]
+    assert different > len(TEXTS) / 2
+    corrupted = batch["labels"] != -100
+    assert torch.equal(batch["labels"][corrupted], batch["input_ids"][corrupted])
+    assert corrupted.any(1).all() and not corrupted[batch["attention_mask"] == 0].any()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("view", ["deleted", "cropped"])
+def test_the_same_batch_has_the_same_copies(view, side):
+    tokenizer = tiny_tokenizer()
+    tokenizer.padding_side = side
+    one, two = (DataCollatorForSimMIM(tokenizer, positive_view=view)(TEXTS[:6]) for _ in range(2))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    other = DataCollatorForSimMIM(tokenizer, positive_view=view, seed=1)(TEXTS[:6])
+    assert not np.array_equal(one["positive_input_ids"].numpy(), other["positive_input_ids"].numpy())
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_the_given_positive_is_compared(family, chunk_size):
+    model = tiny_model(family, positive_view="deleted")
+    model.chunk_size = chunk_size
+    batch, other = ragged_batch(LENGTHS), ragged_batch([4, 2, 6, 3], seed=1)
+    positive = {"positive_input_ids": other["input_ids"], "positive_attention_mask": other["attention_mask"]}
+    out = model(**batch, **positive)
+    rows, copies = (model.simmim(x["input_ids"], x["attention_mask"]).pooler_output for x in (batch, other))
+    torch.testing.assert_close(out.original_embeds, rows, **CLOSE)
+    torch.testing.assert_close(out.masked_embeds, copies, **CLOSE)
+    scores = similarity_matrix(rows, copies) / model.config.temperature
+    expected = contrastive_cross_entropy(scores, torch.arange(4)) / 4
+    torch.testing.assert_close(out.contrastive_loss, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out.mlm_loss, tiny_model(family)(**batch).mlm_loss, **CLOSE)
+
+
+def test_a_missing_positive_is_named():
+    with pytest.raises(ValueError, match="positive_input_ids.*positive_view='cropped'"):
+        tiny_model(positive_view="cropped")(**ragged_batch(LENGTHS))
+
+
+def test_the_neighbour_is_the_hard_negative():
+    from datasets import Dataset
+
+    rows = corpora.with_next_as_negative(Dataset.from_dict({"text": ["a", "b", "c"]}))
+    assert rows["negative"][:] == ["b", "c", "b"]
+    with pytest.raises(ValueError, match="only one text"):
+        corpora.with_next_as_negative(Dataset.from_dict({"text": ["a"]}))
+
+
+# Stop-gradient.
+
+
+def test_the_gradient_is_the_sum_of_what_goes_through_each_view():
+    def encoder_gradients(stop_gradient):
+        model = tiny_model(backbone=NO_DROPOUT, mlm_weight=0.0, stop_gradient=stop_gradient)
+        loss = model(**ragged_batch(LENGTHS)).loss
+        return loss, gradients(model.simmim, loss)
+
+    whole_loss, expected = encoder_gradients(None)
+    parts = []
+    for view in ("original", "positive"):
+        loss, part = encoder_gradients(view)
+        torch.testing.assert_close(loss, whole_loss)
+        assert any(gradient.any() for gradient in part.values())
+        parts.append(part)
+    assert_same_gradients({name: parts[0][name] + parts[1][name] for name in expected}, expected)
+
+
+# Learned weights.
+
+
+def test_uncertainty_weighting_is_equation_10(tmp_path):
+    model, batch = tiny_model(clm_weight=0.5, uncertainty_weighting=True), ragged_batch(LENGTHS)
+    values = {"mlm_loss": 0.3, "contrastive_loss": -0.7, "clm_loss": 1.1}
+    with torch.no_grad():
+        for name, value in values.items():
+            model.uncertainty.get_parameter(name).fill_(value)
+    out = model(**batch)
+    expected = sum(
+        weight * (np.exp(-values[name]) * out[name].item() + values[name] / 2)
+        for name, weight in (("mlm_loss", 1), ("contrastive_loss", 1), ("clm_loss", 0.5))
+    )
+    assert out.loss.item() == pytest.approx(expected, rel=1e-5)
+    out.loss.backward()
+    for name, value in values.items():
+        weight = getattr(model.config, name.replace("loss", "weight"))
+        wanted = weight * (0.5 - np.exp(-value) * out[name].item())
+        assert model.uncertainty.get_parameter(name).grad.item() == pytest.approx(wanted, rel=1e-4)
+    model.save_pretrained(tmp_path)
+    again, info = SimMIMForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and again.uncertainty.clm_loss.item() == pytest.approx(1.1)
+
+
+def test_learned_weights_begin_at_one_and_start_from_a_checkpoint_without_them(tmp_path):
+    plain = tiny_model()
+    plain.save_pretrained(tmp_path)
+    model = SimMIMForPreTraining.from_backbone(str(tmp_path), uncertainty_weighting=True)
+    batch = ragged_batch(LENGTHS)
+    torch.testing.assert_close(model(**batch).loss, plain(**batch).loss)
+
+
+def test_accumulation_is_exact_with_learned_weights(tmp_path):
+    def parameters_after_a_step(accumulation, batch_size):
+        model = tiny_model(backbone=NO_DROPOUT, contrastive_weight=0.0, uncertainty_weighting=True)
+        sizes = {"accumulation": accumulation, "batch_size": batch_size}
+        trainer = trainer_of(model, tmp_path / str(accumulation), steps=1, **sizes)
+        trainer.data_collator = DeterministicMask(trainer.data_collator)
+        trainer.train()
+        return dict(model.named_parameters())
+
+    one, many = parameters_after_a_step(1, 8), parameters_after_a_step(4, 2)
+    for name, parameter in one.items():
+        torch.testing.assert_close(many[name], parameter, rtol=1e-4, atol=2e-5, msg=name)
+
+
+class DeterministicMask:
+    """Corrupts each text alike in whatever batch it comes."""
+
+    def __init__(self, collator):
+        self.collator = collator
+
+    def __call__(self, features):
+        rows = [self.collator([feature]) for feature in features]
+        batch = self.collator(features)
+        for i, row in enumerate(rows):
+            length = row["input_ids"].shape[1]
+            for name in ("masked_input_ids", "labels"):
+                batch[name][i, :length] = row[name][0]
+        return batch
+
+
+# Weights that change in training, and the conflict of the terms.
+
+
+def test_weights_follow_their_schedule(tmp_path):
+    model, seen = tiny_model(), []
+    schedule = {"contrastive_weight": [(0, 0), (0.25, 0), (0.75, 1)], "mlm_weight": [(0, 1), (1, 0.5)]}
+    trainer = trainer_of(model, tmp_path, weight_schedule=schedule)
+
+    def note(model, args, kwargs):
+        if model.training:
+            seen.append((kwargs["objective"].contrastive_weight, kwargs["objective"].mlm_weight))
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
+    trainer.train()
+    assert [round(weight, 6) for weight, _ in seen] == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1]
+    assert [round(weight, 6) for _, weight in seen] == [1 - 0.5 * i / 8 for i in range(8)]
+    assert model.config.contrastive_weight == model.config.mlm_weight == 1
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert ["contrastive_loss" in entry for entry in logged] == [False] * 3 + [True] * 5
+    assert "eval_contrastive_loss" in trainer.evaluate()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ({"mlm": [(0, 1)]}, "no weight `mlm`.*mlm_weight"),
+        ({"clm_weight": [(0, 1)]}, "`clm_weight` is 0 in the configuration"),
+        ({"mlm_weight": [(0.5, 1), (0.2, 1)]}, "ascending"),
+        ({"mlm_weight": [(0, -1)]}, "0 or above"),
+        ({"mlm_weight": [(0, 1), (1.5, 1)]}, "from 0 to 1"),
+    ],
+)
+def test_an_impossible_schedule_is_refused(tmp_path, schedule, message):
+    with pytest.raises(ValueError, match=message):
+        trainer_of(tiny_model(), tmp_path, weight_schedule=schedule)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_the_conflict_is_the_cosine_of_the_gradients(chunk_size):
+    model = tiny_model(backbone=NO_DROPOUT)
+    model.chunk_size = chunk_size
+    out = model(**ragged_batch(LENGTHS))
+    terms = {"mlm_loss": out.mlm_loss, "contrastive_loss": out.contrastive_loss}
+    measured = gradient_conflict(model, terms)
+    out.loss.backward()  # the graph is still there
+    flat = []
+    for name in terms:
+        single = tiny_model(backbone=NO_DROPOUT)
+        loss = getattr(single(**ragged_batch(LENGTHS)), name)
+        encoder = dict(single.simmim.named_parameters(prefix="simmim"))
+        flat.append(torch.cat([g.flatten() for n, g in gradients(single, loss).items() if n in encoder]))
+    expected = torch.dot(*flat) / (flat[0].norm() * flat[1].norm())
+    assert measured["gradient_cosine"].item() == pytest.approx(expected.item(), abs=1e-5)
+    assert measured["mlm_gradient_norm"].item() == pytest.approx(flat[0].norm().item(), rel=1e-4)
+    assert measured["contrastive_gradient_norm"].item() == pytest.approx(flat[1].norm().item(), rel=1e-4)
+
+
+def test_the_conflict_is_logged_and_changes_nothing(tmp_path):
+    logs, weights = [], []
+    for conflict_steps in (None, 3):
+        torch.manual_seed(0)
+        model = tiny_model().train()
+        trainer = trainer_of(model, tmp_path, conflict_steps=conflict_steps)
+        trainer.train()
+        logs.append([entry for entry in trainer.state.log_history if "loss" in entry])
+        weights.append(model.lm_head.dense.weight.detach().clone())
+    assert torch.equal(*weights)
+    assert [i for i, entry in enumerate(logs[1]) if "gradient_cosine" in entry] == [0, 3, 6]
+    assert all(-1 <= entry.get("gradient_cosine", 0) <= 1 for entry in logs[1])
+
+
+def test_a_conflict_needs_two_terms(tmp_path):
+    with pytest.raises(ValueError, match="conflict_steps=2.*contrastive_weight 0"):
+        trainer_of(tiny_model(contrastive_weight=0.0), tmp_path, conflict_steps=2)
+
+
+def test_unknown_choices_are_refused():
+    with pytest.raises(ValueError, match="positive_view.*croped.*cropped"):
+        SimMIMConfig(positive_view="croped")
+    with pytest.raises(ValueError, match="stop_gradient.*masked"):
+        SimMIMConfig(stop_gradient="masked")
+    with pytest.raises(ValueError, match="positive_view='crop'"):
+        DataCollatorForSimMIM(tiny_tokenizer(), positive_view="crop")
+    with pytest.raises(ValueError, match="deletion_probability=1"):
+        DataCollatorForSimMIM(tiny_tokenizer(), deletion_probability=1)
+    with pytest.raises(ValueError, match="min_crop_ratio=0"):
+        DataCollatorForSimMIM(tiny_tokenizer(), min_crop_ratio=0)

@@ -1,0 +1,313 @@
+"""The model card: of a real run, read as the Hub and its visitors would read it."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import transformers.trainer
+from datasets import Dataset
+from helpers import tiny_model, tiny_tokenizer
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from huggingface_hub.utils import filter_repo_objects
+from transformers import TrainingArguments
+
+from simmim_hf import DataCollatorForSimMIM, SimMIMTrainer, records
+from simmim_hf.cli import COMMANDS, main
+from simmim_hf.model.configuration_simmim import POSITIVE_VIEWS
+from simmim_hf.quantities import quantity, title
+from simmim_hf.training import card as hub
+
+TINY = json.dumps({"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64})
+WORDS = "the old river runs under a small stone bridge while green birds sing above quiet water every morning".split()
+TOKEN = "hf_" + "x" * 30
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """The folder of six steps on a small file, with every figure but retrieval, which the built-in text has."""
+    folder = tmp_path_factory.mktemp("card")
+    lines = [" ".join(WORDS[(i * j) % len(WORDS)] for j in range(1, 4 + i % 9)) + f" {i}" for i in range(1, 241)]
+    (folder / "corpus.txt").write_text("\n".join(lines))
+    pairs = [{"sentence1": lines[i], "sentence2": lines[2 * i], "score": i % 5} for i in range(20)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    options = ["--train_file", str(folder / "corpus.txt"), f"--similarity_file={folder / 'pairs.jsonl'}"]
+    options += ["--output_dir", str(folder / "my-encoder"), "--text_config", TINY, "--vocab_size", "300", "--use_cpu"]
+    options += [
+        "--per_device_train_batch_size",
+        "16",
+        "--report_to",
+        "none",
+        "--max_steps",
+        "6",
+        "--logging_steps",
+        "1",
+    ]
+    options += ["--objective", "fused", "--max_seq_length", "10", "--bf16", "--hub_token", TOKEN]
+    assert main(["pretrain", *options]) == 0
+    return folder / "my-encoder"
+
+
+@pytest.fixture(scope="module")
+def results(run) -> dict:
+    return json.loads((run / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def text(run) -> str:
+    return (run / "README.md").read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
+
+
+def refused(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as refusal:
+        main(list(arguments))
+    assert refusal.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def trainer_in(folder, **options) -> SimMIMTrainer:
+    """A Trainer of a user's own script."""
+    tokenizer = tiny_tokenizer()
+    texts = Dataset.from_dict({"text": ["w1 w2 w3 w4", "w5 w6 w7", "w8 w9 w10 w11", "w12 w13"] * 4})
+    defaults = {"max_steps": 2, "per_device_train_batch_size": 4, "logging_steps": 1, "save_strategy": "no"}
+    defaults |= {"use_cpu": True, "report_to": "none", "disable_tqdm": True}
+    return SimMIMTrainer(
+        model=tiny_model().train(),
+        args=TrainingArguments(str(folder), **{**defaults, **options}),
+        train_dataset=texts,
+        eval_dataset=texts,
+        data_collator=DataCollatorForSimMIM(tokenizer),
+        processing_class=tokenizer,
+    )
+
+
+def test_the_metadata_are_what_the_hub_takes(text, results):
+    card = ModelCard(text)
+    assert card.data.library_name == "transformers" and card.data.pipeline_tag == "fill-mask"
+    assert {"simmim", "fill-mask", "sentence-similarity", "contrastive-learning", "text-generation"} <= set(
+        card.data.tags
+    )
+    for given_only in ("license", "language", "base_model", "datasets"):
+        assert given_only not in card.data.to_dict()
+    name, figures = model_index_to_eval_results(card.data.to_dict()["model-index"])
+    assert name == "my-encoder" and figures == card.data.eval_results
+    expected = {name: round(results["after"][name], 4) for name in results["after"] if quantity(name).hub}
+    assert [figure.metric_value for figure in figures] == list(expected.values())
+    assert set(expected) == {"mlm_loss", "mlm_accuracy", "clm_loss", "similarity_spearman"}
+    assert {figure.dataset_name.split(";")[0] for figure in figures} == {"corpus.txt", "pairs.jsonl"}
+
+
+def test_every_figure_is_that_of_the_results(text, results):
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    table = {row[0]: row[1:] for row in rows}
+    for name, after in results["after"].items():
+        assert table[title(name)][:2] == [f"{results['before'][name]:.3f}", f"{after:.3f}"]
+    assert table["MLM loss"][2] == f"{results['unigram_cross_entropy']:.3f} token frequencies"
+    data = results["data"]
+    counted = {"training sequences": data["train_sequences"], "tokens in them": data["train_tokens"]}
+    counted |= {"held-out sequences": data["held_out_sequences"], "steps": results["steps"]}
+    counted |= {"tokens read, without padding and without copies": results["tokens_seen"]}
+    for name, count in counted.items():
+        assert table[name] == [f"{count:,}"] and count > 0
+    assert table["training time"] == [f"{results['train_seconds']:,} seconds"]
+    assert table["precision"] == ["bfloat16 autocast over float32 weights"]
+    assert f"{data['truncated_sequences']} longer training sequences were cut" in table["longest sequence"][0]
+    assert f"{results['parameters']:,} parameters" in text
+    for group in ("backbone", "objective", "corruption", "training"):
+        for name, value in results[group].items():
+            assert table[f"{group}: {name}"] == [f"`{json.dumps(value)}`"]
+    assert {"learning_rate", "per_device_train_batch_size", "optim"} <= results["training"].keys()
+
+
+def test_tokens_are_counted_without_padding_and_once(run, results):
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    seen = [entry["num_input_tokens_seen"] for entry in history if "loss" in entry]
+    assert seen[-1] == results["tokens_seen"]
+    assert max(b - a for a, b in zip([0, *seen], seen)) <= 16 * results["data"]["max_length"]
+    assert not any("train_tokens_per_second" in entry for entry in history if "loss" in entry)
+
+
+def test_a_card_states_no_placeholder_path_or_secret(run, text):
+    said = text.replace("`[MASK]`", "")
+    assert not re.search(r"More Information|\{\{|\}\}|\{%|TODO|None|\bnan\b|\binf\b|undefined", said)
+    for file in ("README.md", "results.json", "training_args.json"):
+        written = (run / file).read_text()
+        assert TOKEN not in written and str(run.parent) not in written and os.path.expanduser("~/") not in written
+    assert "![" in text and (run / re.search(r"!\[.*?\]\((.*?)\)", text)[1]).is_file()
+    assert shlex.split(blocks(text, "bash")[1])[:4] == ["simmim", "pretrain", "--train_file", "corpus.txt"]
+    assert "`corpus.txt`" in text and "Not recorded: the language of the text and a licence" in text
+
+
+def test_the_snippets_run_in_the_folder(run, text):
+    snippets = blocks(text, "python")
+    with_package = [snippet for snippet in snippets if "import simmim_hf" in snippet]
+    (without,) = [snippet for snippet in snippets if "import simmim_hf" not in snippet]
+    start = "import torch\ntorch.set_num_threads(1)\n"
+    hidden = "import sys\nsys.modules['simmim_hf'] = None\n"
+    for script in ("\n".join([start, *with_package]), start + hidden + without + "assert vectors.shape == (1, 32)"):
+        done = subprocess.run([sys.executable, "-c", script], cwd=run, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert len(with_package) == 3
+    assert all(shlex.split(line)[1] in {*COMMANDS, "export"} for line in blocks(text, "bash")[0].splitlines())
+
+
+def test_the_arguments_of_training_are_no_pickle(run):
+    assert not list(run.glob("**/training_args.bin"))
+    for folder in (run, run / "checkpoint-6"):
+        arguments = json.loads((folder / "training_args.json").read_text())
+        assert arguments["max_steps"] == 6 and arguments["output_dir"] == "my-encoder"
+        assert not [name for name in arguments if name.endswith("_token")]
+
+
+def test_card_writes_what_it_is_given(run, text, capsys):
+    given = ["--license", "apache-2.0", "--language", "en", "zh", "--hub_model_id", "someone/some-encoder"]
+    assert main(["card", "--model", str(run), *given]) == 0
+    assert "README.md" in capsys.readouterr().out
+    card = ModelCard.load(run / "README.md")
+    assert card.data.license == "apache-2.0" and card.data.language == ["en", "zh"]
+    assert card.data.model_name == "some-encoder" and "# some-encoder" in card.text
+    assert 'model_id = "someone/some-encoder"\n' in card.text and "Not recorded" not in card.text
+    # As `pretrain` wrote it.
+    assert main(["card", "--model", str(run)]) == 0
+    assert (run / "README.md").read_text() == text
+
+
+def test_an_edited_card_stays(run, text, capsys, tmp_path):
+    readme = run / "README.md"
+    for edited in (text.replace("A text encoder", "My text encoder"), "# Mine\n", text + "More.\n"):
+        readme.write_text(edited)
+        said = refused(capsys, "card", "--model", str(run))
+        assert "was edited or written by a person" in said and "--overwrite" in said
+        assert readme.read_text() == edited
+    assert main(["card", "--model", str(run), "--overwrite"]) == 0
+    assert readme.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--language", "English"], "`English` is not a language code"),
+        (["--hub_model_id", "a/b/c"], "a/b/c"),
+        (["--licence", "mit"], "Did you mean --license?"),
+    ],
+)
+def test_what_the_hub_would_refuse_is_refused(run, text, capsys, given, said):
+    assert said in refused(capsys, "card", "--model", str(run), *given)
+    assert (run / "README.md").read_text() == text
+
+
+def test_a_folder_without_a_record_is_refused(capsys, tmp_path):
+    assert "there is no folder" in refused(capsys, "card", "--model", str(tmp_path / "missing"))
+    assert "has no results.json" in refused(capsys, "card", "--model", str(tmp_path))
+    (tmp_path / "results.json").write_text('{"steps": 3}')
+    assert "does not record the model" in refused(capsys, "card", "--model", str(tmp_path))
+    assert not (tmp_path / "README.md").exists()
+
+
+def test_what_did_not_help_is_said(results):
+    worse = {**results, "before": {"mlm_loss": 3.0, "similarity_spearman": 50.0}, "unigram_cross_entropy": 2.0}
+    worse |= {"after": {"mlm_loss": 2.5, "similarity_spearman": 40.0}}
+    text = str(hub.model_card(worse, "worse"))
+    assert "No better than before training: similarity Spearman x 100." in text
+    assert "No better than the baseline: MLM loss." in text
+    better = {**worse, "after": {"mlm_loss": 1.5, "similarity_spearman": 60.0}}
+    assert "No better" not in str(hub.model_card(better, "better"))
+
+
+def test_a_figure_that_is_not_finite_is_not_in_the_metadata(results):
+    card = hub.model_card({**results, "after": {"mlm_loss": 2.5, "similarity_spearman": float("nan")}}, "card")
+    assert [figure.metric_value for figure in card.data.eval_results] == [2.5]
+    assert "undefined" in card.text and "nan" not in str(card).split()
+
+
+def test_a_hub_model_and_dataset_are_in_the_metadata(results):
+    data = {"datasets": ["someone/texts"], "dataset_config": "en", "similarity_file": "pairs.csv"}
+    card = hub.model_card({**results, "base_model": "someone/base", "data": data}, "card")
+    assert card.data.base_model == "someone/base" and card.data.datasets == ["someone/texts"]
+    assert "Training started from [someone/base](https://huggingface.co/someone/base)" in card.text
+    assert "[someone/texts](https://huggingface.co/datasets/someone/texts), configuration en" in card.text
+
+
+@pytest.mark.parametrize("view", POSITIVE_VIEWS)
+def test_every_positive_has_words(results, view):
+    assert POSITIVE_VIEWS[view] in str(
+        hub.model_card({**results, "objective": results["objective"] | {"positive_view": view}}, "card")
+    )
+
+
+def test_a_trainer_states_what_it_knows(tmp_path):
+    trainer = trainer_in(tmp_path / "own")
+    trainer.train()
+    trainer.create_model_card()
+    card = ModelCard.load(tmp_path / "own" / "README.md")
+    assert card.data.eval_results is None and "No metrics on held-out text were recorded" in card.text
+    assert "On which text was not recorded" in card.text and "simmim pretrain" not in card.text
+    assert (
+        "before training" not in card.text and "tokens read" not in card.text and "Training started" not in card.text
+    )
+    figures = trainer.evaluate()
+    trainer.create_model_card(license="mit", finetuned_from="someone/base", dataset_tags="someone/texts", tags="mine")
+    card = ModelCard.load(tmp_path / "own" / "README.md")
+    assert card.data.eval_results[0].metric_value == round(figures["eval_mlm_loss"], 4)
+    assert card.data.license == "mit" and card.data.base_model == "someone/base" and "mine" in card.data.tags
+    assert f"| MLM loss | {figures['eval_mlm_loss']:.3f} |" in card.text and "after 2 steps" in card.text
+    assert (tmp_path / "own" / "training.png").is_file()
+    (tmp_path / "own" / "README.md").write_text("# Mine\n")
+    trainer.create_model_card()
+    assert (tmp_path / "own" / "README.md").read_text() == "# Mine\n"
+
+
+def test_what_a_trainer_pushes_has_our_card_and_no_pickle(tmp_path, monkeypatch):
+    pushed = []
+
+    class Api:
+        def create_repo(self, name, **options):
+            return type("Url", (), {"repo_id": f"someone/{name}"})
+
+        def upload_folder(self, folder_path, ignore_patterns=None, **options):
+            files = [str(file.relative_to(folder_path)) for file in Path(folder_path).rglob("*") if file.is_file()]
+            pushed.append(set(filter_repo_objects(files, ignore_patterns=ignore_patterns)))
+            return type("Job", (), {"done": lambda self: True})()
+
+    monkeypatch.setattr(transformers.trainer, "hf_api", Api)
+    options = {"save_strategy": "steps", "save_steps": 1, "push_to_hub": True, "hub_always_push": True}
+    trainer = trainer_in(tmp_path / "own", **options)
+    trainer.train()
+    trainer.push_to_hub()
+    assert len(pushed) == 3 and {"README.md", "training.png", "training_args.json"} <= pushed[-1]
+    assert all({"model.safetensors", "modeling_simmim.py", "losses.py"} <= files for files in pushed)
+    assert not [file for files in pushed for file in files if file.endswith((".bin", ".pt", ".pth"))]
+    text = (tmp_path / "own" / "README.md").read_text()
+    assert 'model_id = "someone/own"' in text and "More Information Needed" not in text
+
+
+def test_a_command_is_recorded_without_folders_and_tokens():
+    words = ["pretrain", "--hub_token", "secret", "--hub-token=secret", "--train_file", "/a/b/c.txt", "d/e.txt"]
+    words += ["--output_dir=/a/run", "--tokenizer_name", "/a/b/tokenizer", "--text_config", '{"a": 1}']
+    expected = "simmim pretrain --train_file c.txt d/e.txt --output_dir=run --tokenizer_name tokenizer --text_config"
+    assert records.command(words) == expected + """ '{"a": 1}'"""
+
+
+def test_a_resumed_run_says_from_where(run, tmp_path):
+    corpus = run.parent / "corpus.txt"
+    options = ["--train_file", str(corpus), "--output_dir", str(tmp_path / "run"), "--text_config", TINY, "--use_cpu"]
+    options += ["--vocab_size", "300", "--per_device_train_batch_size", "16", "--report_to", "none"]
+    options += ["--save_steps", "2", "--save_total_limit", "1"]
+    assert main(["pretrain", *options, "--max_steps", "2"]) == 0
+    first = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert main(["pretrain", *options, "--max_steps", "6", "--resume_from_checkpoint", "last"]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["resumed_at_step"] == 2 and results["steps"] == 6
+    assert (
+        results["tokens_seen"] > first["tokens_seen"]
+        and "seconds, from step 2 on" in (tmp_path / "run" / "README.md").read_text()
+    )
