@@ -21,7 +21,7 @@ from simmim_hf.training.trainer import TimeLimit
 
 ROWS, LENGTH, VOCAB, MASK, PAD = 8, 12, 60, 4, 0
 STRATEGIES = ("group_by_length", "random")
-PRESETS = ("clm", "mlm", "simcse", "simmim", "fused")
+PRESETS = ("clm", "mlm", "simcse", "simmim", "fused", "spans")
 
 # name -> (objective, options of the config, options of `make_batch`, rows of the first process)
 CASES = {name: (name, {}, {}, 4) for name in PRESETS}
@@ -39,6 +39,9 @@ CASES["projection, max, dot"] = (
 )
 CASES["nothing corrupted in one process"] = ("simmim", {}, {"uncorrupted": range(4, 8)}, 4)
 CASES["one row each"] = ("simmim", {}, {"rows": 2}, 1)
+CASES["spans, decoupled, hard negatives"] = ("spans", {"contrastive_loss": "decoupled"}, {"negatives": (2, 1)}, 5)
+CASES["spans, an original and its masked copy"] = ("spans", {"corrupted_views": "copy"}, {}, 3)
+CASES["spans, one row each"] = ("spans", {}, {"rows": 2}, 1)
 CASES["local negatives"] = ("simmim", {"gather_negatives": False}, {}, 5)
 
 
@@ -69,6 +72,9 @@ def make_batch(rows: int = ROWS, negatives: tuple[int, int] = (0, 0), uncorrupte
     corrupted[list(uncorrupted)] = False
     batch = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(~corrupted, -100)}
     batch["masked_input_ids"] = ids.masked_fill(corrupted, MASK)
+    # The other view of each row: the next row of the batch, as it is corrupted.
+    for name, view in (("input_ids", "masked_input_ids"), ("attention_mask", "attention_mask"), ("labels", "labels")):
+        batch[f"positive_{name}"] = batch[view].roll(1, 0)
     if sum(negatives):
         batch["negative_input_ids"], batch["negative_attention_mask"] = sequences(sum(negatives))
     return batch

@@ -85,6 +85,14 @@ def ragged_batch(lengths, side="right", pad=0, seed=0, ratio=0.4):
     return {name: padded(rows, pads[name], side) for name, rows in columns.items()}
 
 
+def batch_of_two_views(lengths, other_lengths, side="right", pad=0):
+    """A batch of which every row has a second corrupted view, of another length."""
+    batch, other = ragged_batch(lengths, side, pad), ragged_batch(other_lengths, side, pad, seed=1)
+    batch["positive_input_ids"] = other["masked_input_ids"]
+    batch["positive_attention_mask"], batch["positive_labels"] = other["attention_mask"], other["labels"]
+    return batch
+
+
 def real_rows(ids, attention_mask):
     """Each sequence alone, (1, its length)."""
     return [row[mask.bool()][None] for row, mask in zip(ids, attention_mask)]

@@ -1,4 +1,4 @@
-"""What training may use, and what it costs: tokens of text, floating-point operations, seconds, memory."""
+"""What training may use, and what it costs: tokens, floating-point operations, seconds, memory."""
 
 import contextlib
 import ctypes
@@ -23,7 +23,8 @@ SAMPLED_BATCHES = 32
 
 @dataclass(frozen=True)
 class Budget:
-    """What each run may use: an amount of `tokens`, `flops` or `seconds`."""
+    """What each run may use: an amount of `tokens` that the encoder reads, of `text` (its tokens counted once, however
+    often the encoder reads them), of `flops` or of `seconds`."""
 
     unit: str
     amount: float
@@ -40,16 +41,21 @@ class Budget:
             return cls(unit, amount)
         return None
 
-    def plan(self, trainer: SimMIMTrainer, rate: float) -> list[int]:
-        """The tokens that are read before each step that the budget pays for, and after the last.
+    def plan(self, trainer: SimMIMTrainer, rate: "Rate") -> list[int]:
+        """The tokens that are read before each step that the budget pays for, and after the last."""
+        counts, text = tokens_of_steps(trainer), [0]
+        while text[-1] * rate.cost < self.amount:
+            text.append(text[-1] + next(counts))
+        return [round(tokens * rate.readings) for tokens in text]
 
-        Args:
-            rate: what a token costs, in the unit of the budget
-        """
-        counts, tokens = tokens_of_steps(trainer), [0]
-        while tokens[-1] * rate < self.amount:
-            tokens.append(tokens[-1] + next(counts))
-        return tokens
+
+@dataclass(frozen=True)
+class Rate:
+    """What an arm does with a token of text: how many tokens its encoder reads for it (`readings`), and its
+    `cost` in the unit of the budget."""
+
+    readings: float
+    cost: float
 
 
 class MeasuredTrainer(SimMIMTrainer):
@@ -124,18 +130,21 @@ def epochs(trainer: SimMIMTrainer) -> Iterator[list[list[int]]]:
         epoch += 1
 
 
-def flops_per_token(trainer: SimMIMTrainer) -> float:
-    """Operations for each token of text, from batches of all over the first epoch; weights follow their schedule."""
+def sampled_rates(trainer: SimMIMTrainer) -> dict[str, float]:
+    """What a token of text costs in each unit but seconds, from batches of all over the first epoch; weights follow
+    their schedule."""
     batches = next(epochs(trainer))
     sampled = [batches[i] for i in np.linspace(0, len(batches) - 1, min(SAMPLED_BATCHES, len(batches))).astype(int)]
-    model, flops, tokens = trainer.accelerator.unwrap_model(trainer.model), 0.0, 0
+    model, flops, read, text = trainer.accelerator.unwrap_model(trainer.model), 0.0, 0, 0
     for step, rows in enumerate(sampled):
         features = [trainer.train_dataset[row] for row in rows]
-        flops += training_flops(model, trainer.data_collator(features), trainer.objective_at(step / len(sampled)))
-        tokens += sum(feature["length"] for feature in features)
-    sums = torch.tensor([flops, tokens], dtype=torch.float64, device=trainer.args.device)
-    flops, tokens = trainer.accelerator.reduce(sums).tolist()
-    return flops / tokens
+        batch, objective = trainer.data_collator(features), trainer.objective_at(step / len(sampled))
+        flops += training_flops(model, batch, objective)
+        read += sum(reading.attention_mask.sum().item() for reading in model.readings(**batch, objective=objective))
+        text += sum(feature["length"] for feature in features)
+    sums = torch.tensor([flops, read, text], dtype=torch.float64, device=trainer.args.device)
+    flops, read, text = trainer.accelerator.reduce(sums).tolist()
+    return {"flops": flops / text, "tokens": read / text, "text": 1.0}
 
 
 def reset_peak_memory(device: torch.device) -> None:

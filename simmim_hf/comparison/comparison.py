@@ -44,10 +44,11 @@ from .arms import check_arms, config_options, refuse_decided
 from .budget import (
     Budget,
     MeasuredTrainer,
+    Rate,
     StepClock,
-    flops_per_token,
     peak_memory,
     reset_peak_memory,
+    sampled_rates,
     tokens_of_steps,
 )
 from .held_out import HeldOut, Recorder
@@ -80,8 +81,11 @@ class ComparisonArguments:
     seeds: int = option(2, "Runs of each arm, from --seed on; each has its own initial weights and data order.")
     budget_tokens: float | None = option(
         None,
-        "Tokens of text that each run reads, counted once however often the objective looks at them. Default: one "
-        f"pass over the text; {BUILT_IN_BUDGET:,} of the built-in corpus.",
+        "Tokens that the encoder reads in each run: a text counts as often as the objective looks at it. Default: as "
+        f"many as the text has; {BUILT_IN_BUDGET:,} on the built-in corpus.",
+    )
+    budget_text: float | None = option(
+        None, "Instead: tokens of text in each run, counted once however often the objective looks at them."
     )
     budget_flops: float | None = option(None, "Instead: floating-point operations of each run.")
     budget_seconds: float | None = option(None, "Instead: seconds of training of each run.")
@@ -97,19 +101,19 @@ class Comparison:
     that was trained, and `result.json` in it says that it is finished. Run again, only what is missing is done, and a
     run that was killed goes on from its last checkpoint.
 
-    A budget of tokens decides the steps of a run by the lengths of the texts that it will read: the first number of
-    steps that reaches the budget, so that two arms differ by less than a batch. The other budgets are turned into
-    tokens by what an arm costs a token: its operations (`budget.training_flops`), averaged over batches from all over
-    the text; or its seconds, measured over a dozen steps with learning rate 0 before the first run, of which 95 % are
-    planned for, so that the learning rate has come down to its end when the time is up. Training stops at the last
-    second in any case; the report says when it stopped early.
+    A budget decides the steps of a run by the lengths of the texts that it will read: the first number of steps that
+    reaches the budget, so that two arms differ by less than a batch. It is turned into tokens of text by what a token
+    of text costs an arm: how often the encoder reads it and for how many operations (`budget.training_flops`), averaged
+    over batches from all over the text; or its seconds, measured over a dozen steps with learning rate 0 before the
+    first run, of which 95 % are planned for, so that the learning rate has come down to its end when the time is up.
+    Training stops at the last second in any case; the report says when it stopped early.
 
     Args:
         arms: name -> options of `simmim pretrain`, with `objective`
         options: options of `simmim pretrain` for all arms, above all `train_file`
         output_dir: a new folder, or that of the same comparison
         seeds: runs of each arm; the first has the seed in `options`, or 42
-        budget_tokens, budget_flops, budget_seconds: what each run may use; one of them, or the default
+        budget_tokens, budget_text, budget_flops, budget_seconds: what each run may use; one of them, or the default
         tasks: what `simmim evaluate` takes as `--tasks`
 
     Raises:
@@ -123,6 +127,7 @@ class Comparison:
         output_dir: str = "simmim-comparison",
         seeds: int = 2,
         budget_tokens: float | None = None,
+        budget_text: float | None = None,
         budget_flops: float | None = None,
         budget_seconds: float | None = None,
         tasks: list[str] | None = None,
@@ -132,7 +137,7 @@ class Comparison:
         refuse_decided(self.options)
         if seeds < 1:
             raise ValueError(f"--seeds is {seeds}: give 1 or more; an interval needs 2.")
-        budget = Budget.of(tokens=budget_tokens, flops=budget_flops, seconds=budget_seconds)
+        budget = Budget.of(tokens=budget_tokens, text=budget_text, flops=budget_flops, seconds=budget_seconds)
         is_new = not (self.folder / "comparison.json").is_file()
         if is_new and self.folder.is_dir() and any(name not in BEFORE_TRAINING for name in os.listdir(self.folder)):
             raise ValueError(f"--output_dir `{output_dir}` is not empty and holds no comparison: give another folder.")
@@ -185,7 +190,7 @@ class Comparison:
         self.max_length = min(self.data_args.max_seq_length, model.simmim.max_length)
         self.tokenizer.model_max_length = self.max_length
         self._tokenized: dict[tuple, TokenizedText] = {}
-        self.text = self._tokenize(self.data_args, self.max_length)
+        self.text = self._tokenize(self.data_args, self.max_length)  # in single passages, as every arm is asked
         trainer = build_trainer(model, self.tokenizer, self.text, self.data_args, self.args)
         collator, batch_size = trainer.data_collator, self.args.per_device_eval_batch_size
         held_out = self.text.held_out
@@ -193,13 +198,13 @@ class Comparison:
         self.held_out = HeldOut(held_out, collator, batch_size)
         self.curve_text = HeldOut(held_out.select(few), collator, batch_size)
 
-    def _tokenize(self, data_args, max_length: int) -> TokenizedText:
+    def _tokenize(self, data_args, max_length: int, positive_view: str = "masked") -> TokenizedText:
         """The text as the arms with these options read it, tokenised once for all of them."""
-        key = max_length, data_args.hard_negatives
+        key = max_length, data_args.hard_negatives, data_args.long_texts, positive_view == "span"
         if key not in self._tokenized:
             with self.args.main_process_first(desc="tokenising"):
                 self._tokenized[key] = tokenize_text(
-                    self.train, self.held_out_texts, self.tokenizer, data_args, max_length
+                    self.train, self.held_out_texts, self.tokenizer, data_args, max_length, positive_view
                 )
         return self._tokenized[key]
 
@@ -269,7 +274,7 @@ class Comparison:
             model = build_model(model_args, tokenizer)
             max_length = min(data_args.max_seq_length, model.simmim.max_length)
             tokenizer.model_max_length = max_length
-            text = self._tokenize(data_args, max_length)
+            text = self._tokenize(data_args, max_length, model.config.positive_view)
             return build_trainer(model, tokenizer, text, data_args, args, trainer_class=MeasuredTrainer)
         except ValueError as error:
             raise ValueError(f"the arm `{arm}`: {error}") from error
@@ -283,15 +288,17 @@ class Comparison:
         weights = self._weights(arm)
         return bool(weights["mlm_weight"] and weights["contrastive_weight"])
 
-    def _rates(self) -> dict[str, float]:
-        """What each arm costs for a token of text, in the unit of the budget. Makes every arm once, to see that it
+    def _rates(self) -> dict[str, Rate]:
+        """What each arm does with a token of text. Makes every arm once, to see that it
         can be made and that its budget is enough."""
-        rates = self.record.setdefault("rates", {})
+        recorded = self.record.setdefault("rates", {})
+        rates = {}
         calibration = self.folder / "calibration"
         for arm in self.arms:
             trainer = self._trainer(arm, self.seeds[0], output_dir=str(calibration))
-            if arm not in rates:
-                rates[arm] = self._rate(trainer, arm)
+            if arm not in recorded:
+                recorded[arm] = dataclasses.asdict(self._rate(trainer, arm))
+            rates[arm] = Rate(**recorded[arm])
             steps = len(self.budget.plan(trainer, rates[arm])) - 1
             if steps < FEWEST_STEPS:
                 raise ValueError(
@@ -303,11 +310,10 @@ class Comparison:
             shutil.rmtree(calibration, ignore_errors=True)
         return rates
 
-    def _rate(self, trainer: SimMIMTrainer, arm: str) -> float:
-        if self.budget.unit == "tokens":
-            return 1.0
-        if self.budget.unit == "flops":
-            return flops_per_token(trainer)
+    def _rate(self, trainer: SimMIMTrainer, arm: str) -> Rate:
+        costs = sampled_rates(trainer)
+        if self.budget.unit in costs:
+            return Rate(costs["tokens"], costs[self.budget.unit])
         clock, folder = StepClock(), str(self.folder / "calibration")
         options = {"learning_rate": 0.0, "max_steps": CALIBRATION_STEPS, "save_strategy": "no"}
         trainer = self._trainer(arm, self.seeds[0], output_dir=folder, **options)
@@ -315,7 +321,7 @@ class Comparison:
         quieten(trainer, clock).train()
         # The first steps warm up.
         seconds = (clock.ends[-1] - clock.ends[1]) / sum(tokens[2:])
-        return in_all_processes(seconds / PLANNED_SHARE)
+        return Rate(costs["tokens"], in_all_processes(seconds / PLANNED_SHARE))
 
     def run(self, argv: list[str] | None = None) -> dict:
         """Does what is missing and writes the report.

@@ -29,7 +29,10 @@ class HeldOut:
     def __init__(self, dataset: Dataset, collator: DataCollatorForSimMIM, batch_size: int):
         ratio = collator.mlm_probability
         collator = dataclasses.replace(
-            collator, positive_view="masked", mlm_probability=ratio[1] if isinstance(ratio, tuple) else ratio
+            collator,
+            positive_view="masked",
+            corrupted_views="copy",
+            mlm_probability=ratio[1] if isinstance(ratio, tuple) else ratio,
         )
         order = np.argsort(dataset["length"][:], kind="stable")
         starts = range(0, len(order), batch_size)
@@ -45,6 +48,7 @@ class HeldOut:
             mlm_weight=1.0,
             contrastive_weight=1.0,
             positive_view="masked",
+            corrupted_views="copy",
             uncertainty_weighting=False,
         )
         was_training, sums, counts = model.training, {}, {}

@@ -117,7 +117,7 @@ def _draw_lines(panel, curves: dict[str, list[np.ndarray]], styles: dict[str, di
         style = {**styles[arm], "markersize": 4, "linewidth": 1.8, **({} if label else {"label": None})}
         panel.plot(tokens, values, line, **style)
     panel.grid(alpha=0.3)
-    panel.set_xlabel("tokens of text")
+    panel.set_xlabel("tokens read")
     panel.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k")
 
 

@@ -1,8 +1,8 @@
 """Text to pairs of an original and a corrupted copy, for siamese masked language modelling.
 
-A batch goes through five steps: features are padded (`_pad`), the positive view makes its copies (`_make_VIEW`),
-positions are joined to units (tokens, words or spans), units are drawn (`draw_units`), and the drawn units are
-corrupted as in BERT (Devlin et al. 2019). All steps work on numpy arrays of the whole batch.
+A batch goes through five steps: features are padded (`_pad`), the positive view makes its two views of each
+(`_make_VIEW`), positions are joined to units (tokens, words or spans), units are drawn (`draw_units`), and the drawn
+units are corrupted as in BERT (Devlin et al. 2019). All steps work on numpy arrays of the whole batch.
 """
 
 import functools
@@ -23,7 +23,7 @@ from torch.utils.data import get_worker_info
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file, logging
 
-from ..model.configuration_simmim import PositiveView, choices_of, described
+from ..model.configuration_simmim import CorruptedViews, PositiveView, choices_of, described
 
 logger = logging.get_logger(__name__)
 
@@ -115,7 +115,7 @@ class DataCollatorForSimMIM:
     )
     max_length: int | None = _option(
         None,
-        "Truncate text to this many tokens, special tokens included.",
+        "Truncate text to this many tokens, special tokens included; with positive_view span each of the two spans.",
         lambda value: value is None or value >= 3,
         "3 or more, which leaves room for text",
     )
@@ -134,12 +134,21 @@ class DataCollatorForSimMIM:
         lambda value: 0 < value <= 1,
         "a share above 0, up to 1, such as 0.5",
     )
+    corrupted_views: CorruptedViews = _option("copy", "As in `SimMIMConfig`.")
+    min_span_length: int = _option(
+        8,
+        "With positive_view span: tokens of the shortest span. A text of less than two gives two views of all of it.",
+        lambda value: value >= 1,
+        "1 or more, such as 8",
+    )
 
     def __post_init__(self):
         if isinstance(self.mlm_probability, Sequence):
             self.mlm_probability = tuple(self.mlm_probability)  # a list when read from JSON
         self._validate()
         self._special_ids = np.unique(self.tokenizer.all_special_ids)
+        unknown = [] if self.tokenizer.unk_token_id is None else [self.tokenizer.unk_token_id]
+        self._frame_ids = np.setdiff1d(self._special_ids, unknown)  # what stands around a text
         self._ordinary_ids = np.setdiff1d(list(self.tokenizer.get_vocab().values()), self._special_ids)
         if self.whole_word_mask:
             self._word_table, self._han_table = build_word_tables(self.tokenizer)
@@ -177,8 +186,9 @@ class DataCollatorForSimMIM:
         Returns:
             int64 tensors `input_ids`, `masked_input_ids`, `attention_mask` and `labels` (the original id at corrupted
             positions, -100 elsewhere), each (batch, length); `token_type_ids` (batch, length) where some are not
-            zero; with hard negatives `negative_input_ids` and `negative_attention_mask` (negatives, length); for the
-            views `"deleted"` and `"cropped"` `positive_input_ids` and `positive_attention_mask` (batch, length).
+            zero; with hard negatives `negative_input_ids` and `negative_attention_mask` (negatives, length); for a
+            view of its own `positive_input_ids` and `positive_attention_mask` (batch, length), and where both views
+            are corrupted `positive_labels` too.
 
         Raises:
             ValueError: no features, features without text or ids, or features with different keys.
@@ -186,7 +196,10 @@ class DataCollatorForSimMIM:
         """
         columns = to_columns(features)
         if "input_ids" not in columns:
-            columns |= self._encode(columns["text"], return_special_tokens_mask=True)
+            length = self.max_length
+            if length is not None and self.positive_view == "span":  # room for both of them
+                length += length - self.tokenizer.num_special_tokens_to_add()
+            columns |= self._encode(columns["text"], length, return_special_tokens_mask=True)
         input_ids, attention_mask = self._pad_ids(columns["input_ids"], columns.get("attention_mask"))
         eligible = (attention_mask != 0) & ~np.isin(input_ids, self._special_ids)
         if "special_tokens_mask" in columns:
@@ -197,10 +210,14 @@ class DataCollatorForSimMIM:
 
         rng = self._generator(input_ids, attention_mask)
         rows, positives = Rows(input_ids, attention_mask, eligible, token_type_ids), None
+        views_rng, positives_rng = rng.spawn(2)  # draws of their own: the masks are those of any other view
         make = getattr(self, f"_make_{self.positive_view}", None)
         if make is not None:
-            rows, positives = make(rows, *rng.spawn(1))  # draws of its own: the masks are those of any other view
-        masked_input_ids, labels = self._corrupt(rows.input_ids, rows.eligible, rng)
+            rows, positives = make(rows, views_rng)
+        elif self.positive_view == "masked" and self.corrupted_views == "both":
+            positives = rows
+        ratio = self._next_ratio()
+        masked_input_ids, labels = self._corrupt(rows, ratio, rng)
         batch = {
             "input_ids": rows.input_ids,
             "masked_input_ids": masked_input_ids,
@@ -209,6 +226,9 @@ class DataCollatorForSimMIM:
         }
         if positives is not None:
             batch["positive_input_ids"], batch["positive_attention_mask"] = positives[:2]
+            if self.corrupted_views == "both":
+                corrupted = self._corrupt(positives, ratio, positives_rng)
+                batch["positive_input_ids"], batch["positive_labels"] = corrupted
         if rows.token_type_ids.any():
             batch["token_type_ids"] = rows.token_type_ids
         if negatives := self._negatives(columns):
@@ -242,8 +262,8 @@ class DataCollatorForSimMIM:
             settings = json.load(file)
         return cls(AutoTokenizer.from_pretrained(directory) if tokenizer is None else tokenizer, **settings)
 
-    def _encode(self, texts: list[str], **options) -> dict[str, list[list[int]]]:
-        truncation = {} if self.max_length is None else {"truncation": True, "max_length": self.max_length}
+    def _encode(self, texts: list[str], max_length: int | None, **options) -> dict[str, list[list[int]]]:
+        truncation = {} if max_length is None else {"truncation": True, "max_length": max_length}
         return dict(self.tokenizer(texts, **truncation, **options))
 
     def _negatives(self, columns: dict[str, list]) -> list:
@@ -253,7 +273,7 @@ class DataCollatorForSimMIM:
             return [ids for row in nested for ids in row]
         nested = ([row] if isinstance(row, str) else row for row in columns.get("negative", ()))
         texts = [text for row in nested for text in row]
-        return self._encode(texts)["input_ids"] if texts else []
+        return self._encode(texts, self.max_length)["input_ids"] if texts else []
 
     def _pad(self, rows: list, value: int) -> np.ndarray:
         """Rows of different lengths to one (batch, length) array; several times as fast as `tokenizer.pad`."""
@@ -299,12 +319,11 @@ class DataCollatorForSimMIM:
         """The sequences as they are, and copies with eligible tokens deleted, one of them at least kept."""
         chance = np.where(rows.eligible, rng.random(rows.eligible.shape), -1)  # (batch, length)
         kept = (chance >= self.deletion_probability) | (chance == chance.max(1, keepdims=True))
-        return rows, self._keep(rows, kept)
+        return rows, self._keep(rows, kept | ~rows.eligible)
 
     def _make_cropped(self, rows: Rows, rng: np.random.Generator) -> tuple[Rows, Rows]:
         """Two stretches of each sequence, drawn one by one, of `min_crop_ratio` of its length up to all of it."""
-        count = rows.eligible.sum(1, keepdims=True)  # (batch, 1)
-        place = rows.eligible.cumsum(1) - 1  # (batch, length)
+        place, count = self._places(rows)
         one, other = (self._keep(rows, self._stretch(place, count, rng)) for _ in range(2))
         return one, other
 
@@ -314,9 +333,30 @@ class DataCollatorForSimMIM:
         start = np.floor(rng.random(count.shape) * (count - length + 1))
         return (place >= start) & (place < start + length)
 
+    def _make_span(self, rows: Rows, rng: np.random.Generator) -> tuple[Rows, Rows]:
+        """What stands on the two sides of a cut through each sequence; two views of all of one too short to cut."""
+        place, count = self._places(rows)
+        shortest, longest = self.min_span_length, count.max(initial=1)
+        if self.max_length is not None:
+            longest = max(1, self.max_length - self.tokenizer.num_special_tokens_to_add())
+        count = np.minimum(count, 2 * longest)  # (batch, 1)
+        first, last = np.maximum(shortest, count - longest), np.minimum(count - shortest, longest)
+        cut = first + np.floor(rng.random(count.shape) * (last - first + 1))  # (batch, 1), tokens before it
+        is_cut = first <= last
+        one = np.where(is_cut, place < cut, place < longest)  # (batch, length)
+        other = np.where(is_cut, (place >= cut) & (place < count), place < longest)
+        return self._keep(rows, one), self._keep(rows, other)
+
+    def _places(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        """The place of each token in its text (batch, length), without what stands around it, and the number of tokens
+        in it (batch, 1). Around a text, and at padding, the place is -1."""
+        text = (rows.attention_mask != 0) & ~np.isin(rows.input_ids, self._frame_ids)
+        inside = text.cumsum(1).astype(bool) & text[:, ::-1].cumsum(1)[:, ::-1].astype(bool)
+        return np.where(inside, inside.cumsum(1) - 1, -1), inside.sum(1, keepdims=True)
+
     def _keep(self, rows: Rows, kept: np.ndarray) -> Rows:
-        """Only the `kept` ones of the eligible tokens, and all special ones: (batch, length) -> (batch, shorter)."""
-        kept = (kept | ~rows.eligible) & (rows.attention_mask != 0)
+        """Only the `kept` tokens of each text, and what stands around it: (batch, length) -> (batch, shorter)."""
+        kept = (kept | (self._places(rows)[0] < 0)) & (rows.attention_mask != 0)
         fills = (self.tokenizer.pad_token_id, 0, False, self.tokenizer.pad_token_type_id)
         columns = [
             self._pad([row[keep] for row, keep in zip(column, kept, strict=True)], fill)
@@ -324,10 +364,11 @@ class DataCollatorForSimMIM:
         ]
         return Rows(*columns)._replace(eligible=columns[2].astype(bool))
 
-    def _corrupt(self, ids: np.ndarray, eligible: np.ndarray, rng: np.random.Generator):
-        """The corrupted copy of `ids` and the labels, both (batch, length)."""
+    def _corrupt(self, rows: Rows, ratio: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """The corrupted copy of the ids and the labels, both (batch, length)."""
+        ids, eligible = rows.input_ids, rows.eligible
         starts = self._unit_starts(ids, eligible, rng)  # (batch, length)
-        unit, drawn = draw_units(starts, eligible, self._next_ratio(), rng)  # (positions,), (units,)
+        unit, drawn = draw_units(starts, eligible, ratio, rng)  # (positions,), (units,)
         tokens, corrupted = ids[eligible], drawn[unit]  # (positions,) each
         action = rng.random(len(drawn))[unit]  # (positions,), one draw a unit: no word is half [MASK], half readable
         replaced = np.where(action < self.mask_replace_prob, self.tokenizer.mask_token_id, tokens)

@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import fsspec
 import pyarrow.parquet
@@ -19,8 +20,13 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 COMPRESSIONS = ("", ".gz", ".xz", ".zst")
+# What a document is in a .txt file, in the words of datasets' own reader; of every other format it is a row.
+TEXT_UNITS = {"line": "line", "paragraph": "paragraph", "file": "document"}
+TextUnit = Literal["row", "line", "paragraph", "file"]
+LongTexts = Literal["split", "truncate"]
 SUPPORTED = f"{', '.join(FORMATS)}, each also with {', '.join(COMPRESSIONS[1:])} appended"
 
+LINES_A_BLOCK = 20
 STRING_TYPES = ("string", "large_string", "string_view")
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # BERT's order: the ids 0 to 4
 
@@ -29,34 +35,38 @@ SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # BERT's order:
 
 
 def load_text(
-    paths: str | list[str], text_column: str | None = None, streaming: bool = False
+    paths: str | list[str],
+    text_column: str | None = None,
+    streaming: bool = False,
+    text_unit: TextUnit | None = None,
 ) -> Dataset | IterableDataset:
-    """Load text files as a dataset with the column `text` and, if the data has it, `negative`.
+    """Load text files as a dataset of documents, with the column `text` and, if the data has it, `negative`.
 
     Args:
-        paths: files, globs and folders (searched recursively), of the formats txt (one text a line), jsonl, json, csv,
-            tsv and parquet, plain or compressed by gzip, xz or zstandard.
+        paths: files, globs and folders (searched recursively), of the formats txt, jsonl, json, csv, tsv and parquet,
+            plain or compressed by gzip, xz or zstandard.
         text_column: the column that holds the text; by default `text`, else the only column of strings.
         streaming: read while iterating instead of converting everything to Arrow first.
+        text_unit: what a document is in a .txt file: a `line`, a `paragraph` (a block between blank lines) or the
+            whole `file`. By default what `text_units` finds. A document of any other format is a `row`.
 
     Returns:
-        The rows in file order, without those whose text (or negative) is blank.
+        The documents in file order, without those whose text (or negative) is blank.
 
     Raises:
         FileNotFoundError: a path that does not exist, or a glob or folder without a supported file.
-        ValueError: an unsupported or unreadable file, no text in the files, or no such text column.
+        ValueError: an unsupported or unreadable file, no text in the files, no such text column, or a unit that these
+            files do not have.
     """
-    groups: dict[tuple[str, bool], list[str]] = {}
-    for file in _find_files([paths] if isinstance(paths, (str, os.PathLike)) else paths):
-        if os.path.getsize(file) == 0:
-            raise ValueError(f"{file!r} is an empty file: remove it from the data")
+    groups: dict[tuple[str, bool, str], list[str]] = {}
+    for file, unit in text_units(paths, text_unit).items():
         ending, compression = file_format(file)
-        groups.setdefault((ending, bool(compression)), []).append(file)
+        groups.setdefault((ending, bool(compression), unit), []).append(file)
     parts = []
-    for (ending, compressed), files in groups.items():
+    for (ending, compressed, unit), files in groups.items():
         where = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
         try:
-            dataset = read_files(ending, compressed, files, streaming)
+            dataset = read_files(ending, compressed, files, streaming, unit)
             features = _features(dataset)
         except (DatasetGenerationError, ValueError) as error:
             raise ValueError(f"cannot read text from {where}: {error.__cause__ or error}") from error
@@ -64,6 +74,40 @@ def load_text(
     if len({tuple(part.column_names) for part in parts}) > 1:
         raise ValueError("some of the files have a column 'negative' and some do not: load them separately")
     return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+
+
+def text_units(paths: str | list[str], text_unit: TextUnit | None = None) -> dict[str, str]:
+    """What a document is in each file: `row`, or of a .txt file `line`, `paragraph` or `file`.
+
+    Args:
+        paths, text_unit: as in [`load_text`]. By default the lines of a .txt file are documents, unless blank lines
+            stand between blocks of wrapped lines: one in `LINES_A_BLOCK` or more of its first lines.
+
+    Raises:
+        FileNotFoundError: a path that does not exist, or a glob or folder without a supported file.
+        ValueError: an unsupported or empty file, or a unit that these files do not have.
+    """
+    units = {}
+    for file in _find_files([paths] if isinstance(paths, (str, os.PathLike)) else paths):
+        if os.path.getsize(file) == 0:
+            raise ValueError(f"{file!r} is an empty file: remove it from the data")
+        is_table = file_format(file)[0] != ".txt"
+        if text_unit == "row" and not is_table:
+            raise ValueError(f"text_unit is 'row', and {file!r} has none: choose from {', '.join(TEXT_UNITS)}")
+        units[file] = "row" if is_table else text_unit or _unit_of_lines(file)
+    if text_unit in TEXT_UNITS and text_unit not in units.values():
+        raise ValueError(f"text_unit is {text_unit!r}, and there is no .txt file: a document of a table is a row")
+    return units
+
+
+def _unit_of_lines(file: str) -> str:
+    try:
+        with fsspec.open(file, "rt", compression="infer", encoding="utf-8") as lines:
+            first = [line.strip() for line in itertools.islice(lines, 10_000)]
+    except (OSError, EOFError, ValueError):  # whoever reads it says what is wrong with it
+        return "line"
+    blank = sum(not line for line in first)
+    return "paragraph" if blank * LINES_A_BLOCK >= len(first) and any(first) and blank else "line"
 
 
 def load_hub_text(
@@ -131,11 +175,14 @@ def _find_files(paths: list[str]) -> list[str]:
     return list(found)
 
 
-def read_files(ending: str, compressed: bool, files: list[str], streaming: bool) -> Dataset | IterableDataset:
+def read_files(
+    ending: str, compressed: bool, files: list[str], streaming: bool, unit: str = "line"
+) -> Dataset | IterableDataset:
     """Files of one format as a table with all of their columns.
 
     Args:
         ending, compressed: what `file_format` says of all of the files
+        unit: what `text_units` says of .txt files
     """
     if ending == ".parquet" and compressed:  # datasets decompresses every format but this one
         tables = []
@@ -144,7 +191,7 @@ def read_files(ending: str, compressed: bool, files: list[str], streaming: bool)
                 tables.append(Dataset(pyarrow.parquet.read_table(io.BytesIO(stream.read()))))
         dataset = concatenate_datasets(tables)
         return dataset.to_iterable_dataset() if streaming else dataset
-    options = {}
+    options = {"sample_by": TEXT_UNITS[unit]} if ending == ".txt" else {}
     if FORMATS[ending] == "csv":
         # Only an empty cell is missing: "None", "NA" and "null" are words too.
         options = {"sep": ",", "keep_default_na": False, "na_values": [""]}
@@ -354,23 +401,38 @@ def with_next_as_negative(dataset: Dataset) -> Dataset:
     return dataset.add_column("negative", [*texts[1:], texts[-2]])
 
 
+class TokenCounts(NamedTuple):
+    """How much text was tokenised: its documents, the rows that they became, the tokens in these rows (special ones
+    included), and the tokens that were cut off."""
+
+    documents: int
+    rows: int
+    tokens: int
+    dropped: int
+
+
 def tokenize(
     dataset: Dataset | IterableDataset,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     num_proc: int | None = None,
-) -> tuple[Dataset | IterableDataset, int | None]:
-    """Turn the texts into token ids.
+    long_texts: LongTexts = "split",
+    passages: int = 1,
+) -> tuple[Dataset | IterableDataset, TokenCounts | None]:
+    """Turn documents into rows of token ids.
 
     Args:
-        dataset: rows with the column `text` and possibly `negative`.
-        tokenizer: a fast tokenizer.
-        max_length: the most tokens of a text, the special ones included; the rest is cut off.
+        dataset: documents, with the column `text` and possibly `negative`.
+        tokenizer: a tokenizer whose special tokens stand before and behind a text.
+        max_length: the most tokens of a passage, which the encoder reads at once; the special ones included.
         num_proc: the number of processes; a stream takes only one.
+        long_texts: `split` a longer document into as few rows of consecutive tokens as hold it, of equal length; or
+            `truncate` it to the first. Negatives are truncated to a passage.
+        passages: how many passages are in a row, one behind the other: 2 for `positive_view="span"`.
 
     Returns:
-        The dataset with `input_ids`, `length` and, if there are negatives, `negative_input_ids`, without the rows
-        that have no token but the special ones; and how many of its texts (not negatives) were cut, None for a stream.
+        The dataset with `input_ids`, `length` and, if there are negatives, `negative_input_ids`, without the documents
+        that have no token but the special ones; and the counts, None for a stream.
 
     Raises:
         ValueError: no column `text`, a `max_length` without room for a token, or no token at all.
@@ -378,11 +440,12 @@ def tokenize(
     columns = dataset.column_names or list(next(iter(dataset), {}))
     if "text" not in columns:
         raise ValueError(f"no column 'text' to tokenize; columns: {', '.join(columns)}")
-    special = tokenizer.num_special_tokens_to_add()
+    frame = _special_frame(tokenizer)
+    special = len(frame[0]) + len(frame[1])
     if max_length <= special:
         raise ValueError(f"max_length must exceed the {special} special tokens of a text, got {max_length}")
     ids, count = List(Value("int32")), Value("int32")
-    features = {"input_ids": ids, "length": count, "truncated": Value("bool")}
+    features = {"input_ids": ids, "length": count, "dropped": count, "is_first": Value("bool")}
     if "negative" in columns:
         features["negative_input_ids"] = ids
     streaming = not isinstance(dataset, Dataset)
@@ -391,35 +454,59 @@ def tokenize(
         batched=True,
         remove_columns=columns,
         features=Features(features),
-        fn_kwargs={"tokenizer": tokenizer, "max_length": max_length, "special": special},
+        fn_kwargs={
+            "tokenizer": tokenizer,
+            "frame": frame,
+            "room": max_length - special,
+            "splits": long_texts == "split",
+            "passages": passages,
+        },
         **({} if streaming else {"num_proc": num_proc}),
         **_progress(dataset, "Tokenizing"),
     )
-    if not streaming and not len(tokenized):
+    rows = tokenized.remove_columns(["dropped", "is_first"])
+    if streaming:
+        return rows, None
+    if not len(tokenized):
         raise ValueError("none of the texts has a token that the tokenizer knows how to make")
-    truncated = None if streaming else sum(tokenized["truncated"])
-    return tokenized.remove_columns("truncated"), truncated
+    documents, tokens, dropped = (sum(tokenized[name][:]) for name in ("is_first", "length", "dropped"))
+    return rows, TokenCounts(documents, len(rows), tokens, dropped)
 
 
-def _encode(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, max_length: int, special: int) -> dict:
-    def ids_and_truncated(texts: list[str]) -> tuple[list[list[int]], list[bool]]:
-        options = {"return_attention_mask": False, "return_token_type_ids": False}
-        encoded = tokenizer(texts, truncation=True, max_length=max_length, **options)
-        if tokenizer.is_fast:
-            return encoded["input_ids"], [bool(encoding.overflowing) for encoding in encoded.encodings]
-        # A tokenizer written in Python does not tell: what fills the length is tokenised once more, uncut.
-        fills = [len(ids) == max_length for ids in encoded["input_ids"]]
-        whole = (full and len(tokenizer(text)["input_ids"]) for full, text in zip(fills, texts))
-        return encoded["input_ids"], [length > max_length for length in whole]
+def _special_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The special tokens before and behind a text."""
+    for text in ("a", *tokenizer.get_vocab()):  # the first that the tokenizer makes tokens of
+        framed, plain = (tokenizer(text, add_special_tokens=added)["input_ids"] for added in (True, False))
+        starts = [i for i in range(len(framed) - len(plain) + 1) if framed[i : i + len(plain)] == plain]
+        if plain and starts:
+            return framed[: starts[0]], framed[starts[0] + len(plain) :]
+    raise ValueError(f"{type(tokenizer).__name__} makes no token of any text")
 
-    texts, truncated = ids_and_truncated(batch["text"])
-    negatives = ids_and_truncated(batch["negative"])[0] if "negative" in batch else texts
-    kept = [row for row, pair in enumerate(zip(texts, negatives)) if min(map(len, pair)) > special]
-    encoded = {
-        "input_ids": [texts[row] for row in kept],
-        "length": [len(texts[row]) for row in kept],
-        "truncated": [truncated[row] for row in kept],
-    }
-    if "negative" in batch:
-        encoded["negative_input_ids"] = [negatives[row] for row in kept]
+
+def _encode(
+    batch: dict[str, list],
+    tokenizer: PreTrainedTokenizerBase,
+    frame: tuple[list[int], list[int]],
+    room: int,
+    splits: bool,
+    passages: int,
+) -> dict:
+    before, behind = frame
+    plain = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+    texts = tokenizer(batch["text"], **plain, verbose=False)["input_ids"]
+    negatives = tokenizer(batch["negative"], **plain, verbose=False)["input_ids"] if "negative" in batch else texts
+    encoded = {name: [] for name in ("input_ids", "length", "dropped", "is_first")}
+    encoded |= {"negative_input_ids": []} if "negative" in batch else {}
+    for ids, negative in zip(texts, negatives, strict=True):
+        if not ids or not negative:
+            continue
+        parts = -(-len(ids) // (passages * room)) if splits else 1
+        ends = [len(ids) * (i + 1) // parts for i in range(parts)] if splits else [min(len(ids), passages * room)]
+        for start, end in zip([0, *ends], ends, strict=False):
+            encoded["input_ids"].append(before + ids[start:end] + behind)
+            encoded["length"].append(len(before) + end - start + len(behind))
+            encoded["dropped"].append(len(ids) - ends[-1] if start == 0 else 0)
+            encoded["is_first"].append(start == 0)
+            if "negative" in batch:
+                encoded["negative_input_ids"].append(before + negative[:room] + behind)
     return encoded

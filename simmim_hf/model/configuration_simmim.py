@@ -19,8 +19,11 @@ POSITIVE_VIEWS = {
     "dropout": "itself under another dropout mask",
     "deleted": "a copy with tokens deleted",
     "cropped": "another stretch of the same text",
+    "span": "the text on the other side of a cut",
 }
 PositiveView = Literal[tuple(POSITIVE_VIEWS)]
+CorruptedViews = Literal["copy", "both"]
+Negatives = Literal["other_view", "both_views"]
 Pooling = Literal["mean", "cls", "max"]
 Similarity = Literal["cosine", "dot"]
 ContrastiveLoss = Literal["info_nce", "decoupled"]
@@ -33,6 +36,15 @@ OBJECTIVES = {
     "simcse": {"mlm_weight": 0.0, "contrastive_weight": 1.0, "clm_weight": 0.0, "positive_view": "dropout"},
     "simmim": {"mlm_weight": 1.0, "contrastive_weight": 1.0, "clm_weight": 0.0},
     "fused": {"mlm_weight": 1.0, "contrastive_weight": 1.0, "clm_weight": 1.0},
+    "spans": {
+        "mlm_weight": 1.0,
+        "contrastive_weight": 1.0,
+        "clm_weight": 0.0,
+        "positive_view": "span",
+        "corrupted_views": "both",
+        "symmetric": True,
+        "negatives": "both_views",
+    },
 }
 
 WEIGHTS = ("mlm_weight", "contrastive_weight", "clm_weight")
@@ -132,16 +144,23 @@ class Objective:
     contrastive_weight: float
     clm_weight: float
     positive_view: PositiveView = "masked"
+    corrupted_views: CorruptedViews = "copy"
     uncertainty_weighting: bool = False
+
+    @property
+    def corrupts_both(self) -> bool:
+        """Whether both views that are compared are corrupted, and no uncorrupted text is read."""
+        return bool(self.contrastive_weight) and self.corrupted_views == "both"
 
     @property
     def reads_masked(self) -> bool:
         """Whether the masked copy is read."""
-        return bool(self.mlm_weight) or self.masked_is_positive
+        return bool(self.mlm_weight) or self.masked_is_positive or self.corrupts_both
 
     @property
     def masked_is_positive(self) -> bool:
-        return bool(self.contrastive_weight) and self.positive_view == "masked"
+        """Whether the contrastive term compares a text with its masked copy."""
+        return bool(self.contrastive_weight) and self.positive_view == "masked" and not self.corrupts_both
 
     @property
     def is_causal(self) -> bool:
@@ -206,11 +225,22 @@ class SimMIMConfig(PreTrainedConfig):
     positive_view: PositiveView = _option(
         "masked", f"What a sequence is pulled towards: {'; '.join(f'`{k}`, {v}' for k, v in POSITIVE_VIEWS.items())}."
     )
+    corrupted_views: CorruptedViews = _option(
+        "copy",
+        "`copy`: an uncorrupted text and its positive are compared, and the masked copy of the text is predicted. "
+        "`both`: the text and its positive are both corrupted and both predicted, and no uncorrupted text is read, so "
+        "that the contrastive term costs nothing beside masked-token prediction.",
+    )
     stop_gradient: StopGradient | None = _option(
         None, "Hold the vectors of one view fixed in the contrastive loss. None: neither."
     )
     symmetric: bool = _option(
         False, "Average the contrastive loss with that of the positives as rows and the originals as candidates."
+    )
+    negatives: Negatives = _option(
+        "other_view",
+        "What a row is compared with beside its positive: the positives of the other rows, or `both_views`, these and "
+        "the other rows themselves (NT-Xent, Chen et al. 2020, where `symmetric`).",
     )
     gather_negatives: bool = _option(
         True, "Under torch.distributed, take the sequences of all processes as negatives."
@@ -244,7 +274,7 @@ class SimMIMConfig(PreTrainedConfig):
 
     @classmethod
     def from_objective(cls, objective: str, **kwargs) -> "SimMIMConfig":
-        """The configuration of a pre-training objective by name: `clm`, `mlm`, `simcse`, `simmim` or `fused`.
+        """The configuration of a pre-training objective by name, one of `OBJECTIVES`.
 
         Raises:
             ValueError: an objective that does not exist.

@@ -111,8 +111,10 @@ def similarity_matrix(rows: torch.Tensor, candidates: torch.Tensor, similarity: 
         return rows @ candidates.T
 
 
-def contrastive_cross_entropy(scores: torch.Tensor, positives: torch.Tensor, form: str = "info_nce") -> torch.Tensor:
-    """Summed contrastive loss; every candidate that is not the row's positive is a negative.
+def contrastive_cross_entropy(
+    scores: torch.Tensor, positives: torch.Tensor, form: str = "info_nce", left_out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Summed contrastive loss; every other candidate than the row's positive is a negative.
 
     - `info_nce` (van den Oord et al. 2018): -log exp(s+) / (exp(s+) + sum_n exp(s_n))
     - `decoupled` (Yeh et al. 2022, arXiv 2110.06848): -log exp(s+) / sum_n exp(s_n)
@@ -121,12 +123,15 @@ def contrastive_cross_entropy(scores: torch.Tensor, positives: torch.Tensor, for
         scores: (rows, candidates) similarities divided by the temperature
         positives: (rows,) index of each row's positive among the candidates
         form: `"info_nce"` or `"decoupled"`
+        left_out: (rows,) index of a candidate that is no negative: the row itself, where the rows are candidates too
 
     Returns:
         A scalar; 0 where there is no negative at all, for nothing can be contrasted.
     """
-    if scores.shape[1] < 2:
+    if scores.shape[1] < (2 if left_out is None else 3):
         return scores.sum() * 0.0
+    if left_out is not None:
+        scores = scores.scatter(1, left_out[:, None], float("-inf"))
     if form == "info_nce":
         return F.cross_entropy(scores, positives, reduction="sum")
     positive_scores = scores.gather(1, positives[:, None])

@@ -890,7 +890,8 @@ class SimMIMForPreTrainingOutput(ModelOutput):
         loss: the weighted sum of the terms, a scalar
         mlm_loss, contrastive_loss, clm_loss: the unweighted terms, scalars; None where the weight is 0
         logits: (batch, length, vocab), only where no loss was asked for
-        original_embeds, masked_embeds: (batch, dim), the two vectors of a sequence that the contrastive loss compares
+        original_embeds, masked_embeds: (batch, dim), the two vectors of a sequence that the contrastive loss compares;
+            with `corrupted_views="both"` those of the masked copy and of the corrupted positive
         mlm_accuracy: share of the corrupted positions whose original token has the highest logit
         contrastive_accuracy: share of the originals whose own copy is the nearest candidate
     """
@@ -1075,6 +1076,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         labels: torch.Tensor | None = None,
         positive_input_ids: torch.Tensor | None = None,
         positive_attention_mask: torch.Tensor | None = None,
+        positive_labels: torch.Tensor | None = None,
         negative_input_ids: torch.Tensor | None = None,
         negative_attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
@@ -1087,8 +1089,9 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             attention_mask: (batch, length), 1 for real tokens, shared by both views
             masked_input_ids: (batch, length), the corrupted copies
             labels: (batch, length), the original token ids at corrupted positions and -100 elsewhere
-            positive_input_ids, positive_attention_mask: (batch, positive length), the copies with deleted tokens or
-                the other crops, where `positive_view` asks for them
+            positive_input_ids, positive_attention_mask: (batch, positive length), the other view of each sequence,
+                where `positive_view` or `corrupted_views` asks for one of its own
+            positive_labels: (batch, positive length), as `labels`, where both views are corrupted
             negative_input_ids, negative_attention_mask: (negatives, negative length), explicit hard negatives, which
                 every row sees
             token_type_ids: (batch, length)
@@ -1120,6 +1123,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             labels=labels,
             positive_input_ids=positive_input_ids,
             positive_attention_mask=positive_attention_mask,
+            positive_labels=positive_labels,
             negative_input_ids=negative_input_ids,
             negative_attention_mask=negative_attention_mask,
             token_type_ids=token_type_ids,
@@ -1152,6 +1156,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         labels: torch.Tensor | None = None,
         positive_input_ids: torch.Tensor | None = None,
         positive_attention_mask: torch.Tensor | None = None,
+        positive_labels: torch.Tensor | None = None,
         negative_input_ids: torch.Tensor | None = None,
         negative_attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
@@ -1166,7 +1171,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         objective = self.config.objective if objective is None else objective
         original = Reading.of("original", input_ids, attention_mask, token_type_ids)
         readings = []
-        if objective.contrastive_weight:
+        if objective.contrastive_weight and not objective.corrupts_both:
             readings.append(original)
         if objective.reads_masked:
             if masked_input_ids is None or (labels is None and objective.mlm_weight):
@@ -1178,15 +1183,18 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             targets = labels if objective.mlm_weight else None
             readings.append(original._replace(name="masked", input_ids=masked_input_ids, targets=targets))
         if objective.contrastive_weight and objective.positive_view == "dropout":
-            readings.append(original._replace(name="positive"))
+            readings.append(readings[0]._replace(name="positive"))
         elif objective.contrastive_weight and not objective.masked_is_positive:
-            if positive_input_ids is None:
-                view = objective.positive_view
+            needs_labels = objective.corrupts_both and objective.mlm_weight
+            if positive_input_ids is None or (positive_labels is None and needs_labels):
+                missing = "positive_input_ids" if positive_input_ids is None else "positive_labels"
+                options = f"positive_view={objective.positive_view!r}, corrupted_views={objective.corrupted_views!r}"
                 raise ValueError(
-                    f"`positive_input_ids` is missing, and `positive_view` is {view!r}: make the batches with "
-                    f"`DataCollatorForSimMIM(tokenizer, positive_view={view!r})`."
+                    f"`{missing}` is missing, and the objective has {options}: make the batches with "
+                    f"`DataCollatorForSimMIM(tokenizer, {options})`."
                 )
-            readings.append(Reading.of("positive", positive_input_ids, positive_attention_mask))
+            positive = Reading.of("positive", positive_input_ids, positive_attention_mask)
+            readings.append(positive._replace(targets=positive_labels if needs_labels else None))
         if objective.contrastive_weight and negative_input_ids is not None:
             readings.append(Reading.of("negatives", negative_input_ids, negative_attention_mask))
         if objective.clm_weight:
@@ -1203,14 +1211,16 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             Scalars by the name of the output, of the terms that the objective has.
         """
         counts = {}
+        objective = self.config.objective if objective is None else objective
         for reading in self.readings(**batch, objective=objective):
-            if reading.name == "masked" and reading.targets is not None:
-                counts["mlm_loss"] = counts["mlm_accuracy"] = reading.is_predicted.sum()
-            elif reading.name == "original":
-                rows = torch.tensor(len(reading.input_ids), device=reading.input_ids.device)
-                counts["contrastive_loss"] = counts["contrastive_accuracy"] = rows
-            elif reading.name == "causal":
+            if reading.name == "causal":
                 counts["clm_loss"] = reading.is_predicted.sum()
+            elif reading.targets is not None:
+                counts["mlm_loss"] = counts.get("mlm_loss", 0) + reading.is_predicted.sum()
+                counts["mlm_accuracy"] = counts["mlm_loss"]
+        if objective.contrastive_weight:
+            rows = torch.tensor(len(batch["input_ids"]), device=batch["input_ids"].device)
+            counts["contrastive_loss"] = counts["contrastive_accuracy"] = rows
         return counts
 
     def _siamese_terms(self, readings: list[Reading], objective: Objective) -> tuple[dict, dict]:
@@ -1235,8 +1245,10 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         if objective.contrastive_weight:
             names = [reading.name for reading in readings if reading.name != "negatives"]
             vectors = dict(zip(names, pooled.split(batch), strict=False))  # (batch, dim) each
-            embeds = {"original": vectors["original"]}
-            embeds["positive"] = vectors["masked" if objective.masked_is_positive else "positive"]
+            embeds = {
+                "original": vectors["masked" if objective.corrupts_both else "original"],
+                "positive": vectors["masked" if objective.masked_is_positive else "positive"],
+            }
             negatives = pooled[batch * len(names) :]  # (negatives, dim)
             terms |= self._contrastive_terms(embeds["original"], embeds["positive"], negatives)
         return terms, embeds
@@ -1338,15 +1350,20 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         }
 
     def _contrast(self, rows, positives, negatives) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Each row against the candidates of all processes: the summed loss, the scores, and each row's positive."""
-        config, offset = self.config, 0
+        """Each row against the candidates of all processes: the summed loss, the scores of the positives, and which of
+        them is the row's own."""
+        config, offset, both_views = self.config, 0, self.config.negatives == "both_views"
+        candidates = [positives, *([rows] if both_views else []), negatives]
         if config.gather_negatives:
-            positives, offset = gather(positives)
-            negatives, _ = gather(negatives)
-        candidates = torch.cat([positives, negatives])  # (candidates, dim): positives of all processes, then negatives
-        scores = similarity_matrix(rows, candidates, config.similarity) / config.temperature  # (rows, candidates)
-        targets = torch.arange(offset, offset + len(rows), device=rows.device)
-        return contrastive_cross_entropy(scores, targets, config.contrastive_loss), scores, targets
+            gathered = [gather(vectors) for vectors in candidates]
+            candidates, offset = [vectors for vectors, _ in gathered], gathered[0][1]
+        # (rows, candidates): the positives of all processes, then the rows of all processes or none, then negatives
+        scores = similarity_matrix(rows, torch.cat(candidates), config.similarity) / config.temperature
+        targets = torch.arange(offset, offset + len(rows), device=rows.device)  # (rows,)
+        itself = len(candidates[0]) + targets if both_views else None  # (rows,)
+        total = contrastive_cross_entropy(scores, targets, config.contrastive_loss, left_out=itself)
+        # How often the positive is the nearest of the positives, which every form of the loss can be asked.
+        return total, scores[:, : len(candidates[0])], targets
 
 
 @contextlib.contextmanager

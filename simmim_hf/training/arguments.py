@@ -1,6 +1,7 @@
 """The options of a training: those of the method for every script, and those of `simmim pretrain`."""
 
 from dataclasses import dataclass, fields
+from typing import get_args
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
@@ -102,7 +103,7 @@ def check_method_options(args: TrainingArguments, config: SimMIMConfig) -> None:
 BY_OBJECTIVE = {name: "by --objective" for preset in OBJECTIVES.values() for name in preset}
 ObjectiveOptions = options_of(SimMIMConfig, leave_out=["text_config", "tie_word_embeddings"], unset=BY_OBJECTIVE)
 CorruptionOptions = options_of(
-    DataCollatorForSimMIM, leave_out=["max_length", "seed", "positive_view"]
+    DataCollatorForSimMIM, leave_out=["max_length", "seed", "positive_view", "corrupted_views"]
 )  # these have other names on the command line, or follow from other options
 
 
@@ -147,9 +148,20 @@ class DataArguments(CorruptionOptions):
     dataset_name: str | None = option(None, "A Hub dataset instead of files.")
     dataset_config_name: str | None = option(None, "The configuration of --dataset_name.")
     text_column: str | None = option(None, "The column with the text. Default: `text`, or the only column of strings.")
+    text_unit: str | None = option(
+        None,
+        "What a document is in a .txt file: line, paragraph (a block between blank lines) or file. Default: paragraph "
+        "where blank lines stand between blocks, else line. Of other formats it is a row.",
+        choices=list(get_args(corpora.TextUnit)),
+    )
+    long_texts: str = option(
+        "split",
+        "A document longer than --max_seq_length is split into passages, or is truncated to its first.",
+        choices=list(get_args(corpora.LongTexts)),
+    )
     streaming: bool = option(False, "Read while training instead of first; needs --max_steps.")
     validation_split_percentage: float = option(5, "Part of the training text that is held out, 2,000 rows at most.")
-    max_seq_length: int = option(128, "Longer texts are truncated to this many tokens.")
+    max_seq_length: int = option(128, "Tokens that the encoder reads at once, see --long_texts.")
     hard_negatives: str = option(
         "none", "next: the following text, often of the same document, is a negative too.", choices=["none", "next"]
     )

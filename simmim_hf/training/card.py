@@ -78,6 +78,11 @@ TAGS = {
 BUILT_IN_TEXT = "the docstrings of the installed Python, torch and transformers"
 
 
+def tokens_read(log_history: list[dict]) -> int:
+    """The tokens that the encoder had read by the end of a Trainer's log, over all processes and without padding."""
+    return next((entry["tokens_read"] for entry in reversed(log_history) if "tokens_read" in entry), 0)
+
+
 def run_facts(trainer: Trainer) -> dict:
     """What a Trainer knows of its run, by the keys of `results.json`; what it does not know is left out."""
     args, state, collator = trainer.args, trainer.state, trainer.data_collator
@@ -103,7 +108,7 @@ def run_facts(trainer: Trainer) -> dict:
         "steps": state.global_step,
         "planned_steps": state.max_steps,
         "epochs": state.epoch,
-        "tokens_seen": state.num_input_tokens_seen if args.include_num_input_tokens_seen == "non_padding" else None,
+        "tokens_read": tokens_read(state.log_history) or None,
         "train_seconds": round(seconds[-1], 1) if seconds else None,
         "data": {name: len(rows) for name, rows in sets.items() if hasattr(rows, "__len__")},
         "after": {name: measured[logged] for logged, name in held_out_metrics.items() if logged in measured},
@@ -235,9 +240,10 @@ def _procedure(facts: dict) -> list[tuple[str, str]]:
     planned = facts.get("planned_steps", steps)
     resumed = f", from step {facts['resumed_at_step']:,} on" if "resumed_at_step" in facts else ""
     length = f"{data['max_length']:,} tokens" if "max_length" in data else None
-    if length and data.get("truncated_sequences"):
-        length += f"; {data['truncated_sequences']:,} longer training sequences were cut"
+    if length and data.get("dropped_tokens"):
+        length += f"; {data['dropped_tokens']:,} tokens of longer documents were cut off"
     rows = {
+        "training documents": _number(data.get("train_documents")),
         "training sequences": _number(data.get("train_sequences")),
         "tokens in them": _number(data.get("train_tokens")),
         "held-out sequences": _number(data.get("held_out_sequences")),
@@ -245,7 +251,7 @@ def _procedure(facts: dict) -> list[tuple[str, str]]:
         "tokenizer": data.get("tokenizer"),
         "steps": f"{steps:,}" + (f" of {planned:,} planned" if steps < planned else ""),
         "epochs": _number(facts.get("epochs"), ".2f"),
-        "tokens read, without padding and without copies": _number(facts.get("tokens_seen")),
+        "tokens that the encoder read, without padding": _number(facts.get("tokens_read")),
         "training time": f"{facts['train_seconds']:,} seconds{resumed}" if "train_seconds" in facts else None,
         "precision": facts.get("precision"),
         "hardware of a process": facts.get("hardware"),

@@ -23,7 +23,7 @@ from ..evaluation.language_modelling import unigram_cross_entropy
 from ..evaluation.measure import similarity_spearman
 from ..evaluation.metrics import retrieval_metrics, tfidf_reciprocal_rank
 from ..evaluation.tasks import load_scored_pairs
-from ..model.configuration_simmim import SimMIMConfig
+from ..model.configuration_simmim import PositiveView, SimMIMConfig
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..quantities import QUANTITIES
 from . import card, report
@@ -46,11 +46,12 @@ DEFAULTS = {"vocab_size": 30522, "num_train_epochs": 1.0, "max_minutes": None, "
 
 
 class TokenizedText(NamedTuple):
-    """Training and held-out sequences as token ids, and how many training texts were cut (None for a stream)."""
+    """Training and held-out rows of token ids, and how much text is in them (of training None for a stream)."""
 
     train: Dataset | IterableDataset
     held_out: Dataset
-    truncated: int | None
+    train_counts: corpora.TokenCounts | None
+    held_out_counts: corpora.TokenCounts
 
 
 def fill_defaults(model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments) -> None:
@@ -71,7 +72,9 @@ def read_text(data_args: DataArguments, seed: int) -> tuple[Dataset | IterableDa
         corpus = docstrings.built_in_corpus()
         return corpora.split_held_out(corpus, fraction=0.1, group_column="source", seed=seed)
     if data_args.train_file:
-        train = corpora.load_text(data_args.train_file, data_args.text_column, data_args.streaming)
+        train = corpora.load_text(
+            data_args.train_file, data_args.text_column, data_args.streaming, data_args.text_unit
+        )
     else:
         train = corpora.load_hub_text(
             data_args.dataset_name,
@@ -80,7 +83,9 @@ def read_text(data_args: DataArguments, seed: int) -> tuple[Dataset | IterableDa
             streaming=data_args.streaming,
         )
     if data_args.validation_file:
-        return train, corpora.load_text(data_args.validation_file, data_args.text_column)
+        return train, corpora.load_text(
+            data_args.validation_file, data_args.text_column, text_unit=data_args.text_unit
+        )
     if data_args.streaming:
         return train.skip(1000), Dataset.from_list(list(train.take(1000)))
     return corpora.split_held_out(train, data_args.validation_split_percentage / 100, seed=seed)
@@ -122,14 +127,25 @@ def tokenize_text(
     tokenizer: PreTrainedTokenizerBase,
     data_args: DataArguments,
     max_length: int,
+    positive_view: PositiveView = "masked",
 ) -> TokenizedText:
-    """The texts as token ids, with hard negatives where they are asked for."""
+    """The texts as token ids, with hard negatives where they are asked for.
+
+    Args:
+        max_length: of what the encoder reads at once
+        positive_view: that of the model; a row of `span` has room for two spans
+    """
     if data_args.hard_negatives == "next":
         train = corpora.with_next_as_negative(train)
-    workers = data_args.preprocessing_num_workers
-    train, truncated = corpora.tokenize(train, tokenizer, max_length, workers)
-    held_out, _ = corpora.tokenize(held_out, tokenizer, max_length, workers)
-    return TokenizedText(train, held_out, truncated)
+    options = {
+        "max_length": max_length,
+        "num_proc": data_args.preprocessing_num_workers,
+        "long_texts": data_args.long_texts,
+        "passages": 2 if positive_view == "span" else 1,
+    }
+    train, train_counts = corpora.tokenize(train, tokenizer, **options)
+    held_out, held_out_counts = corpora.tokenize(held_out, tokenizer, **options)
+    return TokenizedText(train, held_out, train_counts, held_out_counts)
 
 
 def build_trainer(
@@ -146,8 +162,14 @@ def build_trainer(
     Args:
         options: further arguments of the Trainer
     """
+    config = model.config
     collator = DataCollatorForSimMIM(
-        tokenizer, seed=args.seed, positive_view=model.config.positive_view, **data_args.collator_options()
+        tokenizer,
+        seed=args.seed,
+        max_length=tokenizer.model_max_length,
+        positive_view=config.positive_view,
+        corrupted_views=config.corrupted_views,
+        **data_args.collator_options(),
     )
     return trainer_class(
         model=model,
@@ -182,13 +204,11 @@ class Pretraining:
         self.max_length = min(data_args.max_seq_length, self.model.simmim.max_length)
         self.tokenizer.model_max_length = self.max_length
         with args.main_process_first(desc="tokenising"):
-            self.text = tokenize_text(train, self.held_out, self.tokenizer, data_args, self.max_length)
-        if args.process_index == 0 and not data_args.streaming:
-            print(
-                f"Training text: {len(self.text.train):,} sequences, {sum(self.text.train['length'][:]):,} tokens; "
-                f"held out: {len(self.text.held_out):,}. {self.text.truncated:,} sequences are "
-                f"longer than {self.max_length} tokens and were truncated."
+            self.text = tokenize_text(
+                train, self.held_out, self.tokenizer, data_args, self.max_length, self.model.config.positive_view
             )
+        if args.process_index == 0:
+            print(report.text_report(self.text, data_args, self.max_length))
         self.trainer = build_trainer(self.model, self.tokenizer, self.text, data_args, args)
 
     def run(self, argv: Sequence[str] | None = None) -> dict:
@@ -283,8 +303,9 @@ class Pretraining:
         data, train, held_out = self.data_args, self.text.train, self.text.held_out
         facts = {"max_length": self.max_length, "held_out_sequences": len(held_out)}
         if not data.streaming:
-            facts |= {"train_sequences": len(train), "train_tokens": sum(train["length"][:])}
-            facts["truncated_sequences"] = self.text.truncated
+            counts = self.text.train_counts
+            facts |= {"train_documents": counts.documents, "train_sequences": len(train)}
+            facts |= {"train_tokens": counts.tokens, "dropped_tokens": counts.dropped}
         if data.built_in:
             facts |= {"built_in": True, "held_out": "whole source files, drawn at random, 2,000 texts at most"}
         elif data.train_file or os.path.exists(data.dataset_name):

@@ -1,5 +1,6 @@
 """What a run shows a person: the table, the plot, the snippet."""
 
+from ..data import corpora
 from ..quantities import BASELINES, quantity, title
 
 # What the plot shows: the quantities of the log that share a panel, as they are in training and in evaluation.
@@ -48,6 +49,32 @@ def before_after_table(results: dict) -> str:
         aligned = (value.rjust(width) for value, width in zip(values, widths[1:-1], strict=True))
         lines.append("  ".join([name.ljust(widths[0]), *aligned, note]).rstrip())
     return "\n".join(["", lines[0], "-" * max(map(len, lines)), *lines[1:], ""])
+
+
+def text_report(text, data_args, max_length: int) -> str:
+    """How much text a run reads, and what a document is in it.
+
+    Args:
+        text: the `TokenizedText` of the run
+        data_args: its `DataArguments`
+        max_length: tokens that the encoder reads at once
+    """
+    lines, counts, held_out = [], text.train_counts, text.held_out_counts
+    if data_args.train_file:
+        units = corpora.text_units(data_args.train_file, data_args.text_unit)
+        kinds = [(unit, corpora.file_format(file)[0]) for file, unit in units.items()]
+        kinds = ", ".join(f"a {unit} of {ending}" for unit, ending in dict.fromkeys(kinds))
+        lines.append(f"A document is {kinds} (--text_unit).")
+    if counts is None:
+        lines.append(f"Training text: a stream, read in passages of {max_length} tokens at most.")
+    else:
+        dropped = f"{counts.dropped:,} tokens cut off (--long_texts)" if counts.dropped else "nothing cut off"
+        lines.append(
+            f"Training text: {counts.documents:,} documents, {counts.tokens:,} tokens in {counts.rows:,} rows for an "
+            f"encoder that reads {max_length} tokens at once; {dropped}."
+        )
+    lines.append(f"Held out: {held_out.documents:,} documents, {held_out.tokens:,} tokens in {held_out.rows:,} rows.")
+    return "\n".join(lines)
 
 
 def plot_training(log_history: list[dict[str, float]], path: str) -> None:

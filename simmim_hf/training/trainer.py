@@ -137,8 +137,8 @@ class SimMIMTrainer(Trainer):
     """`Trainer` for `SimMIMForPreTraining`, with the same arguments.
 
     It logs, beside the loss, each term, the accuracy of the masked and of the contrastive prediction, alignment and
-    uniformity (Wang & Isola 2020) and the real tokens per second (tokens of the original sequences over all processes,
-    without padding, each counted once); it evaluates the same quantities; it weights the micro-batches of gradient
+    uniformity (Wang & Isola 2020) and the tokens that the encoder reads, in all and per second (of every view, over
+    all processes, without padding); it evaluates the same quantities; it weights the micro-batches of gradient
     accumulation by their numbers of corrupted positions and sequences, so that accumulation is exact for every term;
     it stops at a loss that is not finite, before the optimizer sees it; it saves the collator's settings with every
     checkpoint, and the training arguments as JSON; and its model card states what is known of the run.
@@ -269,11 +269,14 @@ class SimMIMTrainer(Trainer):
             loss = unwrapped.weighted_sum({name: share[name] * term for name, term in terms.items()}, objective)
         if model.training and self._conflict_is_due(terms):
             self._training_meter.add(gradient_conflict(unwrapped, terms), 1)
-        self._observe(model.training, inputs, outputs, unwrapped.counts(objective, **inputs))
+        self._observe(model.training, outputs, unwrapped.counts(objective, **inputs))
+        if model.training:
+            readings = unwrapped.readings(**inputs, objective=objective)
+            self._tokens = self._tokens + sum(reading.attention_mask.sum() for reading in readings)
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
-    def _observe(self, training: bool, inputs: dict, outputs, counts: dict[str, torch.Tensor]) -> None:
+    def _observe(self, training: bool, outputs, counts: dict[str, torch.Tensor]) -> None:
         meter = self._training_meter if training else self._evaluation_meter
         for name, count in counts.items():
             meter.add({name: outputs[name]}, count)
@@ -282,9 +285,6 @@ class SimMIMTrainer(Trainer):
             if len(outputs.original_embeds) > 1:
                 quantities["uniformity"] = uniformity(outputs.original_embeds)
             meter.add(quantities, counts["contrastive_loss"])
-        if training:
-            mask = inputs.get("attention_mask")
-            self._tokens = self._tokens + (inputs["input_ids"].numel() if mask is None else mask.sum())
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if self._tokens_since is None:
@@ -309,10 +309,12 @@ class SimMIMTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= self._training_meter.read(self.accelerator)
-            tokens = self.accelerator.reduce(torch.as_tensor(self._tokens, device=self.accelerator.device))
+        if "loss" in logs or "train_runtime" in logs:  # the latter when training has ended
+            tokens = self.accelerator.reduce(torch.as_tensor(self._tokens, device=self.accelerator.device)).item()
+            logs["tokens_read"] = card.tokens_read(self.state.log_history) + tokens
             seconds = time.monotonic() - (self._tokens_since or time.monotonic())
-            if seconds > 0:
-                logs["tokens_per_second"] = round(tokens.item() / seconds)
+            if "loss" in logs and seconds > 0:
+                logs["tokens_per_second"] = round(tokens / seconds)
             self._tokens, self._tokens_since = 0, None
         # With `start_time` transformers would add its own tokens per second, over the whole run, to each entry.
         super().log(logs)

@@ -81,7 +81,7 @@ def whole(files, tmp_path_factory):
 
 
 def compare(files: Path, folder: Path, arms=ARMS, **more) -> dict:
-    settings = {"seeds": 2, "budget_tokens": BUDGET, "tasks": [str(files / "pairs.jsonl")], **more}
+    settings = {"seeds": 2, "budget_text": BUDGET, "tasks": [str(files / "pairs.jsonl")], **more}
     return Comparison(arms, options(files), str(folder), **settings).run()
 
 
@@ -98,13 +98,30 @@ def timeless_report(folder: Path) -> str:
 # the same for every arm
 
 
-def test_all_arms_read_the_budget_of_tokens_to_within_one_batch(whole):
+def test_all_arms_have_the_budget_of_text_to_within_one_batch(whole):
     _, results, runs = whole
     for result in results["runs"]:
         batches = runs[f"{result['arm']}/seed-{result['seed']}"]["batches"]
-        assert result["tokens"] == sum(map(len, batches))
+        text = sum(map(len, batches))
+        assert result["tokens"] == text * {"mlm": 1, "simmim": 2}[result["arm"]]  # a text and its masked copy
         assert result["steps"] == result["planned_steps"] == len(batches) >= 10
-        assert BUDGET <= result["tokens"] < BUDGET + BATCH * LONGEST
+        assert BUDGET <= text < BUDGET + BATCH * LONGEST
+
+
+def test_all_arms_read_the_budget_of_tokens_to_within_one_batch(files, tmp_path):
+    arms = {name: {"objective": name} for name in ("mlm", "simmim", "spans")}
+    with recorded() as runs:
+        results = compare(files, tmp_path / "out", arms, seeds=1, tasks=None, budget_text=None, budget_tokens=BUDGET)
+    steps = {}
+    for result in results["runs"]:
+        text = sum(map(len, runs[f"{result['arm']}/seed-42"]["batches"]))
+        assert BUDGET <= result["tokens"] < BUDGET + 2 * BATCH * LONGEST
+        steps[result["arm"]] = result["steps"]
+        if result["arm"] == "mlm":
+            assert result["tokens"] == text
+    assert steps["simmim"] < 0.6 * steps["mlm"]
+    operations = {result["arm"]: result["flops"] / result["tokens"] for result in results["runs"]}
+    assert operations["spans"] == pytest.approx(operations["mlm"], rel=0.05)
 
 
 def test_arms_share_weights_and_batches_and_seeds_do_not(whole):
@@ -159,7 +176,7 @@ def test_operations_are_those_that_torch_counts(term, view):
 
 def test_a_budget_of_operations_gives_half_the_steps_to_twice_the_views(files, tmp_path):
     arms = {"one view": {"objective": "mlm"}, "two views": {"objective": "simmim"}}
-    results = compare(files, tmp_path / "out", arms, seeds=1, tasks=None, budget_tokens=None, budget_flops=7e7)
+    results = compare(files, tmp_path / "out", arms, seeds=1, tasks=None, budget_text=None, budget_flops=7e7)
     one, two = results["runs"]
     assert 1.6 < one["steps"] / two["steps"] < 2.1
     for run in results["runs"]:
@@ -217,7 +234,7 @@ def test_an_interrupted_comparison_does_what_is_missing_and_gives_the_same_repor
 
 def test_a_killed_comparison_gives_the_same_report(files, whole, tmp_path):
     folder, results, _ = whole
-    words = words_of({**options(files), "budget_tokens": BUDGET, "tasks": [str(files / "pairs.jsonl")]})
+    words = words_of({**options(files), "budget_text": BUDGET, "tasks": [str(files / "pairs.jsonl")]})
     (tmp_path / "arms.yaml").write_text(yaml.safe_dump(ARMS, sort_keys=False))
     command = [sys.executable, "-m", "simmim_hf.cli", "compare", *words, "--arms", str(tmp_path / "arms.yaml")]
     process = subprocess.Popen(
@@ -265,7 +282,7 @@ def test_more_arms_and_seeds_are_added_and_other_options_refused(files, whole, t
         results = compare(files, folder, more)
     assert set(runs) == {"warmer/seed-42", "warmer/seed-43"} and len(results["runs"]) == 6
     for changed, said in (
-        ({"budget_tokens": 2 * BUDGET}, '"amount": 900'),
+        ({"budget_text": 2 * BUDGET}, '"amount": 900'),
         ({"tasks": None}, "tasks was"),
         ({"seeds": 1}, r"seeds was \[42, 43\] and is now \[42\]"),
         ({"arms": {"mlm": ARMS["mlm"]}}, "the arm `simmim` was .* and is now null"),
@@ -323,7 +340,7 @@ def test_the_command_makes_arms_of_objectives_and_of_a_file(files, tmp_path, cap
         "crops": {"objective": "simcse", "positive_view": "cropped", "hard_negatives": "next", "pooling": "cls"},
     }
     (tmp_path / "arms.yaml").write_text(yaml.safe_dump(arms, sort_keys=False))
-    words = words_of({**options(files), "budget_tokens": BUDGET, "seeds": 1, "output_dir": str(tmp_path / "out")})
+    words = words_of({**options(files), "budget_text": BUDGET, "seeds": 1, "output_dir": str(tmp_path / "out")})
     assert main(["compare", "--objectives", "fused", "--arms", str(tmp_path / "arms.yaml"), *words]) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(results["arms"]) == ["fused", *arms] and {run["status"] for run in results["runs"]} == {"finished"}
@@ -431,7 +448,7 @@ def test_two_processes_compare_what_one_does(files, whole, tmp_path):
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command += ["--main_process_port", str(port), "-m", "simmim_hf.cli", "compare"]
     command += ["--arms", str(tmp_path / "arms.yaml"), "--output_dir", str(tmp_path / "out"), "--seeds", "1"]
-    command += ["--budget_tokens", str(BUDGET), "--tasks", str(files / "pairs.jsonl")]
+    command += ["--budget_text", str(BUDGET), "--tasks", str(files / "pairs.jsonl")]
     command += words_of(options(files, per_device_train_batch_size=BATCH // 2))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "true"}
     process = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)

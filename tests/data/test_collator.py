@@ -388,7 +388,9 @@ def test_negatives(tokenizer):
 
 
 def test_save_and_load(tokenizer, tmp_path):
-    collator = DataCollatorForSimMIM(tokenizer, (0.2, 0.4), 0.7, 0.2, True, 2.5, 64, 8, 3, "cropped", 0.4, 0.6)
+    collator = DataCollatorForSimMIM(
+        tokenizer, (0.2, 0.4), 0.7, 0.2, True, 2.5, 64, 8, 3, "cropped", 0.4, 0.6, "both", 4
+    )
     collator.save_pretrained(tmp_path / "new")
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["data_collator_config.json"]
     assert DataCollatorForSimMIM.from_pretrained(tmp_path / "new", tokenizer) == collator

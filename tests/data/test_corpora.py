@@ -360,29 +360,30 @@ def tokenizer():
 def test_tokenize(tokenizer):
     texts = ["a b c", "a b c d", "a b c d e f g h", "\u200b\u0000", "h"]
     dataset = Dataset.from_dict({"text": texts, "other": range(5)})
-    tokenized, truncated = tokenize(dataset, tokenizer, max_length=6)
-    assert truncated == 1  # four letters and two special tokens just fit
+    tokenized, counts = tokenize(dataset, tokenizer, max_length=6, long_texts="truncate")
+    assert counts == (4, 4, 20, 4)  # four letters and two special tokens just fit
     assert tokenized.column_names == ["input_ids", "length"]
     assert tokenized["length"][:] == [len(ids) for ids in tokenized["input_ids"]] == [5, 6, 6, 3]
     assert tokenized["input_ids"][1] == tokenizer("a b c d").input_ids
     assert tokenized["input_ids"][2] == tokenizer("a b c d").input_ids  # [SEP] stays
     assert tokenized.features["input_ids"].feature.dtype == "int32"
     assert not tokenized.cache_files
-    stream, truncated = tokenize(dataset.to_iterable_dataset(), tokenizer, max_length=6)
-    assert truncated is None and list(stream) == list(tokenized)
+    stream, counts = tokenize(dataset.to_iterable_dataset(), tokenizer, max_length=6, long_texts="truncate")
+    assert counts is None and list(stream) == list(tokenized)
 
 
 def test_tokenize_without_a_rust_tokenizer():
     texts = ["abcd", "abcdef", "abcdefgh", "ab"]
-    tokenized, truncated = tokenize(Dataset.from_dict({"text": texts}), CanineTokenizer(), max_length=8)
-    assert tokenized["length"][:] == [6, 8, 8, 4] and truncated == 1
+    dataset = Dataset.from_dict({"text": texts})
+    tokenized, counts = tokenize(dataset, CanineTokenizer(), max_length=8, long_texts="truncate")
+    assert tokenized["length"][:] == [6, 8, 8, 4] and counts.dropped == 2
     assert tokenized["input_ids"][1] == CanineTokenizer()("abcdef").input_ids
 
 
 def test_tokenize_negatives(tokenizer):
     dataset = Dataset.from_dict({"text": ["a", "b"], "negative": ["c d e", "\u200b"]})
-    tokenized, truncated = tokenize(dataset, tokenizer, max_length=4)
-    assert truncated == 0  # of the texts
+    tokenized, counts = tokenize(dataset, tokenizer, max_length=4)
+    assert counts.dropped == 0  # of the texts
     assert sorted(tokenized.column_names) == ["input_ids", "length", "negative_input_ids"]
     assert tokenized["negative_input_ids"][:] == [tokenizer("c d").input_ids]
 

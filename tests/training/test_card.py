@@ -115,12 +115,13 @@ def test_every_figure_is_that_of_the_results(text, results):
     data = results["data"]
     counted = {"training sequences": data["train_sequences"], "tokens in them": data["train_tokens"]}
     counted |= {"held-out sequences": data["held_out_sequences"], "steps": results["steps"]}
-    counted |= {"tokens read, without padding and without copies": results["tokens_seen"]}
+    counted |= {"tokens that the encoder read, without padding": results["tokens_read"]}
     for name, count in counted.items():
         assert table[name] == [f"{count:,}"] and count > 0
     assert table["training time"] == [f"{results['train_seconds']:,} seconds"]
     assert table["precision"] == ["bfloat16 autocast over float32 weights"]
-    assert f"{data['truncated_sequences']} longer training sequences were cut" in table["longest sequence"][0]
+    assert table["training documents"] == [f"{data['train_documents']:,}"] and data["dropped_tokens"] == 0
+    assert table["longest sequence"] == [f"{data['max_length']:,} tokens"]
     assert f"{results['parameters']:,} parameters" in text
     for group in ("backbone", "objective", "corruption", "training"):
         for name, value in results[group].items():
@@ -128,11 +129,13 @@ def test_every_figure_is_that_of_the_results(text, results):
     assert {"learning_rate", "per_device_train_batch_size", "optim"} <= results["training"].keys()
 
 
-def test_tokens_are_counted_without_padding_and_once(run, results):
+def test_tokens_are_counted_without_padding_and_as_often_as_they_are_read(run, results):
     history = json.loads((run / "trainer_state.json").read_text())["log_history"]
-    seen = [entry["num_input_tokens_seen"] for entry in history if "loss" in entry]
-    assert seen[-1] == results["tokens_seen"]
-    assert max(b - a for a, b in zip([0, *seen], seen)) <= 16 * results["data"]["max_length"]
+    seen, read = (
+        [entry[name] for entry in history if "loss" in entry] for name in ("num_input_tokens_seen", "tokens_read")
+    )
+    assert read[-1] == results["tokens_read"]
+    assert read == [3 * tokens for tokens in seen]  # the text, its masked copy and the text from left to right
     assert not any("train_tokens_per_second" in entry for entry in history if "loss" in entry)
 
 
@@ -308,6 +311,6 @@ def test_a_resumed_run_says_from_where(run, tmp_path):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["resumed_at_step"] == 2 and results["steps"] == 6
     assert (
-        results["tokens_seen"] > first["tokens_seen"]
+        results["tokens_read"] > first["tokens_read"]
         and "seconds, from step 2 on" in (tmp_path / "run" / "README.md").read_text()
     )

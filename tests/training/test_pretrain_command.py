@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -133,19 +134,25 @@ def test_it_continues_from_its_own_checkpoint_with_other_options(corpus, tmp_pat
     assert config.clm_weight == 1 and config.text_config.hidden_size == 32
 
 
-def test_truncated_sequences_are_counted(corpus, tmp_path, capsys):
-    assert main(options(corpus, tmp_path / "run", "--max_seq_length", "8", "--validation_file", str(corpus))) == 0
+@pytest.mark.parametrize("long_texts", ["split", "truncate"])
+def test_documents_and_tokens_are_counted(corpus, tmp_path, capsys, long_texts):
+    more = ("--max_seq_length", "8", "--validation_file", str(corpus), "--long_texts", long_texts)
+    assert main(options(corpus, tmp_path / "run", *more)) == 0
     lines = [line.split() for line in corpus.read_text().splitlines()]
-    longer = sum(len(line) + 2 > 8 for line in lines)
     said = capsys.readouterr().out
-    assert "longer than 8 tokens and were truncated" in said
-    assert int(said.split(" sequences are longer")[0].split()[-1].replace(",", "")) >= longer
+    assert "A document is a line of .txt (--text_unit)." in said
+    assert f"Training text: {len(lines):,} documents" in said and "reads 8 tokens at once" in said
+    dropped = int(re.search(r"([\d,]+) tokens cut off|$", said)[1].replace(",", "")) if "cut off (" in said else 0
+    if long_texts == "split":
+        assert dropped == 0 and "nothing cut off" in said
+    else:
+        assert dropped >= sum(max(0, len(line) - 6) for line in lines) > 0
 
 
 def test_more_tokens_than_positions_are_truncated(corpus, tmp_path, capsys):
     short = json.dumps({**json.loads(TINY), "max_position_embeddings": 6})
     assert main(options(corpus, tmp_path / "run", "--text_config", short)) == 0
-    assert "longer than 6 tokens and were truncated" in capsys.readouterr().out
+    assert "an encoder that reads 6 tokens at once" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

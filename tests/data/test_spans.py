@@ -1,0 +1,141 @@
+"""Two spans of a document as the two views: invariants of `DataCollatorForSimMIM` with `positive_view="span"`."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_tokenizer
+from torch.utils.data import DataLoader
+
+from simmim_hf import DataCollatorForSimMIM
+
+CLS, SEP, UNK, MASK = 2, 3, 1, 4
+
+
+def collator(**options) -> DataCollatorForSimMIM:
+    defaults = {"positive_view": "span", "corrupted_views": "both", "max_length": 12, "min_span_length": 3}
+    return DataCollatorForSimMIM(tiny_tokenizer(), **{**defaults, **options})
+
+
+def documents(lengths, seed=0) -> list[dict]:
+    """Distinct words, so that a token that is in both views shows; an unknown word in the middle and at both ends."""
+    rng, rows = np.random.default_rng(seed), []
+    for length in lengths:
+        ids = rng.permutation(np.arange(5, 64))[:length]
+        if length > 6:
+            ids[[0, length // 2, -1]] = UNK
+        rows.append({"input_ids": [CLS, *ids.tolist(), SEP]})
+    return rows
+
+
+def text_of(ids, mask) -> list[int]:
+    """The tokens between [CLS] and [SEP]."""
+    real = ids[mask.bool()].tolist()
+    assert (real[0], real[-1]) == (CLS, SEP)
+    return real[1:-1]
+
+
+def views(batch) -> list[tuple[list[int], list[int]]]:
+    """The two views of each row, uncorrupted."""
+    positives = torch.where(batch["positive_labels"] != -100, batch["positive_labels"], batch["positive_input_ids"])
+    masks = batch["attention_mask"], batch["positive_attention_mask"]
+    return [
+        (text_of(one, mask), text_of(other, other_mask))
+        for one, mask, other, other_mask in zip(batch["input_ids"], masks[0], positives, masks[1], strict=True)
+    ]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("seed", range(5))
+def test_neither_span_sees_the_other(side, seed):
+    rows = documents([6, 7, 11, 14, 20, 20], seed)
+    make = collator(seed=seed)
+    make.tokenizer.padding_side = side
+    for row, (one, other) in zip(rows, views(make(rows)), strict=True):
+        assert one + other == row["input_ids"][1:-1]  # every token in one span, in its order
+        assert 3 <= len(one) <= 10 and 3 <= len(other) <= 10
+
+
+def test_a_text_too_short_to_cut_gives_two_corruptions_of_it():
+    rows = documents([1, 4, 5])
+    batch = collator(mlm_probability=0.5)(rows)
+    for row, (one, other) in zip(rows, views(batch), strict=True):
+        assert one == other == row["input_ids"][1:-1]
+    assert not torch.equal(batch["labels"], batch["positive_labels"])
+
+
+def test_what_is_longer_than_two_passages_is_cut_off():
+    for one, other in views(collator()(documents([30, 40]))):
+        assert len(one) == len(other) == 10
+
+
+def test_both_views_are_corrupted_and_labelled():
+    batch = collator(mlm_probability=0.4)(documents([20] * 50))
+    for ids, corrupted, labels in (
+        (None, batch["positive_input_ids"], batch["positive_labels"]),
+        (batch["input_ids"], batch["masked_input_ids"], batch["labels"]),
+    ):
+        predicted = labels != -100
+        assert predicted.any(1).all()
+        assert 0.3 < predicted.sum() / (50 * 10) < 0.5
+        assert (corrupted[predicted] == MASK).float().mean() > 0.6
+        if ids is not None:
+            assert torch.equal(ids[predicted], labels[predicted])
+            assert torch.equal(ids[~predicted], corrupted[~predicted])
+
+
+def test_the_article_form_keeps_the_positive_whole():
+    rows = documents([20, 14])
+    batch = collator(corrupted_views="copy")(rows)
+    assert "positive_labels" not in batch
+    for row, one, mask, other, other_mask in zip(
+        rows,
+        *(batch[name] for name in ("input_ids", "attention_mask", "positive_input_ids", "positive_attention_mask")),
+        strict=True,
+    ):
+        assert text_of(one, mask) + text_of(other, other_mask) == row["input_ids"][1:-1]
+
+
+@pytest.mark.parametrize("view", ["masked", "deleted", "cropped", "span"])
+def test_every_view_can_be_corrupted_on_both_sides(view):
+    rows = documents([20, 14, 9])
+    batch = collator(positive_view=view, max_length=None)(rows)
+    shape = batch["positive_input_ids"].shape
+    assert batch["positive_labels"].shape == batch["positive_attention_mask"].shape == shape
+    assert (batch["positive_labels"] != -100).any(1).all()
+    for row, (one, other) in zip(rows, views(batch), strict=True):
+        assert set(one) | set(other) <= set(row["input_ids"])
+
+
+def test_the_cut_is_another_one_in_another_batch():
+    rows = documents([20, 20, 20])
+    lengths = set()
+    for order in ([0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]):
+        cut = views(collator(max_length=None)([rows[i] for i in order]))
+        lengths.add(len(cut[order.index(0)][0]))
+    assert len(lengths) > 2
+
+
+def test_raw_text_has_room_for_two_spans():
+    words = " ".join(f"w{i}" for i in range(40))
+    (views_of_words,) = views(collator()([words]))
+    assert [len(view) for view in views_of_words] == [10, 10]
+
+
+@pytest.mark.parametrize("corrupted_views", ["copy", "both"])
+def test_same_batches_for_any_number_of_workers(corrupted_views):
+    rows = documents([20, 7, 15, 11, 3, 18, 9, 12])
+    found = [
+        list(DataLoader(rows, 2, collate_fn=collator(corrupted_views=corrupted_views), num_workers=workers))
+        for workers in (0, 2)
+    ]
+    for one, other in zip(*found, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_settings_are_saved_and_checked(tmp_path):
+    collator().save_pretrained(tmp_path)
+    loaded = DataCollatorForSimMIM.from_pretrained(tmp_path, tiny_tokenizer())
+    assert (loaded.positive_view, loaded.corrupted_views, loaded.min_span_length) == ("span", "both", 3)
+    with pytest.raises(ValueError, match="min_span_length=0: choose 1 or more"):
+        collator(min_span_length=0)
