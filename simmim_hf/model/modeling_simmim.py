@@ -419,14 +419,11 @@ class SimMIMWithLMHead(SimMIMPreTrainedModel):
         self.lm_head.decoder = value
 
 
-class SimMIMForMaskedLM(SimMIMWithLMHead):
-    """Masked language modelling alone: for fill-mask and for further masked-only training."""
+class SimMIMWithLabels(SimMIMPreTrainedModel):
+    """The forward of the models that answer with `logits` and learn by `labels`; each tells the shapes of both."""
 
     accepts_loss_kwargs = False
-
-    def __init__(self, config: SimMIMConfig):
-        super().__init__(config)
-        self.post_init()
+    output_class: type[ModelOutput]
 
     @can_return_tuple
     def forward(
@@ -438,33 +435,52 @@ class SimMIMForMaskedLM(SimMIMWithLMHead):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs,
-    ) -> MaskedLMOutput:
+    ) -> ModelOutput:
         """
         Args:
-            input_ids, attention_mask, token_type_ids, position_ids: (batch, length)
-            labels: (batch, length), original token ids where to predict and -100 elsewhere
+            input_ids, attention_mask, token_type_ids, position_ids: (batch, length), see `SimMIMModel.forward`
+            inputs_embeds: (batch, length, embedding), instead of `input_ids`
+            labels: what is to be predicted
 
         Returns:
-            `logits` (batch, length, vocab), and with `labels` the mean `loss` over the predicted positions.
+            `logits`, and with `labels` the mean `loss`.
         """
-        outputs = self.simmim(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            return_dict=True,
-            **kwargs,
+        columns = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        logits, outputs = self._read(columns, return_dict=True, **kwargs)
+        return self.output_class(
+            loss=None if labels is None else self._loss(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
-        logits = self.lm_head(outputs.last_hidden_state)  # (batch, length, vocab)
-        loss = None
-        if labels is not None:
-            predicted = labels != IGNORE_INDEX
-            total = token_cross_entropy(logits[predicted], labels[predicted])
-            loss = global_means({"loss": (total, predicted.sum())})["loss"]
-        return MaskedLMOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+
+
+class SimMIMForMaskedLM(SimMIMWithLabels, SimMIMWithLMHead):
+    """Masked language modelling alone: for fill-mask and for further masked-only training.
+
+    `logits` are (batch, length, vocab); `labels` (batch, length), original token ids where to predict, -100 elsewhere.
+    """
+
+    output_class = MaskedLMOutput
+
+    def __init__(self, config: SimMIMConfig):
+        super().__init__(config)
+        self.post_init()
+
+    def _read(self, columns: dict, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
+        outputs = self.simmim(**columns, **kwargs)
+        return self.lm_head(outputs.last_hidden_state), outputs  # (batch, length, vocab)
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        predicted = labels != IGNORE_INDEX  # (batch, length)
+        total = token_cross_entropy(logits[predicted], labels[predicted])  # of (tokens, vocab) and (tokens,)
+        return global_means({"loss": (total, predicted.sum())})["loss"]
 
     @torch.no_grad()
     def infill(
@@ -659,6 +675,7 @@ class SimMIMWithNewHead(SimMIMPreTrainedModel):
 
     accepts_loss_kwargs = False
     head_name = "classifier"
+    num_outputs: int | None = None  # by default one for each label
 
     def __init__(self, config: SimMIMConfig):
         super().__init__(config)
@@ -667,127 +684,89 @@ class SimMIMWithNewHead(SimMIMPreTrainedModel):
         text_config = config.text_config
         dropout = getattr(text_config, "classifier_dropout", None)
         self.dropout = nn.Dropout(getattr(text_config, "hidden_dropout_prob", 0.0) if dropout is None else dropout)
-        setattr(self, self.head_name, nn.Linear(config.hidden_size, self._num_outputs))
+        setattr(self, self.head_name, nn.Linear(config.hidden_size, self.num_outputs or config.num_labels))
         self.post_init()
 
-    @property
-    def _num_outputs(self) -> int:
-        return self.num_labels
 
-    def _check_labels(self, labels: torch.Tensor, num_labels: int | None = None) -> None:
-        """Raises a ValueError for a class that does not exist; on a GPU it would end the process without a reason."""
-        num_labels = self.num_labels if num_labels is None else num_labels
-        wrong = labels[(labels != IGNORE_INDEX) & ((labels < 0) | (labels >= num_labels))]
-        if wrong.numel():
-            raise ValueError(
-                f"`labels` holds {wrong[0].item()}, but there are {num_labels} to choose from, 0 to {num_labels - 1}. "
-                "Renumber them, or load a classifier with `num_labels=` the number of classes."
-            )
+def _check_labels(labels: torch.Tensor, num_labels: int) -> None:
+    """Raises a ValueError for a class that does not exist; on a GPU it would end the process without a reason."""
+    wrong = labels[(labels != IGNORE_INDEX) & ((labels < 0) | (labels >= num_labels))]
+    if wrong.numel():
+        raise ValueError(
+            f"`labels` holds {wrong[0].item()}, but there are {num_labels} to choose from, 0 to {num_labels - 1}. "
+            "Renumber them, or load a classifier with `num_labels=` the number of classes."
+        )
 
-    def _check_padding(self, inputs: torch.Tensor | None, attention_mask: torch.Tensor | None) -> None:
-        if inputs is None or attention_mask is not None or self.config.pad_token_id is not None:
-            return
-        if len(inputs) > 1:
+
+class SimMIMForSequenceClassification(SimMIMWithLabels, SimMIMWithNewHead):
+    """Classes, several labels at once, or a number for each text, from its pooled vector.
+
+    `logits` are (batch, labels); `labels` (batch,) classes or, for one label, numbers; (batch, labels) of 0.0 and 1.0
+    for several at once. `config.problem_type` says which, or is found from their type.
+    """
+
+    output_class = SequenceClassifierOutput
+
+    def _read(self, columns: dict, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
+        given = columns["input_ids"] if columns["input_ids"] is not None else columns["inputs_embeds"]
+        padding_is_known = columns["attention_mask"] is not None or self.config.pad_token_id is not None
+        if given is not None and len(given) > 1 and not padding_is_known:
             raise ValueError(
-                f"A batch of {len(inputs)} texts without `attention_mask`, and the model has no `pad_token_id`: "
+                f"A batch of {len(given)} texts without `attention_mask`, and the model has no `pad_token_id`: "
                 "padding cannot be told from text. Give the tokenizer a `pad_token`, set "
                 "`model.config.pad_token_id`, and pass the `attention_mask` that the tokenizer makes."
             )
+        outputs = self.simmim(**columns, **kwargs)
+        return self.classifier(self.dropout(outputs.pooler_output)), outputs  # (batch, labels)
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if self.num_labels > 1 and not labels.is_floating_point():
+            _check_labels(labels, self.num_labels)
+        return self.loss_function(pooled_logits=logits, labels=labels, config=self.config)
 
 
-class SimMIMForSequenceClassification(SimMIMWithNewHead):
-    """Classes, several labels at once, or a number for each text, from its pooled vector."""
+class SimMIMForTokenClassification(SimMIMWithLabels, SimMIMWithNewHead):
+    """A class for each token.
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs,
-    ) -> SequenceClassifierOutput:
-        """
-        Args:
-            input_ids, attention_mask, token_type_ids, position_ids: (batch, length)
-            labels: (batch,) classes or, for one label, numbers; (batch, labels) of 0.0 and 1.0 for several at once.
-                `config.problem_type` says which, or is found from their type.
+    `logits` are (batch, length, labels); `labels` (batch, length), -100 where a token has none.
+    """
 
-        Returns:
-            `logits` (batch, labels), and with `labels` the mean `loss`.
-        """
-        self._check_padding(input_ids if input_ids is not None else inputs_embeds, attention_mask)
-        outputs = self.simmim(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            return_dict=True,
-            **kwargs,
-        )
-        logits = self.classifier(self.dropout(outputs.pooler_output))  # (batch, labels)
-        loss = None
-        if labels is not None:
-            if self.num_labels > 1 and not labels.is_floating_point():
-                self._check_labels(labels)
-            loss = self.loss_function(pooled_logits=logits, labels=labels, config=self.config)
-        return SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+    output_class = TokenClassifierOutput
+
+    def _read(self, columns: dict, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
+        outputs = self.simmim(**columns, **kwargs)
+        return self.classifier(self.dropout(outputs.last_hidden_state)), outputs  # (batch, length, labels)
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        _check_labels(labels, self.num_labels)
+        return self.loss_function(logits, labels, self.config)
 
 
-class SimMIMForTokenClassification(SimMIMWithNewHead):
-    """A class for each token."""
+class SimMIMForMultipleChoice(SimMIMWithLabels, SimMIMWithNewHead):
+    """The best of several continuations of a text.
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs,
-    ) -> TokenClassifierOutput:
-        """
-        Args:
-            input_ids, attention_mask, token_type_ids, position_ids: (batch, length)
-            labels: (batch, length), -100 where a token has none
+    The inputs are (batch, choices, length); `logits` (batch, choices); `labels` (batch,), which choice is right.
+    """
 
-        Returns:
-            `logits` (batch, length, labels), and with `labels` the mean `loss`.
-        """
-        outputs = self.simmim(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            return_dict=True,
-            **kwargs,
-        )
-        logits = self.classifier(self.dropout(outputs.last_hidden_state))  # (batch, length, labels)
-        loss = None
-        if labels is not None:
-            self._check_labels(labels)
-            loss = self.loss_function(logits, labels, self.config)
-        return TokenClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+    output_class = MultipleChoiceModelOutput
+    num_outputs = 1
+
+    def _read(self, columns: dict, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
+        columns = {name: x for name, x in columns.items() if x is not None}  # (batch, choices, length) each
+        outputs = self.simmim(**{name: x.flatten(0, 1) for name, x in columns.items()}, **kwargs)
+        scores = self.classifier(self.dropout(outputs.pooler_output))  # (batch * choices, 1)
+        return scores.view(next(iter(columns.values())).shape[:2]), outputs  # (batch, choices)
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        _check_labels(labels, num_labels=logits.shape[1])
+        return nn.functional.cross_entropy(logits.float(), labels)
 
 
 class SimMIMForQuestionAnswering(SimMIMWithNewHead):
     """Where in a text the answer to a question begins and ends."""
 
     head_name = "qa_outputs"
-
-    @property
-    def _num_outputs(self) -> int:
-        return 2
+    num_outputs = 2
 
     @can_return_tuple
     def forward(
@@ -810,13 +789,7 @@ class SimMIMForQuestionAnswering(SimMIMWithNewHead):
             `start_logits` and `end_logits` (batch, length), and with positions the mean `loss`.
         """
         outputs = self.simmim(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            return_dict=True,
-            **kwargs,
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
         # (batch, length, 2) -> (batch, length) each
         start_logits, end_logits = self.qa_outputs(self.dropout(outputs.last_hidden_state)).unbind(-1)
@@ -829,54 +802,6 @@ class SimMIMForQuestionAnswering(SimMIMWithNewHead):
             end_logits=end_logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-        )
-
-
-class SimMIMForMultipleChoice(SimMIMWithNewHead):
-    """The best of several continuations of a text."""
-
-    @property
-    def _num_outputs(self) -> int:
-        return 1
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs,
-    ) -> MultipleChoiceModelOutput:
-        """
-        Args:
-            input_ids, attention_mask, token_type_ids, position_ids: (batch, choices, length)
-            labels: (batch,), which choice is right
-
-        Returns:
-            `logits` (batch, choices), and with `labels` the mean `loss`.
-        """
-        inputs = input_ids if input_ids is not None else inputs_embeds
-        if inputs is None:
-            raise ValueError("Give `input_ids` or `inputs_embeds`.")
-        columns = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "inputs_embeds": inputs_embeds,
-        }
-        columns = {name: x.flatten(0, 1) for name, x in columns.items() if x is not None}  # (batch * choices, length)
-        outputs = self.simmim(**columns, return_dict=True, **kwargs)
-        logits = self.classifier(self.dropout(outputs.pooler_output)).view(inputs.shape[:2])  # (batch, choices)
-        loss = None
-        if labels is not None:
-            self._check_labels(labels, num_labels=inputs.shape[1])
-            loss = nn.functional.cross_entropy(logits.float(), labels)
-        return MultipleChoiceModelOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
 
