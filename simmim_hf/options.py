@@ -6,7 +6,7 @@ import json
 import os
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import field, fields, make_dataclass
+from dataclasses import MISSING, field, fields, make_dataclass
 from typing import Union, get_args, get_origin
 
 import yaml
@@ -16,8 +16,8 @@ SETTINGS_FILES = (".yaml", ".yml", ".json")
 NOT_GIVEN = object()
 
 
-def option(default, help: str, **metadata):
-    """A dataclass field for the command line."""
+def option(default=MISSING, help: str = "", **metadata):
+    """A dataclass field for the command line; without a default it has to be given."""
     return field(default=default, metadata={"help": help, **metadata})
 
 

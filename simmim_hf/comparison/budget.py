@@ -144,7 +144,7 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with contextlib.suppress(OSError, AttributeError):  # only Linux has them
-            ctypes.CDLL(None).malloc_trim(0)  # what earlier runs have freed counts no more
+            ctypes.CDLL(None).malloc_trim(0)  # memory that earlier runs have freed no longer counts
             Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -1,4 +1,4 @@
-"""The same questions about held-out text to every model, whatever its objective is."""
+"""Held-out text on which every model is asked the same, whatever its objective, also while it trains."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ class HeldOut:
 
     Args:
         dataset: rows with `input_ids` and `length`
-        collator: how the text is masked; of a schedule its end
+        collator: how the text is masked; at the end of its schedule, where it has one
     """
 
     def __init__(self, dataset: Dataset, collator: DataCollatorForSimMIM, batch_size: int):

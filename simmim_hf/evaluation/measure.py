@@ -131,13 +131,9 @@ def _retrieval(task: Task, vectors: TextVectors) -> dict[str, float]:
 
 
 def _transfer(task: Task, vectors: TextVectors, seed: int) -> dict[str, float]:
-    if task.train is None:
-        texts, labels = _by_text(task.test)
-        return {"texts": len(texts), **metrics.transfer_metrics(vectors[texts], labels, seed=seed)}
-    texts, labels = _by_text(task.train)
-    test_texts, test_labels = _by_text(task.test)
-    values = metrics.transfer_metrics(vectors[texts], labels, vectors[test_texts], test_labels, seed=seed)
-    return {"texts": len(texts) + len(test_texts), **values}
+    parts = [_by_text(rows) for rows in (task.train, task.test) if rows is not None]
+    columns = [column for texts, labels in parts for column in (vectors[texts], labels)]
+    return {"texts": sum(len(texts) for texts, _ in parts), **metrics.transfer_metrics(*columns, seed=seed)}
 
 
 def _plain_text(
