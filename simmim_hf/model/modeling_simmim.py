@@ -13,14 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import (
-    AutoConfig,
-    Cache,
-    GenerationConfig,
-    GenerationMixin,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, Cache, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
@@ -318,7 +311,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
 
     @torch.no_grad()
     def _prove_direction(self, is_causal: bool, device: torch.device) -> None:
-        """Tries once whether the backbone reads as it is told: some look one way only, and say nothing.
+        """Tries once whether the backbone obeys `is_causal`: some can read one way only, and ignore it silently.
 
         Raises:
             ValueError: it looks ahead when it must not, or cannot look ahead when it should.
@@ -355,9 +348,8 @@ class SimMIMModel(SimMIMPreTrainedModel):
         try:
             with _evaluating(self, device):
                 packed = self._encode_packed(input_ids, packing, is_causal=False)
-                padded = packing.pack(
-                    self._encode_padded(input_ids, attention_mask, is_causal=False).last_hidden_state
-                )
+                padded = self._encode_padded(input_ids, attention_mask, is_causal=False).last_hidden_state
+                padded = packing.pack(padded)  # (rows, length, hidden) -> (tokens, hidden), as `packed`
             tolerance = 1e-4 if packed.dtype in (torch.float32, torch.float64) else 5e-2
             difference, size = (x.float().norm() for x in (packed - padded, padded))
             reason = None if difference <= tolerance * size else "its results differ"
@@ -543,7 +535,7 @@ class SimMIMForMaskedLM(SimMIMWithLabels, SimMIMWithLMHead):
                 tokens = (logits / temperature).softmax(-1).multinomial(1)[:, 0]
             filled[opened] = tokens
             certainty[opened] = probabilities.gather(1, tokens[:, None])[:, 0]
-            # Of each text, rank its gaps from the least certain; what is not a gap ranks behind all of them.
+            # Rank the gaps of each text from the least certain; other tokens come last.
             rank = certainty.masked_fill(~gaps, torch.inf).argsort(dim=1, stable=True).argsort(1)
             reopened = rank < (num_gaps * (steps - step).clamp(min=0) // steps)[:, None]
             filled[reopened] = mask_token_id
@@ -584,14 +576,8 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
                 generation_config = GenerationConfig.from_pretrained(name_or_path, **kwargs)
             except OSError:
                 generation_config = self.generation_config
-        super().adjust_generation_fn(
-            generation_config,
-            from_auto_class,
-            from_pipeline,
-            name_or_path,
-            trust_remote_code=trust_remote_code,
-            **kwargs,
-        )
+        kwargs["trust_remote_code"] = trust_remote_code
+        super().adjust_generation_fn(generation_config, from_auto_class, from_pipeline, name_or_path, **kwargs)
 
     @can_return_tuple
     def forward(
