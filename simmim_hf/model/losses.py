@@ -87,6 +87,10 @@ def linear_cross_entropy(
     Returns:
         The loss, a scalar, 0 where there are no tokens; and how many targets have the highest logit.
     """
+    # torch has a function of this name from 2.13 on, and this package also runs on 2.11. It does not count the right
+    # answers. Compared with this one it takes, with chunks of the same size, 1.07 times the time and 0.95 times the
+    # memory; with those that it chooses, about 10 and 0.8 times; without chunks, 0.86 and 1.85 times (600 tokens of
+    # width 384, vocabulary of 30,522, forward and backward in float32 on 2 CPU cores, torch 2.13).
     if not torch.is_grad_enabled():  # autograd would still ask for the gradients, which nobody reads
         hidden, weight, bias = (None if x is None else x.detach() for x in (hidden, weight, bias))
     return _LinearCrossEntropy.apply(hidden, weight, bias, targets, tokens_at_once)

@@ -198,10 +198,11 @@ class SimMIMModel(SimMIMPreTrainedModel):
         if attention_mask is None:
             attention_mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
         kwargs = {**self._asked_for(), **kwargs}
+        is_causal = self.config.objective.is_causal if is_causal is None else is_causal
         plain = input_ids is not None and position_ids is None and not any(kwargs.values())
-        if plain and self._causal_on_encoder(is_causal) and self._packs(input_ids.device):
-            tokens, packing = self.encode(input_ids, attention_mask, token_type_ids, is_causal=True)
-            outputs = ModelOutput(last_hidden_state=packing.unpack(tokens))
+        if plain and is_causal and not self._causal_by_nature and self._packs(input_ids.device):
+            tokens, packing = self.encode(input_ids, attention_mask, token_type_ids, is_causal)
+            outputs = ModelOutput(last_hidden_state=packing.unpack(tokens))  # (batch, length, hidden)
         else:
             outputs = self._encode_padded(
                 input_ids,
@@ -236,13 +237,14 @@ class SimMIMModel(SimMIMPreTrainedModel):
             (tokens, hidden), and the packing that leads back to the (batch, length) grid.
         """
         packing = Packing.of(attention_mask)
-        self._prove_direction(self._resolve_causal(is_causal), input_ids.device)
+        is_causal = self.config.objective.is_causal if is_causal is None else is_causal
+        self._prove_direction(is_causal, input_ids.device)
         if self._packs(input_ids.device):
             return self._encode_packed(input_ids, packing, token_type_ids, is_causal), packing
-        outputs = self._encode_padded(input_ids, attention_mask, token_type_ids, is_causal)
+        outputs = self._encode_padded(input_ids, attention_mask, token_type_ids, is_causal)  # (batch, length, hidden)
         return packing.pack(outputs.last_hidden_state), packing
 
-    def _encode_packed(self, input_ids, packing, token_type_ids=None, is_causal=None) -> torch.Tensor:
+    def _encode_packed(self, input_ids, packing, token_type_ids=None, is_causal=False) -> torch.Tensor:
         columns = {"input_ids": input_ids, "token_type_ids": token_type_ids}  # (batch, length)
         columns = {name: packing.pack(x)[None] for name, x in columns.items() if x is not None}  # (1, tokens)
         outputs = self.encoder(
@@ -250,19 +252,19 @@ class SimMIMModel(SimMIMPreTrainedModel):
             position_ids=(packing.positions + self.first_position)[None],
             # A mask of four dimensions is passed on as it is by every backbone; the attention needs none.
             attention_mask=torch.ones(1, 1, 1, 1, device=input_ids.device),
-            is_causal=self._resolve_causal(is_causal),
+            is_causal=is_causal,
             packing=packing,
         )
         return outputs.last_hidden_state[0]  # (tokens, hidden)
 
     def _encode_padded(
-        self, input_ids, attention_mask, token_type_ids=None, is_causal=None, position_ids=None, **kwargs
+        self, input_ids, attention_mask, token_type_ids=None, is_causal=False, position_ids=None, **kwargs
     ) -> ModelOutput:
         if position_ids is None:
             position_ids = self._positions(attention_mask)
         if self._causal_by_nature:
-            kwargs["is_causal"] = self._resolve_causal(is_causal)
-        elif self._resolve_causal(is_causal):
+            kwargs["is_causal"] = is_causal
+        elif is_causal:
             attention_mask = self._causal_mask(attention_mask)
         return self.encoder(
             **self._accepted(token_type_ids=token_type_ids, position_ids=position_ids, use_cache=False),
@@ -283,23 +285,13 @@ class SimMIMModel(SimMIMPreTrainedModel):
                 "the attention of this package: load the model without `attn_implementation`, or with 'sdpa'."
             )
         length, dtype = attention_mask.shape[1], self.dtype
-        visible = (
-            attention_mask.bool()[:, None, None, :]
-            & torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
-        )
-        return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(
-            ~visible, torch.finfo(dtype).min
-        )
-
-    def _resolve_causal(self, is_causal: bool | None) -> bool:
-        return self.config.objective.is_causal if is_causal is None else is_causal
+        past = torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
+        visible = attention_mask.bool()[:, None, None, :] & past  # (batch, 1, length, length)
+        return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
 
     def _accepted(self, **inputs) -> dict:
         """The inputs that are given and that this backbone's forward knows by name."""
         return {k: v for k, v in inputs.items() if v is not None and k in self._parameters_of_forward}
-
-    def _causal_on_encoder(self, is_causal: bool | None) -> bool:
-        return self._resolve_causal(is_causal) and not self._causal_by_nature
 
     def _packs(self, device: torch.device) -> bool:
         """Whether the backbone reads sequences without padding."""
@@ -347,8 +339,8 @@ class SimMIMModel(SimMIMPreTrainedModel):
         packing = Packing.of(attention_mask)
         try:
             with _evaluating(self, device):
-                packed = self._encode_packed(input_ids, packing, is_causal=False)
-                padded = self._encode_padded(input_ids, attention_mask, is_causal=False).last_hidden_state
+                packed = self._encode_packed(input_ids, packing)
+                padded = self._encode_padded(input_ids, attention_mask).last_hidden_state
                 padded = packing.pack(padded)  # (rows, length, hidden) -> (tokens, hidden), as `packed`
             tolerance = 1e-4 if packed.dtype in (torch.float32, torch.float64) else 5e-2
             difference, size = (x.float().norm() for x in (packed - padded, padded))

@@ -274,20 +274,16 @@ def _metrics(facts: dict) -> list[list[str]]:
 
 def _notes(facts: dict) -> list[str]:
     """What the metrics mean, and where training did not help."""
-    before, after, notes = facts.get("before", {}), facts.get("after", {}), []
+    after, notes = facts.get("after", {}), []
     if "retrieval_candidates" in facts:
         candidates = f"{facts['retrieval_candidates']:,} held-out candidates"
         notes.append(f"Retrieval finds a docstring's body by its summary line among {candidates}.")
     if "similarity_spearman" in after:
         scored = facts["data"]["similarity_file"]
         notes.append(f"Similarity is the correlation of cosines with the scores of the pairs in `{scored}`.")
-    comparisons = {"before training": before, "the baseline": report.baselines(facts)}
-    for other, values in comparisons.items():
-        behind = [
-            title(name)
-            for name, value in values.items()
-            if name in after and quantity(name).hub and not quantity(name).is_better(after[name], value)
-        ]
+    for other, values in {"before training": facts.get("before", {}), "the baseline": report.baselines(facts)}.items():
+        told = [name for name in values if name in after and quantity(name).hub]
+        behind = [title(name) for name in told if not quantity(name).is_better(after[name], values[name])]
         notes += [f"**No better than {other}: {listed(behind)}.**"] if behind else []
     return notes
 
@@ -305,18 +301,16 @@ def save_card(card: ModelCard, folder: str | Path, overwrite: bool = False) -> P
     path = Path(folder, "README.md")
     if path.exists() and not overwrite and not _is_ours(path.read_text(encoding="utf-8")):
         raise FileExistsError(f"`{path}` was edited or written by a person and stays; --overwrite replaces it.")
-    text = f"{str(card).rstrip()}\n\n"
-    path.write_text(text + CHECKSUM.format(_checksum(text)), encoding="utf-8")
+    path.write_text(_signed(f"{str(card).rstrip()}\n\n"), encoding="utf-8")
     return path
 
 
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _signed(text: str) -> str:
+    return text + CHECKSUM.format(hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
 def _is_ours(readme: str) -> bool:
-    start = readme.rfind(CHECKSUM.split("{")[0])
-    return start >= 0 and readme[start:] == CHECKSUM.format(_checksum(readme[:start]))
+    return readme == _signed(readme[: readme.rfind(CHECKSUM.split("{")[0])])
 
 
 def write_trainer_card(trainer: Trainer, facts: dict, name: str | None, **options) -> None:
