@@ -51,7 +51,7 @@ CARD_FILES = ("README.md", "training.png")
 
 
 class ExportError(RuntimeError):
-    """An export that is not what its source is."""
+    """An export that differs from its source."""
 
 
 @dataclass
@@ -82,7 +82,7 @@ def run(arguments: ExportArguments) -> None:
 
     Raises:
         ValueError, OSError, ImportError: the input cannot work; the message names the remedy.
-        ExportError: the export is not what its source is.
+        ExportError: the export differs from its source.
     """
     name, to, folder = arguments.model, arguments.to, Path(arguments.output_dir)
     if folder.is_dir() and any(folder.iterdir()):

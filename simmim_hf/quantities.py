@@ -94,7 +94,7 @@ def as_text(value: float | None, digits: int = 3) -> str:
 
 
 def quantity(key: str) -> Quantity:
-    """The quantity of a key, before which may stand where it was measured: `eval_mlm_loss`, `retrieval_mrr@10`.
+    """The quantity of a key, also of one that begins with where it was measured: `eval_mlm_loss`, `retrieval_mrr@10`.
 
     Raises:
         KeyError: there is no such quantity.
@@ -103,7 +103,7 @@ def quantity(key: str) -> Quantity:
 
 
 def title(key: str) -> str:
-    """The title of a key with where it was measured: `retrieval MRR@10`."""
+    """The title of a key, after the place where it was measured: `retrieval MRR@10`."""
     where = "" if key in QUANTITIES else f"{key.partition('_')[0]} "
     return f"{where.replace('eval ', '')}{quantity(key).described}"
 

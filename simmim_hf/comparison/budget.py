@@ -125,7 +125,7 @@ def epochs(trainer: SimMIMTrainer) -> Iterator[list[list[int]]]:
 
 
 def flops_per_token(trainer: SimMIMTrainer) -> float:
-    """Operations for each token of text, from batches of all over the first epoch; weights follow their schedule."""
+    """Operations for each token of text, over batches from all of the first epoch; weights follow their schedule."""
     batches = next(epochs(trainer))
     sampled = [batches[i] for i in np.linspace(0, len(batches) - 1, min(SAMPLED_BATCHES, len(batches))).astype(int)]
     model, flops, tokens = trainer.accelerator.unwrap_model(trainer.model), 0.0, 0

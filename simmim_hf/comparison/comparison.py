@@ -168,7 +168,7 @@ class Comparison:
             records.write_json(self.folder / "comparison.json", self.record)
 
     def _read_text(self, is_new: bool) -> None:
-        """Reads and tokenises the text of all arms, and makes what asks every arm about its held-out part."""
+        """Reads and tokenises the text of all arms, and masks the held-out part that every arm is asked about."""
         options = {k: v for k, v in self.options.items() if k not in ("conflict_steps", "weight_schedule")}
         if not is_new:
             options["tokenizer_name"] = str(self._initial(self.seeds[0]))

@@ -113,7 +113,7 @@ def retrieval_metrics(
     Args:
         queries, documents: (pairs, dim); row i of one belongs to row i of the other
         query_ids, document_ids: (pairs,), such as the texts: rows with the same id are one query, or one document. So
-            a query may have several documents, and a document several queries. Default: every row is another one.
+            a query may have several documents, and a document several queries. Default: all differ.
         k: how far down the list is looked
 
     Returns:

@@ -12,7 +12,7 @@ from datasets.exceptions import DatasetGenerationError
 from ..data import corpora, docstrings
 from .metrics import check_labels, check_scores
 
-# By its columns, the first kind that fits.
+# A task is of the first kind whose columns it has.
 KINDS = {
     "similarity": ("sentence1", "sentence2", "score"),
     "retrieval": ("query", "document"),
@@ -35,7 +35,7 @@ class Task:
             tokens come from
 
     Raises:
-        ValueError: there are no rows, a text is missing, or scores or labels that nothing can be measured with.
+        ValueError: there are no rows, a text is missing, or scores or labels that cannot be used.
     """
 
     name: str

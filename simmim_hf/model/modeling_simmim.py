@@ -556,8 +556,7 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
         super().__init__(config, is_decoder=True)
         self.post_init()
         # A checkpoint of this class, or one whose objective has the causal term, has learned this direction.
-        trained = type(self).__name__ in (config.architectures or ()) or config.clm_weight > 0
-        self._reads_from_left_to_right = trained
+        self._reads_from_left_to_right = type(self).__name__ in (config.architectures or ()) or config.clm_weight > 0
 
     def adjust_generation_fn(
         self, generation_config, from_auto_class, from_pipeline, name_or_path, *, trust_remote_code, **kwargs

@@ -29,7 +29,7 @@ TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 PLOT = "training.png"
 CHECKSUM = "<!-- Written by simmim_hf, which replaces this file only while the text above is as it wrote it: {} -->\n"
 
-# The options that a card tells; `config.json` and `training_args.json` beside it have them all.
+# The options that a card lists; `config.json` and `training_args.json` beside it have them all.
 BACKBONE_OPTIONS = [
     "model_type",
     "num_hidden_layers",
