@@ -9,15 +9,17 @@ from transformers import HfArgumentParser
 
 from .options import option_names, parse, parse_given
 
+FAILED, REFUSED = 1, 2  # the input was right and the result is not; the input cannot work, as in argparse
+
 
 def pretrain(argv: list[str]) -> int:
     from .training.arguments import pretraining_parser
     from .training.pretraining import Pretraining
 
     parser = pretraining_parser()
-    with refusing(parser, ValueError, OSError):
+    with ending(parser, REFUSED, ValueError, OSError):
         run = Pretraining(*parse(parser, argv))
-    with failing(parser, FloatingPointError):
+    with ending(parser, FAILED, FloatingPointError):
         run.run(["pretrain", *argv])
     return 0
 
@@ -25,17 +27,15 @@ def pretrain(argv: list[str]) -> int:
 def evaluate(argv: list[str]) -> int:
     from .evaluation.command import Evaluation, EvaluationArguments
 
-    parser = HfArgumentParser(
+    parser = parser_of(
         EvaluationArguments,
-        prog="simmim evaluate",
-        usage="simmim evaluate [settings.yaml | settings.json] --model MODEL --tasks TASK [TASK ...] [options]",
-        description="Measure an encoder: similarity, retrieval, transfer, language modelling, and the geometry of its "
-        "vectors. Results go to a table, results.json and results.md.",
-        allow_abbrev=False,
+        "evaluate [settings.yaml | settings.json] --model MODEL --tasks TASK [TASK ...] [options]",
+        "Measure an encoder: similarity, retrieval, transfer, language modelling, and the geometry of its vectors. "
+        "Results go to a table, results.json and results.md.",
     )
-    with refusing(parser, ValueError, OSError):
+    with ending(parser, REFUSED, ValueError, OSError):
         run = Evaluation(*parse(parser, argv))
-    with failing(parser, FloatingPointError):
+    with ending(parser, FAILED, FloatingPointError):
         run.run(["evaluate", *argv])
     return 0
 
@@ -43,14 +43,12 @@ def evaluate(argv: list[str]) -> int:
 def card(argv: list[str]) -> int:
     from .training.card import CardArguments, write_card
 
-    parser = HfArgumentParser(
+    parser = parser_of(
         CardArguments,
-        prog="simmim card",
-        usage="simmim card --model FOLDER [options]",
-        description="Write README.md, the model card, from what a run recorded in its folder: results.json.",
-        allow_abbrev=False,
+        "card --model FOLDER [options]",
+        "Write README.md, the model card, from what a run recorded in its folder: results.json.",
     )
-    with refusing(parser, ValueError, OSError):
+    with ending(parser, REFUSED, ValueError, OSError):
         path = write_card(*parse(parser, argv))
     print(f"Wrote {path}")
     return 0
@@ -59,14 +57,12 @@ def card(argv: list[str]) -> int:
 def export(argv: list[str]) -> int:
     from .export import ExportArguments, ExportError, run
 
-    parser = HfArgumentParser(
+    parser = parser_of(
         ExportArguments,
-        prog="simmim export",
-        usage="simmim export --model FOLDER --to FORM --output_dir FOLDER [options]",
-        description="Write a checkpoint in a form that other libraries open, and compare it with its source.",
-        allow_abbrev=False,
+        "export --model FOLDER --to FORM --output_dir FOLDER [options]",
+        "Write a checkpoint in a form that other libraries open, and compare it with its source.",
     )
-    with refusing(parser, ValueError, OSError, ImportError), failing(parser, ExportError):
+    with ending(parser, REFUSED, ValueError, OSError, ImportError), ending(parser, FAILED, ExportError):
         run(*parse(parser, argv))
     return 0
 
@@ -76,16 +72,14 @@ def compare(argv: list[str]) -> int:
     from .comparison.comparison import Comparison, ComparisonArguments
     from .training.arguments import PRETRAINING
 
-    parser = HfArgumentParser(
+    parser = parser_of(
         (ComparisonArguments, *PRETRAINING),
-        prog="simmim compare",
-        usage="simmim compare [settings.yaml | settings.json] [options]",
-        description="Train arms, which are objectives or any options of `simmim pretrain`, from the same weights on "
-        "the same text for the same budget, evaluate them, and write a report. Options of `simmim pretrain` are those "
-        "of all arms. Without options: all objectives on the documentation inside Python, torch and transformers.",
-        allow_abbrev=False,
+        "compare [settings.yaml | settings.json] [options]",
+        "Train arms, which are objectives or any options of `simmim pretrain`, from the same weights on the same text "
+        "for the same budget, evaluate them, and write a report. Options of `simmim pretrain` are those of all arms. "
+        "Without options: all objectives on the documentation inside Python, torch and transformers.",
     )
-    with refusing(parser, ValueError, OSError):
+    with ending(parser, REFUSED, ValueError, OSError):
         options = {"output_dir": "simmim-comparison", **parse_given(parser, argv)}
         own = {name: options.pop(name) for name in option_names([ComparisonArguments]) if name in options}
         arms = read_arms(own.pop("objectives", None), own.pop("arms", None))
@@ -94,22 +88,21 @@ def compare(argv: list[str]) -> int:
     return 0 if any(run["status"] == "finished" for run in results["runs"]) else 1
 
 
-@contextlib.contextmanager
-def refusing(parser: argparse.ArgumentParser, *errors: type[Exception]):
-    """Ends the command with status 2, as argparse does, where these errors say that the input cannot work."""
-    try:
-        yield
-    except errors as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+def parser_of(arguments: type | tuple[type, ...], usage: str, description: str) -> HfArgumentParser:
+    """The parser of a command, whose name is the first word of its usage."""
+    name = usage.split()[0]
+    return HfArgumentParser(
+        arguments, prog=f"simmim {name}", usage=f"simmim {usage}", description=description, allow_abbrev=False
+    )
 
 
 @contextlib.contextmanager
-def failing(parser: argparse.ArgumentParser, *errors: type[Exception]):
-    """Ends the command with status 1 where these errors say that the input was right and the result is not."""
+def ending(parser: argparse.ArgumentParser, status: int, *errors: type[Exception]):
+    """Ends the command with a status and the message of the error, where one of these errors is raised."""
     try:
         yield
     except errors as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
+        parser.exit(status, f"{parser.prog}: {'error: ' if status == REFUSED else ''}{error}\n")
 
 
 COMMANDS = {"pretrain": pretrain, "compare": compare, "evaluate": evaluate, "card": card, "export": export}

@@ -7,32 +7,28 @@ import contextlib
 import copy
 import importlib.util
 import io
-import json
 import logging as python_logging
 import os
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.nn.functional import normalize
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 
+from . import records
 from .data.corpora import load_tokenizer
 from .model import modeling_simmim
 from .model.backbones import can_be_decoder, class_with_head, is_decoder_family, native_head, without_pooler
 from .model.configuration_simmim import SimMIMConfig
 from .model.modeling_simmim import SimMIMPreTrainedModel
+from .options import option
 
 logger = logging.get_logger(__name__)
 
@@ -55,30 +51,24 @@ CARD_FILES = ("README.md", "training.png")
 
 
 class ExportError(RuntimeError):
-    """An export that is not what its source is."""
+    """An export that differs from its source."""
 
 
 @dataclass
 class ExportArguments:
     """What is exported, and to what."""
 
-    model: str = field(metadata={"help": "Folder or Hub id of a SimMIM checkpoint."})
-    to: str = field(
-        metadata={
-            "help": "backbone: the encoder and its language-model head in transformers' own class. "
-            "sentence-transformers: a folder for SentenceTransformer. onnx: a graph with the pooled vectors. "
-            "safetensors-only: the checkpoint without what only training needs.",
-            "choices": list(TOLERANCE),
-        }
+    model: str = option(help="Folder or Hub id of a SimMIM checkpoint.")
+    to: str = option(
+        help="backbone: the encoder and its language-model head in transformers' own class. sentence-transformers: a "
+        "folder for SentenceTransformer. onnx: a graph with the pooled vectors. safetensors-only: the checkpoint "
+        "without what only training needs.",
+        choices=list(TOLERANCE),
     )
-    output_dir: str = field(metadata={"help": "Folder for the export."})
-    quantize: bool = field(default=False, metadata={"help": f"With onnx: {QUANTIZED_FILE} too, in int8."})
-    keep_projection: bool = field(
-        default=False, metadata={"help": "With safetensors-only: keep the projection, which only training uses."}
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Write into --output_dir though it is not empty."}
-    )
+    output_dir: str = option(help="Folder for the export.")
+    quantize: bool = option(False, f"With onnx: {QUANTIZED_FILE} too, in int8.")
+    keep_projection: bool = option(False, "With safetensors-only: keep the projection, which only training uses.")
+    overwrite_output_dir: bool = option(False, "Write into --output_dir though it is not empty.")
 
     def __post_init__(self):
         if self.quantize and self.to != "onnx":
@@ -91,8 +81,8 @@ def run(arguments: ExportArguments) -> None:
     """Exports a checkpoint, and prints how far the export is from it. A wrong export does not reach `output_dir`.
 
     Raises:
-        ValueError, OSError, ImportError: what is asked for cannot work; the message names the remedy.
-        ExportError: the export is not what its source is.
+        ValueError, OSError, ImportError: the input cannot work; the message names the remedy.
+        ExportError: the export differs from its source.
     """
     name, to, folder = arguments.model, arguments.to, Path(arguments.output_dir)
     if folder.is_dir() and any(folder.iterdir()):
@@ -157,6 +147,7 @@ def load_checkpoint(name_or_path: str) -> SimMIMPreTrainedModel:
     return getattr(modeling_simmim, (config.architectures or ["SimMIMModel"])[0]).from_pretrained(name_or_path)
 
 
+@torch.no_grad()
 def export_backbone(
     model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike
 ) -> float:
@@ -175,16 +166,16 @@ def export_backbone(
     _fitted(model, tokenizer).save_pretrained(folder)
     native = _reload(type(native), folder, **without_pooler(type(native)))
     source, differences = _reference(model), []
-    for batch in _batches(model, tokenizer):
-        real = batch["attention_mask"].bool()
-        with torch.no_grad():
-            hidden = source.base_model(**batch).last_hidden_state
-            differences.append(_difference(native.base_model(**batch).last_hidden_state[real], hidden[real]))
-            if native.base_model is not native:
-                differences.append(_difference(native(**batch).logits[real], source.lm_head(hidden[real])))
+    for _, batch, expected in _readings(source, tokenizer):
+        real = batch["attention_mask"].bool()  # (batch, length)
+        hidden = expected.last_hidden_state[real]  # (tokens, hidden)
+        differences.append(_difference(native.base_model(**batch).last_hidden_state[real], hidden))
+        if native.base_model is not native:
+            differences.append(_difference(native(**batch).logits[real], source.lm_head(hidden)))
     return _checked(differences, "backbone")
 
 
+@torch.no_grad()
 def export_sentence_transformers(
     model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike
 ) -> float:
@@ -217,23 +208,20 @@ def export_sentence_transformers(
             modules.append(Normalize())
         exported = SentenceTransformer(modules=modules, similarity_fn_name=config.similarity, device="cpu")
         exported.save_pretrained(str(folder), create_model_card=False)
-    # Without this, whoever opens the folder is told of missing weights: those of the pooler that it has no use for.
-    settings_file = Path(folder, "sentence_bert_config.json")
-    settings = json.loads(settings_file.read_text(encoding="utf-8"))
-    settings["model_kwargs"] = without_pooler(type(encoder))
-    settings_file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    # Without this, opening the folder warns of missing weights: those of the pooler, which is not used.
+    settings = Path(folder, "sentence_bert_config.json")
+    records.write_json(settings, {**records.read_json(settings), "model_kwargs": without_pooler(type(encoder))})
 
     exported = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
-    source, differences = _reference(model), []
-    for texts, batch in zip((SENTENCES, [LONG_TEXT]), _batches(model, tokenizer), strict=True):
-        with torch.no_grad():
-            expected = source.base_model(**batch).pooler_output
-        if config.similarity == "cosine":
-            expected = normalize(expected, dim=-1)
-        differences.append(_difference(exported.encode(texts, convert_to_tensor=True), expected))
+    differences = []
+    for texts, _, expected in _readings(model, tokenizer):
+        vectors = expected.pooler_output  # (texts, hidden)
+        vectors = normalize(vectors, dim=-1) if config.similarity == "cosine" else vectors
+        differences.append(_difference(exported.encode(texts, convert_to_tensor=True), vectors))
     return _checked(differences, "sentence-transformers")
 
 
+@torch.no_grad()
 def export_onnx(model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike) -> float:
     """Writes `model.onnx` in float32, for any batch and length, the backbone's configuration and the tokenizer.
 
@@ -252,11 +240,11 @@ def export_onnx(model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
     encoder = copy.deepcopy(_reference(model).base_model)
     encoder.encoder.set_attn_implementation("sdpa")  # reading without padding depends on the lengths in the batch
-    traced = next(_batches(model, tokenizer))
+    _, traced, _ = next(_readings(model, tokenizer))
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     options = OnnxConfig(dynamic=True, dynamic_shapes=dict.fromkeys(traced, axes))
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet():
             exported = OnnxExporter().export(encoder, traced, options)
     except Exception as error:  # every backbone has its own way of not being traceable
         family = model.config.text_config.model_type
@@ -270,16 +258,15 @@ def export_onnx(model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase
     _fitted(model, tokenizer).save_pretrained(folder)
 
     differences = []
-    for batch in _batches(model, tokenizer):
+    for _, batch, expected in _readings(model, tokenizer):
         real = batch["attention_mask"].bool()
         hidden, pooled = _run_onnx(Path(folder, ONNX_FILE), batch)
-        with torch.no_grad():
-            expected = _reference(model).base_model(**batch)
         differences.append(_difference(hidden[real], expected.last_hidden_state[real]))
         differences.append(_difference(pooled, expected.pooler_output))
     return _checked(differences, "onnx")
 
 
+@torch.no_grad()
 def quantize_onnx(
     model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike
 ) -> float:
@@ -299,15 +286,13 @@ def quantize_onnx(
             reduce_range=True,
             use_external_data_format=Path(folder, f"{ONNX_FILE}.data").exists(),
         )
-    cosines = []
-    for batch in _batches(model, tokenizer):
-        with torch.no_grad():
-            expected = _reference(model).base_model(**batch).pooler_output
-        pooled = _run_onnx(Path(folder, QUANTIZED_FILE), batch)[1]
-        cosines.append(torch.cosine_similarity(pooled, expected).min().item())
-    return min(cosines)
+    return min(
+        torch.cosine_similarity(_run_onnx(Path(folder, QUANTIZED_FILE), batch)[1], expected.pooler_output).min().item()
+        for _, batch, expected in _readings(model, tokenizer)
+    )
 
 
+@torch.no_grad()
 def export_checkpoint(
     model: SimMIMPreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -332,11 +317,11 @@ def export_checkpoint(
             shared.projection = None
     shared.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    shared, source, differences = _reload(type(model), folder), _reference(model), []
-    for batch in _batches(model, tokenizer):
-        with torch.no_grad():
-            ours, theirs = (each.base_model(**batch).pooler_output for each in (shared, source))
-        differences.append(_difference(ours, theirs))
+    encoder = _reload(type(model), folder).base_model
+    differences = [
+        _difference(encoder(**batch).pooler_output, expected.pooler_output)
+        for _, batch, expected in _readings(model, tokenizer)
+    ]
     return _checked(differences, "safetensors-only")
 
 
@@ -404,8 +389,7 @@ def _native_with_head(
         owner.bias.data.copy_(model.lm_head.decoder.bias.data)
     ids = torch.arange(6)[None] + model.config.vocab_size - 6  # none of them is padding
     with torch.no_grad():
-        theirs = native(input_ids=ids).logits
-        ours = model.lm_head(model.base_model(ids).last_hidden_state)
+        theirs, ours = native(input_ids=ids).logits, model.lm_head(model.base_model(ids).last_hidden_state)
     if not torch.allclose(ours, theirs, atol=1e-3, rtol=1e-3):
         return None, f"that of `{family}` computes more than ours, such as a scale or a cap on its logits"
     return native, ""
@@ -454,14 +438,19 @@ def _fitted(model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase, **
     return tokenizer
 
 
-def _batches(model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict[str, torch.Tensor]]:
-    """What the tokenizer makes of several sentences, then of a long text: the inputs, (batch, length) each."""
+@torch.no_grad()
+def _readings(
+    model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[list[str], dict[str, torch.Tensor], BaseModelOutputWithPooling]]:
+    """What every export is compared on, several sentences and then a long text: the texts, what the tokenizer makes of
+    them, (batch, length) each, and what the encoder of `model` makes of that."""
     if tokenizer.pad_token is None:
         raise ValueError("the tokenizer has no pad token, and a batch of texts cannot be made: set `pad_token` first.")
     # Absolute positions are not moved by padding on the right.
-    tokenizer = _fitted(model, tokenizer, padding_side="right")
+    source, tokenizer = _reference(model), _fitted(model, tokenizer, padding_side="right")
     for texts in (SENTENCES, [LONG_TEXT]):
-        yield dict(tokenizer(texts, padding=True, truncation=True, return_tensors="pt"))
+        batch = dict(tokenizer(texts, padding=True, truncation=True, return_tensors="pt"))
+        yield texts, batch, source.base_model(**batch)
 
 
 def _run_onnx(file: Path, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -503,14 +492,3 @@ def _checked(differences: list[float], route: str) -> float:
             "is a fault of the export: please report it with the checkpoint's config.json."
         )
     return difference
-
-
-__all__ = [
-    "ExportError",
-    "export_backbone",
-    "export_checkpoint",
-    "export_onnx",
-    "export_sentence_transformers",
-    "native_model",
-    "quantize_onnx",
-]

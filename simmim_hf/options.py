@@ -6,7 +6,7 @@ import json
 import os
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import field, fields, make_dataclass
+from dataclasses import MISSING, field, fields, make_dataclass
 from typing import Union, get_args, get_origin
 
 import yaml
@@ -16,8 +16,8 @@ SETTINGS_FILES = (".yaml", ".yml", ".json")
 NOT_GIVEN = object()
 
 
-def option(default, help: str, **metadata):
-    """A dataclass field for the command line."""
+def option(default=MISSING, help: str = "", **metadata):
+    """A dataclass field for the command line; without a default it has to be given."""
     return field(default=default, metadata={"help": help, **metadata})
 
 
@@ -27,8 +27,8 @@ def options_of(cls: type, leave_out: Sequence[str] = (), unset: Mapping[str, str
     Args:
         cls: a dataclass whose options have a `help` in their metadata; its other fields are left out
         leave_out: names of options
-        unset: give every option the default None, for one that is not given, and tell what it is then: by its name
-            here, or else the default of `cls`
+        unset: make None, for not given, the default of every option; its help then ends with the true default, by
+            name in `unset`, or else that of `cls`
     """
     derived = []
     for declared in fields(cls):
@@ -58,7 +58,7 @@ def _readable(kind):
 
 
 def parse(parser: HfArgumentParser, argv: Sequence[str]) -> tuple:
-    """The dataclasses of a parser from options, before which a file of settings may stand.
+    """The dataclasses of a parser from options, after a file of settings where there is one.
 
     Raises:
         ValueError: an option that does not exist, with the nearest that does; or a value of the wrong kind.

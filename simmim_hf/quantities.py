@@ -4,6 +4,7 @@ Every table, plot, card and report takes its words from here.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -14,7 +15,7 @@ class Quantity:
     Args:
         title: as it stands in tables
         better: 1 where more is better, -1 where less is, 0 where no direction is better by itself
-        digits: behind the decimal point; 0 for a count
+        digits: after the decimal point; 0 for a count
         axis: the section of a comparison's report that shows it; a quantity without one is in `results.json` only
         leads: whether it stands for its axis in the overview of a comparison
         hint: what a reader has to know about its direction
@@ -39,10 +40,8 @@ class Quantity:
         return one is not None and other is not None and self.better * one > self.better * other
 
     def format(self, value: float | None) -> str:
-        """The value as it is printed; `undefined` for one that is not finite."""
-        if value is None or not math.isfinite(value):
-            return "undefined"
-        return f"{value:,.{self.digits}f}"
+        """The value as it is printed."""
+        return as_text(value, self.digits)
 
 
 LANGUAGE, APART, SIMILARITY = "Language modelling", "Telling texts apart", "Similarity"
@@ -89,8 +88,13 @@ BASELINES = {
 }
 
 
+def as_text(value: float | None, digits: int = 3) -> str:
+    """A value as it is printed; `undefined` for one that is not finite."""
+    return "undefined" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
+
+
 def quantity(key: str) -> Quantity:
-    """The quantity of a key, before which may stand where it was measured: `eval_mlm_loss`, `retrieval_mrr@10`.
+    """The quantity of a key, also of one that begins with where it was measured: `eval_mlm_loss`, `retrieval_mrr@10`.
 
     Raises:
         KeyError: there is no such quantity.
@@ -99,6 +103,11 @@ def quantity(key: str) -> Quantity:
 
 
 def title(key: str) -> str:
-    """The title of a key with where it was measured: `retrieval MRR@10`."""
+    """The title of a key, after the place where it was measured: `retrieval MRR@10`."""
     where = "" if key in QUANTITIES else f"{key.partition('_')[0]} "
     return f"{where.replace('eval ', '')}{quantity(key).described}"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))

@@ -1,4 +1,4 @@
-"""What a figure depends on, and JSON files that are whole or absent."""
+"""What results depend on, and JSON files that are whole or absent."""
 
 import importlib.metadata
 import json
@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 
 
 def versions() -> dict[str, str]:
-    """The versions that a figure depends on."""
+    """The versions of Python and of the libraries that results depend on."""
     names = ("simmim_hf", "torch", "transformers", "datasets", "tokenizers", "accelerate")
     found = {name: importlib.metadata.version(name) for name in names}
     return {"python": platform.python_version(), **found}
@@ -38,11 +38,14 @@ def _cpu_name() -> str:
 
 def without_folders(value):
     """An option with absolute paths cut to their last part: what is shared names no folder of this machine."""
+    return _changed(value, lambda part: Path(part).name if isinstance(part, str) and os.path.isabs(part) else part)
+
+
+def _changed(value, change: Callable):
+    """A value, or the dicts and lists that it is made of, with every part that is neither of them changed."""
     if isinstance(value, dict):
-        return {name: without_folders(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_folders(part) for part in value]
-    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
+        return {str(name): _changed(part, change) for name, part in value.items()}
+    return [_changed(part, change) for part in value] if isinstance(value, (list, tuple)) else change(value)
 
 
 def command(argv: Sequence[str]) -> str:
@@ -58,17 +61,14 @@ def command(argv: Sequence[str]) -> str:
     return shlex.join(shared)
 
 
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def write_json(path: Path, content: dict) -> None:
-    """Writes all of a file or nothing; what is no number, such as the loss of an arm that diverged, becomes null."""
+    """Writes all of a file or nothing. NaN and infinity, such as the loss of an arm that diverged, become null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    finite = _changed(content, lambda part: None if isinstance(part, float) and not math.isfinite(part) else part)
+    partial.write_text(json.dumps(finite, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
-
-
-def _finite(value):
-    if isinstance(value, dict):
-        return {str(name): _finite(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,6 +7,7 @@ from ..model.configuration_simmim import OBJECTIVES, SimMIMConfig, nearest
 from ..options import build, read_settings, typed
 from ..training.arguments import PRETRAINING, ModelArguments
 
+THERE_ARE = f"There are: {', '.join(OBJECTIVES)}."
 RESERVED = ("random weights", "starting weights")
 
 # Options of `simmim pretrain` that a comparison sets by itself, and what to use instead.
@@ -19,7 +20,7 @@ DECIDED = {
     "overwrite_output_dir": "give another --output_dir",
     "push_to_hub": "push the winner afterwards",
 }
-# Options that all arms share, for else they would not be compared on the same text from the same weights.
+# Options that all arms share: without them they would not be compared on the same text from the same weights.
 SHARED = [
     "train_file",
     "validation_file",
@@ -45,17 +46,13 @@ def read_arms(objectives: list[str] | None, file: str | None) -> dict[str, dict]
     arms = {}
     for name in objectives or ([] if file else OBJECTIVES):
         if name not in OBJECTIVES:
-            raise ValueError(f"--objectives: there is no `{name}`.{nearest(name, OBJECTIVES)} {_there_are()}")
+            raise ValueError(f"--objectives: there is no `{name}`.{nearest(name, OBJECTIVES)} {THERE_ARE}")
         arms[name] = {"objective": name}
     for name, options in (read_settings(file) if file else {}).items():
         if name in arms:
             raise ValueError(f"the arm `{name}` of `{file}` is also in --objectives: give it another name.")
         arms[name] = options
     return arms
-
-
-def _there_are() -> str:
-    return f"There are: {', '.join(OBJECTIVES)}."
 
 
 def check_arms(arms: dict[str, dict]) -> dict[str, dict]:
@@ -65,7 +62,7 @@ def check_arms(arms: dict[str, dict]) -> dict[str, dict]:
         ValueError: a name that cannot be a folder, or an option that does not exist or that all arms have to share.
     """
     if not arms:
-        raise ValueError(f"there is no arm to compare. {_there_are()}")
+        raise ValueError(f"there is no arm to compare. {THERE_ARE}")
     checked = {}
     for name, options in arms.items():
         if not re.fullmatch(r"[\w+=-][\w.+= -]*", str(name)) or name in RESERVED:
@@ -76,10 +73,8 @@ def check_arms(arms: dict[str, dict]) -> dict[str, dict]:
             raise ValueError(f"the arm `{name}` must hold options of `simmim pretrain`, such as `objective: simmim`.")
         objective = options.get("objective", "simmim")
         if objective not in OBJECTIVES:
-            raise ValueError(
-                f"the arm `{name}`: there is no objective `{objective}`.{nearest(str(objective), OBJECTIVES)} "
-                + _there_are()
-            )
+            near = nearest(str(objective), OBJECTIVES)
+            raise ValueError(f"the arm `{name}`: there is no objective `{objective}`.{near} {THERE_ARE}")
         try:
             options = typed(PRETRAINING, options)
             for shared in (option for option in SHARED if option in options):

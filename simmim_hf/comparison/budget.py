@@ -131,8 +131,8 @@ def epochs(trainer: SimMIMTrainer) -> Iterator[list[list[int]]]:
 
 
 def sampled_rates(trainer: SimMIMTrainer) -> dict[str, float]:
-    """What a token of text costs in each unit but seconds, from batches of all over the first epoch; weights follow
-    their schedule."""
+    """What a token of text costs in each unit but seconds, over batches from all of the first epoch; weights
+    follow their schedule."""
     batches = next(epochs(trainer))
     sampled = [batches[i] for i in np.linspace(0, len(batches) - 1, min(SAMPLED_BATCHES, len(batches))).astype(int)]
     model, flops, read, text = trainer.accelerator.unwrap_model(trainer.model), 0.0, 0, 0
@@ -153,7 +153,7 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with contextlib.suppress(OSError, AttributeError):  # only Linux has them
-            ctypes.CDLL(None).malloc_trim(0)  # what earlier runs have freed counts no more
+            ctypes.CDLL(None).malloc_trim(0)  # memory that earlier runs have freed no longer counts
             Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -61,7 +61,7 @@ FEWEST_STEPS = 10
 CURVE_SEQUENCES, CONFLICT_POINTS, LOG_LINES = 256, 10, 20
 CALIBRATION_STEPS = 12
 HELD_OUT = "held-out text"  # the task that every comparison has
-# What a start that was refused may have left in the folder.
+# What may be in the folder after a start that was refused.
 BEFORE_TRAINING = ("initial", "calibration")
 # The part of a budget of seconds that is planned for; the rest is for a machine that gets slower.
 PLANNED_SHARE = 0.95
@@ -103,9 +103,9 @@ class Comparison:
 
     A budget decides the steps of a run by the lengths of the texts that it will read: the first number of steps that
     reaches the budget, so that two arms differ by less than a batch. It is turned into tokens of text by what a token
-    of text costs an arm: how often the encoder reads it and for how many operations (`budget.training_flops`), averaged
-    over batches from all over the text; or its seconds, measured over a dozen steps with learning rate 0 before the
-    first run, of which 95 % are planned for, so that the learning rate has come down to its end when the time is up.
+    of text costs an arm: how often the encoder reads it and for how many operations (`budget.training_flops`), over
+    batches from all of the text; or its seconds, measured over a dozen steps with learning rate 0 before the first run,
+    of which 95 % are planned for, so that the learning rate has come down to its end when the time is up.
     Training stops at the last second in any case; the report says when it stopped early.
 
     Args:
@@ -173,7 +173,7 @@ class Comparison:
             records.write_json(self.folder / "comparison.json", self.record)
 
     def _read_text(self, is_new: bool) -> None:
-        """Reads and tokenises the text of all arms, and makes what asks every arm about its held-out part."""
+        """Reads and tokenises the text of all arms, and masks the held-out part that every arm is asked about."""
         options = {k: v for k, v in self.options.items() if k not in ("conflict_steps", "weight_schedule")}
         if not is_new:
             options["tokenizer_name"] = str(self._initial(self.seeds[0]))
@@ -227,7 +227,7 @@ class Comparison:
         path = self.folder / "comparison.json"
         if not path.is_file():
             return
-        old, new = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(self.record))
+        old, new = records.read_json(path), json.loads(json.dumps(self.record))
         pairs = {name: (old.get(name), new[name]) for name in names}
         pairs |= {f"the arm `{arm}`": (options, new["arms"].get(arm)) for arm, options in old["arms"].items()}
         if old["seeds"] != new["seeds"][: len(old["seeds"])]:
@@ -327,7 +327,7 @@ class Comparison:
         """Does what is missing and writes the report.
 
         Args:
-            argv: the command line behind `simmim`, to be recorded
+            argv: the words after `simmim` on the command line, to be recorded
 
         Returns:
             What `results.json` holds.
@@ -362,7 +362,7 @@ class Comparison:
         checkpoint, state = last_checkpoint(folder)
         tokens = self.budget.plan(self._trainer(arm, seed), self.rates[arm])
         trainer = self._trainer(arm, seed, **self._schedule(arm, len(tokens) - 1, state))
-        gc.collect()  # the weights of earlier runs, which their Trainers refer to in circles
+        gc.collect()  # the weights of earlier runs: a Trainer is part of a reference cycle
         reset_peak_memory(self.device)
         outcome, model = {"status": "finished"}, trainer.accelerator.unwrap_model(trainer.model)
         try:
@@ -415,8 +415,7 @@ class Comparison:
         """Every metric of a model that is saved in a folder, by task."""
         metrics, language_model = {HELD_OUT: self.held_out.measure(model)}, None
         if any(task.kind == "language modelling" for task in self.tasks.values()):
-            language_model = load_language_model(str(folder))
-            language_model.model.to(self.device)
+            language_model = load_language_model(str(folder), self.device)
         for name, task in self.tasks.items():
             metrics[name] = measure(
                 task,
@@ -435,17 +434,15 @@ class Comparison:
             records.write_json(path, {"figures": self._measure(model, path.parent)})
 
     def _collect(self, argv: list[str] | None) -> dict:
-        """All results so far; what is missing is a failure of this time."""
+        """All results so far; a run without one counts as failed."""
         runs = []
         for arm in self.arms:
             for seed in self.seeds:
                 path = self._run_folder(arm, seed) / "result.json"
-                result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
                 failure = {"status": "failed", "reason": self.failures.get((arm, seed), "not run yet")}
-                runs.append({"arm": arm, "seed": seed, **(result or failure)})
-        initial = [
-            json.loads((self._initial(seed) / "result.json").read_text(encoding="utf-8")) for seed in self.seeds
-        ]
+                result = records.read_json(path) if path.is_file() else failure
+                runs.append({"arm": arm, "seed": seed, **result})
+        initial = [{"seed": seed, **records.read_json(self._initial(seed) / "result.json")} for seed in self.seeds]
         pretrained = "model_name_or_path" in self.options
         return {
             **({} if argv is None else {"command": records.command(argv)}),
@@ -457,7 +454,7 @@ class Comparison:
             "budget": dataclasses.asdict(self.budget),
             "initial": {
                 "name": "starting weights" if pretrained else "random weights",
-                "runs": [{"seed": seed, **result} for seed, result in zip(self.seeds, initial, strict=True)],
+                "runs": initial,
             },
             "runs": runs,
             "references": self._references() if self.is_main else {},

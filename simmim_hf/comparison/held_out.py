@@ -1,7 +1,6 @@
-"""The same questions about held-out text to every model, whatever its objective is."""
+"""Held-out text on which every model is asked the same, whatever its objective, also while it trains."""
 
 import dataclasses
-import functools
 import math
 import time
 
@@ -23,7 +22,7 @@ class HeldOut:
 
     Args:
         dataset: rows with `input_ids` and `length`
-        collator: how the text is masked; of a schedule its end
+        collator: how the text is masked; at the end of its schedule, where it has one
     """
 
     def __init__(self, dataset: Dataset, collator: DataCollatorForSimMIM, batch_size: int):
@@ -70,17 +69,16 @@ class Recorder(TrainerCallback):
     """Measures an arm on its way, and notes in the log how long it has trained, without the time of measuring."""
 
     def __init__(self, trainer, held_out: HeldOut | None, tokens: list[int], title: str):
-        self.trainer, self.held_out, self.tokens = trainer, held_out, tokens
-        self.bar = functools.partial(
-            tqdm, desc=title, unit="tok", unit_scale=True, disable=held_out is None or trainer.args.disable_tqdm
-        )
+        self.trainer, self.held_out, self.tokens, self.title = trainer, held_out, tokens, title
 
     def on_train_begin(self, args, state, control, **kwargs):
         before = [entry["training_seconds"] for entry in state.log_history if "training_seconds" in entry]
         self.started = time.monotonic() - (before[-1] if before else 0)
         steps = np.linspace(0, state.max_steps, CURVE_POINTS + 1).round().astype(int)
         self.due = {int(step) for step in steps if step >= state.global_step}
-        self.bar = self.bar(total=self.tokens[-1], initial=self.tokens[state.global_step])
+        options = {"desc": self.title, "total": self.tokens[-1], "initial": self.tokens[state.global_step]}
+        hidden = self.held_out is None or args.disable_tqdm
+        self.bar = tqdm(**options, unit="tok", unit_scale=True, disable=hidden)
         if state.global_step == 0:
             self._measure(state, control)
 

@@ -1,13 +1,13 @@
 """The report of a comparison: a verdict, tables and plots."""
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import jinja2
 
-from ..quantities import APART, GEOMETRY, LANGUAGE, RETRIEVAL, SIMILARITY, TRANSFER
+from ..quantities import APART, GEOMETRY, LANGUAGE, RETRIEVAL, SIMILARITY, TRANSFER, listed
 from .plots import draw
 from .statistics import COST, Metric, mean_costs, metrics_of, without_masked_term
 
@@ -36,11 +36,6 @@ NOTES = {  # what a reader has to know to read a section, by its title
     "TFLOPs are computed, not measured; like the seconds they are those of training alone. Memory is the peak of the "
     "process or, on a GPU, of what was allocated there.",
 }
-
-
-def listed(names: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def verdict(leading: list[Metric], results: dict) -> str:

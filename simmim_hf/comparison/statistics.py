@@ -89,7 +89,7 @@ class Metric:
         return {arm: found for arm, found in self.arms.items() if found is not None}
 
     def best(self) -> str | None:
-        """The arm with the best mean; None where no direction is better, or there is nothing to be better than."""
+        """The arm with the best mean; None where no direction is better, or fewer than two arms have a value."""
         if not self.quantity.better or len(self.known) < 2:
             return None
         return max(self.known, key=lambda arm: self.quantity.better * self.known[arm].mean)

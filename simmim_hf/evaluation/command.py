@@ -3,8 +3,8 @@
 import importlib.metadata
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from .tasks import BUILT_IN, NEEDED, load_tasks
 class EvaluationArguments:
     """What is measured, and how."""
 
-    model: str = field(metadata={"help": "Folder or Hub id of a SimMIM checkpoint, or of any encoder."})
+    model: str = option(help="Folder or Hub id of a SimMIM checkpoint, or of any encoder.")
     output_dir: str = option("simmim-evaluated", "Folder for results.json and results.md.")
     tasks: list[str] | None = option(
         None,
@@ -46,9 +46,21 @@ class EvaluationArguments:
     seed: int = option(42, "Of masks, folds and samples.")
     overwrite_output_dir: bool = option(False, "Replace earlier results in --output_dir.")
 
+    def __post_init__(self):
+        if not self.tasks and not self.mteb:
+            raise ValueError(f"nothing to measure: give --tasks (built in: {', '.join(BUILT_IN)}) or --mteb.")
+        for name, least in (("batch_size", 1), ("max_samples", 0), ("max_seq_length", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} is {getattr(self, name)}: it must be {least} or more.")
+        if os.path.exists(os.path.join(self.output_dir, "results.json")) and not self.overwrite_output_dir:
+            raise ValueError(
+                f"--output_dir `{self.output_dir}` already has a results.json. Give another folder, or "
+                "--overwrite_output_dir to replace it."
+            )
+
 
 class Evaluation:
-    """One run of `simmim evaluate`. Whatever can be wrong with the input is found out here, before measuring starts.
+    """One run of `simmim evaluate`. Whatever can be wrong with the input is found here, before measuring starts.
 
     Raises:
         ValueError, OSError: input that cannot work; the message names the value and the remedy.
@@ -56,7 +68,6 @@ class Evaluation:
 
     def __init__(self, args: EvaluationArguments):
         self.args = args
-        _check(args)
         self.device = _device(args.device)
         self.mteb_tasks = _mteb_tasks(args.mteb) if args.mteb else []
         self.tasks = load_tasks(args.tasks or (), args.seed)
@@ -68,8 +79,7 @@ class Evaluation:
         self._check_tokenizer()
         self.language_model = None
         if any(task.kind == "language modelling" for task in self.tasks.values()):
-            self.language_model = load_language_model(args.model)
-            self.language_model.model.to(self.device)
+            self.language_model = load_language_model(args.model, self.device)
             if "masked" in self.language_model.options:
                 masked_rows([], self.tokenizer, args.mlm_probability, args.seed)  # refuses a bad tokenizer or share
 
@@ -77,7 +87,7 @@ class Evaluation:
         """Measures everything, writes `results.json` and `results.md`, and prints the table.
 
         Args:
-            argv: the command line behind `simmim`, to be recorded
+            argv: the words after `simmim` on the command line, to be recorded
 
         Returns:
             What `results.json` holds.
@@ -126,14 +136,22 @@ class Evaluation:
     def _measure_mteb(self) -> dict[str, dict]:
         """The main score of each task; everything else goes to a file a task, in the format of mteb."""
         import mteb
+        from mteb.models.abs_encoder import AbsEncoder
+        from mteb.models.model_meta import ModelMeta, ScoringFunction
 
-        def encode(texts: list[str]) -> np.ndarray:
-            return TextVectors(texts, self.encoder, self.tokenizer, self.max_length, self.args.batch_size)[texts]
+        options = self.encoder, self.tokenizer, self.max_length, self.args.batch_size
+
+        class Encoder(AbsEncoder):
+            mteb_model_meta = ModelMeta.create_empty({"similarity_fn_name": ScoringFunction.COSINE})
+
+            def encode(self, inputs, **kwargs) -> np.ndarray:
+                texts = [text for batch in inputs for text in batch["text"]]
+                return TextVectors(texts, *options)[texts]  # (texts, hidden)
 
         folder = Path(self.args.output_dir, "mteb")
         folder.mkdir(parents=True, exist_ok=True)
         # A cache would give the results of another checkpoint.
-        results = mteb.evaluate(_mteb_encoder(encode), self.mteb_tasks, cache=None).task_results
+        results = mteb.evaluate(Encoder(), self.mteb_tasks, cache=None).task_results
         for result in results:
             result.to_disk(folder / f"{result.task_name}.json")
         return {result.task_name: {"main_score": float(result.get_score())} for result in results}
@@ -155,19 +173,6 @@ class Evaluation:
         folder = Path(self.args.output_dir)
         records.write_json(folder / "results.json", results)
         (folder / "results.md").write_text(markdown(results, table_rows(results)), encoding="utf-8")
-
-
-def _check(args: EvaluationArguments) -> None:
-    if not args.tasks and not args.mteb:
-        raise ValueError(f"nothing to measure: give --tasks (built in: {', '.join(BUILT_IN)}) or --mteb.")
-    for name, least in (("batch_size", 1), ("max_samples", 0), ("max_seq_length", 1)):
-        if getattr(args, name) < least:
-            raise ValueError(f"--{name} is {getattr(args, name)}: it must be {least} or more.")
-    if os.path.exists(os.path.join(args.output_dir, "results.json")) and not args.overwrite_output_dir:
-        raise ValueError(
-            f"--output_dir `{args.output_dir}` already has a results.json. Give another folder, or "
-            "--overwrite_output_dir to replace it."
-        )
 
 
 def _device(name: str) -> torch.device:
@@ -192,20 +197,6 @@ def _mteb_tasks(names: list[str]) -> list:
         return list(mteb.get_tasks(tasks=names))
     except KeyError as error:
         raise ValueError(f"--mteb: {error.args[0].removeprefix('KeyError: ')}") from error
-
-
-def _mteb_encoder(encode: Callable[[list[str]], np.ndarray]):
-    """`encode`, from texts to vectors (texts, dim), as a model of mteb."""
-    from mteb.models.abs_encoder import AbsEncoder
-    from mteb.models.model_meta import ModelMeta, ScoringFunction
-
-    class Encoder(AbsEncoder):
-        mteb_model_meta = ModelMeta.create_empty({"similarity_fn_name": ScoringFunction.COSINE})
-
-        def encode(self, inputs, **kwargs) -> np.ndarray:
-            return encode([text for batch in inputs for text in batch["text"]])
-
-    return Encoder()
 
 
 def table_rows(results: dict) -> list[tuple[str, str, str, str]]:

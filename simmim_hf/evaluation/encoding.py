@@ -91,7 +91,7 @@ def load_with_missing(auto_class, name_or_path: str) -> tuple[PreTrainedModel, l
     """A model in float32, and the names of the weights that it needs and its checkpoint does not have."""
     options = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # callers refuse what is missing, and a head that is left over is no news
+    logging.set_verbosity_error()  # callers refuse missing weights, and an unused head needs no warning
     try:
         with explaining_weights(name_or_path):
             model, info = auto_class.from_pretrained(name_or_path, output_loading_info=True, **options)

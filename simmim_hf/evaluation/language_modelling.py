@@ -27,15 +27,15 @@ class LanguageModel:
 
     Args:
         model: gives `logits` (batch, length, vocab)
-        options: `"masked"` and `"causal"`, as far as it knows them -> further arguments of its forward
+        options: further arguments of its forward for each thing it has learned, `"masked"` or `"causal"`
     """
 
     model: PreTrainedModel
     options: dict[str, dict]
 
 
-def load_language_model(name_or_path: str) -> LanguageModel:
-    """The model with its language-model head, in the directions that its checkpoint has learned.
+def load_language_model(name_or_path: str, device: str | torch.device = "cpu") -> LanguageModel:
+    """The model with its language-model head on a device, and the directions that its checkpoint has learned.
 
     Raises:
         ValueError: a checkpoint without such a head.
@@ -58,7 +58,7 @@ def load_language_model(name_or_path: str) -> LanguageModel:
             f"the checkpoint `{name_or_path}` has no language-model head ({', '.join(missing[:3])} are missing): "
             "leave out the tasks that are plain text, or give a checkpoint with its masked-LM head."
         )
-    return LanguageModel(model, options)
+    return LanguageModel(model.to(device), options)
 
 
 def masked_rows(
@@ -67,7 +67,7 @@ def masked_rows(
     """Corrupted copies and their labels, (length,) each: those of a text depend on it and the seed alone.
 
     Raises:
-        ValueError: a share of corrupted tokens that is none, or a tokenizer without a mask; also where `ids` is empty.
+        ValueError: a share of corrupted tokens out of range, or a tokenizer without a mask; also where `ids` is empty.
     """
     collator = DataCollatorForSimMIM(tokenizer, mlm_probability=mlm_probability, seed=seed)
     batches = (collator([{"input_ids": row}]) for row in ids)  # one by one: its masks then depend on no other text

@@ -42,14 +42,14 @@ def measure(
     max_samples: int = 100,
     seed: int = 42,
 ) -> dict[str, float | int | None]:
-    """Everything that a task tells of an encoder. Neither the order of its rows nor the batch size changes a value.
+    """Everything that a task tells about an encoder. Neither the order of its rows nor the batch size changes a value.
 
     Args:
         task: see `load_task`
         encoder: see `load_encoder`; also a SimMIM model with a head
         tokenizer: with a padding token
         max_length: longer texts are truncated to this many tokens
-        language_model: see `load_language_model`; needed for a task of language modelling alone
+        language_model: see `load_language_model`; needed only for a task of language modelling
         batch_size: texts that are read at a time
         mlm_probability: share of corrupted tokens in plain text
         max_samples: texts for the pseudo-perplexity, which reads a text once for each of its tokens; 0: none
@@ -131,13 +131,9 @@ def _retrieval(task: Task, vectors: TextVectors) -> dict[str, float]:
 
 
 def _transfer(task: Task, vectors: TextVectors, seed: int) -> dict[str, float]:
-    if task.train is None:
-        texts, labels = _by_text(task.test)
-        return {"texts": len(texts), **metrics.transfer_metrics(vectors[texts], labels, seed=seed)}
-    texts, labels = _by_text(task.train)
-    test_texts, test_labels = _by_text(task.test)
-    values = metrics.transfer_metrics(vectors[texts], labels, vectors[test_texts], test_labels, seed=seed)
-    return {"texts": len(texts) + len(test_texts), **values}
+    parts = [_by_text(rows) for rows in (task.train, task.test) if rows is not None]
+    columns = [column for texts, labels in parts for column in (vectors[texts], labels)]
+    return {"texts": sum(len(texts) for texts, _ in parts), **metrics.transfer_metrics(*columns, seed=seed)}
 
 
 def _plain_text(

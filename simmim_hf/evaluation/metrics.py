@@ -6,7 +6,7 @@ A metric of `evaluate` is otherwise fetched from the Hub; the classes here need 
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import evaluate
 import numpy as np
@@ -113,7 +113,7 @@ def retrieval_metrics(
     Args:
         queries, documents: (pairs, dim); row i of one belongs to row i of the other
         query_ids, document_ids: (pairs,), such as the texts: rows with the same id are one query, or one document. So
-            a query may have several documents, and a document several queries. Default: every row is another one.
+            a query may have several documents, and a document several queries. Default: all differ.
         k: how far down the list is looked
 
     Returns:
@@ -122,13 +122,8 @@ def retrieval_metrics(
     Raises:
         ValueError: a vector that is not finite.
     """
-    rows = np.arange(len(queries))
-    _, first_query, query = np.unique(rows if query_ids is None else query_ids, return_index=True, return_inverse=True)
-    _, first_document, document = np.unique(
-        rows if document_ids is None else document_ids, return_index=True, return_inverse=True
-    )
-    queries = on_the_sphere(queries)[first_query]  # (queries, dim)
-    documents = on_the_sphere(documents)[first_document]  # (documents, dim)
+    query, queries = _distinct(on_the_sphere(queries), query_ids)  # (pairs,), (queries, dim)
+    document, documents = _distinct(on_the_sphere(documents), document_ids)  # (pairs,), (documents, dim)
     pairs = np.unique(np.stack([query, document], axis=1), axis=0)  # (pairs, 2), in the order of the queries
     relevant = np.split(pairs[:, 1], np.flatnonzero(np.diff(pairs[:, 0])) + 1)  # for each query its documents
 
@@ -147,6 +142,13 @@ def retrieval_metrics(
             found.append((reciprocal, (ranks <= 1).mean(), (ranks <= k).mean(), gain / best_gain))
     means = np.mean(found, axis=0).tolist()  # (4,)
     return dict(zip((f"mrr@{k}", "recall@1", f"recall@{k}", f"ndcg@{k}"), means, strict=True))
+
+
+def _distinct(vectors: np.ndarray, ids: Sequence | None) -> tuple[np.ndarray, np.ndarray]:
+    """For each row the number of its id, and the vectors of the ids."""
+    ids = np.arange(len(vectors)) if ids is None else ids
+    _, first, numbers = np.unique(ids, return_index=True, return_inverse=True)
+    return numbers, vectors[first]
 
 
 def tfidf_reciprocal_rank(queries: list[str], documents: list[str], k: int = 10) -> float:
@@ -263,24 +265,22 @@ def _folds(labels: np.ndarray, seed: int) -> StratifiedKFold:
 
 
 class _Metric(evaluate.Metric):
-    """A function of two arrays with a row a prediction, as a metric of `evaluate`."""
+    """A metric of `evaluate` whose predictions and references are rows of one kind."""
 
-    function: Callable[..., dict[str, float]]
     row = List(Value("float32"))
 
     def _info(self) -> evaluate.MetricInfo:
         features = Features({"predictions": self.row, "references": self.row})
-        description = type(self).__doc__
-        return evaluate.MetricInfo(description, citation="", features=features, inputs_description=description)
-
-    def _compute(self, predictions, references, **options) -> dict[str, float]:
-        return type(self).function(np.asarray(predictions), np.asarray(references), **options)
+        return evaluate.MetricInfo(self.__doc__, citation="", features=features, inputs_description=self.__doc__)
 
 
 class Similarity(_Metric):
     """`similarity_metrics` of `predictions` (cosines) and `references` (human scores), a number a pair each."""
 
-    function, row = similarity_metrics, Value("float64")
+    row = Value("float64")
+
+    def _compute(self, predictions, references) -> dict[str, float]:
+        return similarity_metrics(predictions, references)
 
 
 class Retrieval(_Metric):
@@ -289,12 +289,12 @@ class Retrieval(_Metric):
     `compute` also takes `query_ids`, `document_ids` and `k`.
     """
 
-    function = retrieval_metrics
+    def _compute(self, predictions, references, **options) -> dict[str, float]:
+        return retrieval_metrics(predictions, references, **options)
 
 
 class Geometry(_Metric):
     """`geometry_metrics` of `predictions`, and the alignment with `references`, the vectors that belong to them."""
 
-    @staticmethod
-    def function(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    def _compute(self, predictions, references) -> dict[str, float]:
         return geometry_metrics(predictions, pairs=(predictions, references))

@@ -12,7 +12,7 @@ from datasets.exceptions import DatasetGenerationError
 from ..data import corpora, docstrings
 from .metrics import check_labels, check_scores
 
-# By its columns, the first kind that fits.
+# A task is of the first kind whose columns it has.
 KINDS = {
     "similarity": ("sentence1", "sentence2", "score"),
     "retrieval": ("query", "document"),
@@ -35,7 +35,7 @@ class Task:
             tokens come from
 
     Raises:
-        ValueError: there are no rows, a text is missing, or scores or labels that nothing can be measured with.
+        ValueError: there are no rows, a text is missing, or scores or labels that cannot be used.
     """
 
     name: str
@@ -43,7 +43,10 @@ class Task:
     train: Dataset | None = None
 
     def __post_init__(self):
-        self.kind = self._find_kind()
+        present = set(self.test.column_names)
+        self.kind = next((kind for kind, columns in KINDS.items() if present.issuperset(columns)), None)
+        if self.kind is None:
+            raise ValueError(f"`{self.name}` has the columns {sorted(present)}, but a task needs one of: {NEEDED}.")
         try:
             for rows in (self.test, self.train):
                 if rows is not None:
@@ -69,13 +72,6 @@ class Task:
         for rows in (self.test, self.train if self.kind == "transfer" else None):
             for column in self.text_columns if rows is not None else ():
                 yield from rows[column]
-
-    def _find_kind(self) -> str:
-        present = set(self.test.column_names)
-        for kind, columns in KINDS.items():
-            if present.issuperset(columns):
-                return kind
-        raise ValueError(f"`{self.name}` has the columns {sorted(present)}, but a task needs one of: {NEEDED}.")
 
     def _check_labels(self) -> None:
         if self.train is None:
@@ -114,8 +110,8 @@ def load_task(name: str, seed: int = 42) -> Task:
 
 
 def load_tasks(names: Iterable[str], seed: int = 42) -> dict[str, Task]:
-    """Each task once, by its name in results: of an absolute path the last two parts, which name no folder of this
-    machine, with a number where these are taken.
+    """Each task once, by its name in the results: that of an absolute path is its last two parts, to show no folder of
+    this machine, and a number where two would be called the same.
 
     Args:
         names, seed: see `load_task`, also for what is raised

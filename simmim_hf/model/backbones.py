@@ -1,7 +1,4 @@
-"""The families of transformers: how each spells its language-model head, counts positions, and is built and loaded.
-
-A new family is one row of `NATIVE_HEADS`. An encoder without a row gets a new head, a decoder a bare projection.
-"""
+"""The families of transformers: how each spells its language-model head, counts positions, and is built and loaded."""
 
 import contextlib
 import copy
@@ -9,7 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from safetensors import SafetensorError
 from torch import nn
@@ -54,12 +51,7 @@ NATIVE_HEADS = {
     "xlm-roberta": ROBERTA_HEAD,
     "camembert": ROBERTA_HEAD,
     "mpnet": ROBERTA_HEAD,
-    "nomic_bert": NativeHead(
-        dense="cls.predictions.transform.dense",
-        norm="cls.predictions.transform.layer_norm",
-        decoder="cls.predictions.decoder",
-        activation=lambda config: config.hidden_act,
-    ),
+    "nomic_bert": replace(BERT_HEAD, norm="cls.predictions.transform.layer_norm"),
     "distilbert": NativeHead(
         dense="vocab_transform",
         norm="vocab_layer_norm",
@@ -68,9 +60,7 @@ NATIVE_HEADS = {
         eps=lambda config: 1e-12,
     ),
     "electra": NativeHead(
-        dense="generator_predictions.dense",
-        norm="generator_predictions.LayerNorm",
-        decoder="generator_lm_head",
+        dense="generator_predictions.dense", norm="generator_predictions.LayerNorm", decoder="generator_lm_head"
     ),
     "modernbert": NativeHead(
         dense="head.dense",
@@ -87,14 +77,12 @@ NATIVE_HEADS = {
 def native_head(text_config: PreTrainedConfig) -> NativeHead | None:
     """The row of `NATIVE_HEADS` for a backbone, or None for an encoder that has none."""
     family = text_config.model_type
-    if family not in NATIVE_HEADS and family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return DECODER_HEAD if family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES else None
-    return NATIVE_HEADS.get(family)
+    return NATIVE_HEADS.get(family, DECODER_HEAD if is_decoder_family(family) else None)
 
 
 def is_decoder_family(family: str) -> bool:
     """Whether transformers has the family as a decoder only."""
-    return family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return can_be_decoder(family) and family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def can_be_decoder(family: str) -> bool:
@@ -159,8 +147,8 @@ def as_decoder(text_config: PreTrainedConfig) -> PreTrainedConfig:
 
 def load_native(name_or_path: str, text_config: PreTrainedConfig, **loading) -> tuple[PreTrainedModel, dict]:
     """The backbone in its own class with a language-model head, and what was missing in the checkpoint."""
-    family = text_config.model_type
-    auto_class = AutoModelForMaskedLM if family in MODEL_FOR_MASKED_LM_MAPPING_NAMES else class_with_head(text_config)
+    has_masked_lm = text_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    auto_class = AutoModelForMaskedLM if has_masked_lm else class_with_head(text_config)
     with explaining_weights(name_or_path):
         return (auto_class or AutoModel).from_pretrained(
             name_or_path, output_loading_info=True, use_safetensors=True, **loading

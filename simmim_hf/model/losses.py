@@ -41,23 +41,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
             cast_weight, cast_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
             for start in range(0, len(hidden), tokens_at_once):
                 part = slice(start, start + tokens_at_once)
-                states, answers = hidden[part].to(dtype), targets[part, None]
-                logits = at_least_float32(F.linear(states, cast_weight, cast_bias))
-                highest, likeliest = logits.max(-1, keepdim=True)
+                states, answers = hidden[part].to(dtype), targets[part, None]  # (part, hidden), (part, 1)
+                logits = at_least_float32(F.linear(states, cast_weight, cast_bias))  # (part, vocab)
+                highest, likeliest = logits.max(-1, keepdim=True)  # (part, 1) each
                 correct += (likeliest == answers).sum()
                 # From here on everything happens in the memory of the logits, which turn into their own gradient.
                 logits -= highest
                 answer_logits = logits.gather(-1, answers)
                 norm = logits.exp_().sum(-1, keepdim=True)
                 total += (norm.log() - answer_logits).sum()
-                logits /= norm
-                logits.scatter_add_(-1, answers, torch.full_like(norm, -1))
+                logits /= norm  # now the probabilities
+                logits.scatter_add_(-1, answers, torch.full_like(norm, -1))  # now d loss / d logits
                 if gradients[2] is not None:
                     gradients[2] += logits.sum(0)
                 logits = logits.to(dtype)
                 if gradients[0] is not None:
-                    gradients[0][part] = logits @ cast_weight
-                if gradients[1] is not None:
+                    gradients[0][part] = logits @ cast_weight  # (part, hidden)
+                if gradients[1] is not None:  # (vocab, hidden)
                     if dtype == weight.dtype:
                         gradients[1].addmm_(logits.T, states)
                     else:
@@ -87,6 +87,10 @@ def linear_cross_entropy(
     Returns:
         The loss, a scalar, 0 where there are no tokens; and how many targets have the highest logit.
     """
+    # torch has a function of this name from 2.13 on, and this package also runs on 2.11. It does not count the right
+    # answers. Compared with this one it takes, with chunks of the same size, 1.07 times the time and 0.95 times the
+    # memory; with those that it chooses, about 10 and 0.8 times; without chunks, 0.86 and 1.85 times (600 tokens of
+    # width 384, vocabulary of 30,522, forward and backward in float32 on 2 CPU cores, torch 2.13).
     if not torch.is_grad_enabled():  # autograd would still ask for the gradients, which nobody reads
         hidden, weight, bias = (None if x is None else x.detach() for x in (hidden, weight, bias))
     return _LinearCrossEntropy.apply(hidden, weight, bias, targets, tokens_at_once)
@@ -134,9 +138,9 @@ def contrastive_cross_entropy(
         scores = scores.scatter(1, left_out[:, None], float("-inf"))
     if form == "info_nce":
         return F.cross_entropy(scores, positives, reduction="sum")
-    positive_scores = scores.gather(1, positives[:, None])
-    negatives = scores.scatter(1, positives[:, None], float("-inf"))
-    return (negatives.logsumexp(1) - positive_scores[:, 0]).sum()
+    positive_scores = scores.gather(1, positives[:, None])[:, 0]  # (rows,)
+    negatives = scores.scatter(1, positives[:, None], float("-inf"))  # (rows, candidates)
+    return (negatives.logsumexp(1) - positive_scores).sum()
 
 
 def alignment(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -147,13 +151,16 @@ def alignment(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def uniformity(x: torch.Tensor) -> torch.Tensor:
     """log mean exp(-2 |x_i - x_j|^2), i < j, on the unit sphere (Wang & Isola 2020, t = 2). x: (batch, dim)"""
-    pairs = torch.triu_indices(len(x), len(x), offset=1, device=x.device)
-    squared_distance = 2 - 2 * similarity_matrix(x, x)[pairs[0], pairs[1]]
+    pairs = torch.triu_indices(len(x), len(x), offset=1, device=x.device)  # (2, pairs)
+    squared_distance = 2 - 2 * similarity_matrix(x, x)[pairs[0], pairs[1]]  # (pairs,)
     return squared_distance.mul(-2).exp().mean().log()
 
 
 class _AllGather(torch.autograd.Function):
     """Concatenation over processes along dimension 0; the gradient of each part is summed over all of them."""
+
+    # By hand, because torch has no public collective with a gradient that stays: `torch.distributed.nn.functional` is
+    # deprecated in 2.13 in favour of the private `_functional_collectives`, and a DTensor needs a mesh of its own.
 
     @staticmethod
     def forward(ctx, x: torch.Tensor) -> torch.Tensor:
@@ -193,7 +200,7 @@ def gather(x: torch.Tensor) -> tuple[torch.Tensor, int]:
     most = max(counts)
     if most == 0:
         return x, 0
-    everything = _AllGather.apply(F.pad(x, (0, 0, 0, most - len(x))))
+    everything = _AllGather.apply(F.pad(x, (0, 0, 0, most - len(x))))  # (processes * most, dim)
     everything = torch.cat([part[:count] for part, count in zip(everything.split(most), counts, strict=True)])
     return everything, sum(counts[: dist.get_rank()])
 

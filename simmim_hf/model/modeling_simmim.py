@@ -13,14 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import (
-    AutoConfig,
-    Cache,
-    GenerationConfig,
-    GenerationMixin,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, Cache, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
@@ -205,10 +198,11 @@ class SimMIMModel(SimMIMPreTrainedModel):
         if attention_mask is None:
             attention_mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
         kwargs = {**self._asked_for(), **kwargs}
+        is_causal = self.config.objective.is_causal if is_causal is None else is_causal
         plain = input_ids is not None and position_ids is None and not any(kwargs.values())
-        if plain and self._causal_on_encoder(is_causal) and self._packs(input_ids.device):
-            tokens, packing = self.encode(input_ids, attention_mask, token_type_ids, is_causal=True)
-            outputs = ModelOutput(last_hidden_state=packing.unpack(tokens))
+        if plain and is_causal and not self._causal_by_nature and self._packs(input_ids.device):
+            tokens, packing = self.encode(input_ids, attention_mask, token_type_ids, is_causal)
+            outputs = ModelOutput(last_hidden_state=packing.unpack(tokens))  # (batch, length, hidden)
         else:
             outputs = self._encode_padded(
                 input_ids,
@@ -243,13 +237,14 @@ class SimMIMModel(SimMIMPreTrainedModel):
             (tokens, hidden), and the packing that leads back to the (batch, length) grid.
         """
         packing = Packing.of(attention_mask)
-        self._prove_direction(self._resolve_causal(is_causal), input_ids.device)
+        is_causal = self.config.objective.is_causal if is_causal is None else is_causal
+        self._prove_direction(is_causal, input_ids.device)
         if self._packs(input_ids.device):
             return self._encode_packed(input_ids, packing, token_type_ids, is_causal), packing
-        outputs = self._encode_padded(input_ids, attention_mask, token_type_ids, is_causal)
+        outputs = self._encode_padded(input_ids, attention_mask, token_type_ids, is_causal)  # (batch, length, hidden)
         return packing.pack(outputs.last_hidden_state), packing
 
-    def _encode_packed(self, input_ids, packing, token_type_ids=None, is_causal=None) -> torch.Tensor:
+    def _encode_packed(self, input_ids, packing, token_type_ids=None, is_causal=False) -> torch.Tensor:
         columns = {"input_ids": input_ids, "token_type_ids": token_type_ids}  # (batch, length)
         columns = {name: packing.pack(x)[None] for name, x in columns.items() if x is not None}  # (1, tokens)
         outputs = self.encoder(
@@ -257,19 +252,19 @@ class SimMIMModel(SimMIMPreTrainedModel):
             position_ids=(packing.positions + self.first_position)[None],
             # A mask of four dimensions is passed on as it is by every backbone; the attention needs none.
             attention_mask=torch.ones(1, 1, 1, 1, device=input_ids.device),
-            is_causal=self._resolve_causal(is_causal),
+            is_causal=is_causal,
             packing=packing,
         )
         return outputs.last_hidden_state[0]  # (tokens, hidden)
 
     def _encode_padded(
-        self, input_ids, attention_mask, token_type_ids=None, is_causal=None, position_ids=None, **kwargs
+        self, input_ids, attention_mask, token_type_ids=None, is_causal=False, position_ids=None, **kwargs
     ) -> ModelOutput:
         if position_ids is None:
             position_ids = self._positions(attention_mask)
         if self._causal_by_nature:
-            kwargs["is_causal"] = self._resolve_causal(is_causal)
-        elif self._resolve_causal(is_causal):
+            kwargs["is_causal"] = is_causal
+        elif is_causal:
             attention_mask = self._causal_mask(attention_mask)
         return self.encoder(
             **self._accepted(token_type_ids=token_type_ids, position_ids=position_ids, use_cache=False),
@@ -290,23 +285,13 @@ class SimMIMModel(SimMIMPreTrainedModel):
                 "the attention of this package: load the model without `attn_implementation`, or with 'sdpa'."
             )
         length, dtype = attention_mask.shape[1], self.dtype
-        visible = (
-            attention_mask.bool()[:, None, None, :]
-            & torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
-        )
-        return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(
-            ~visible, torch.finfo(dtype).min
-        )
-
-    def _resolve_causal(self, is_causal: bool | None) -> bool:
-        return self.config.objective.is_causal if is_causal is None else is_causal
+        past = torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
+        visible = attention_mask.bool()[:, None, None, :] & past  # (batch, 1, length, length)
+        return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
 
     def _accepted(self, **inputs) -> dict:
         """The inputs that are given and that this backbone's forward knows by name."""
         return {k: v for k, v in inputs.items() if v is not None and k in self._parameters_of_forward}
-
-    def _causal_on_encoder(self, is_causal: bool | None) -> bool:
-        return self._resolve_causal(is_causal) and not self._causal_by_nature
 
     def _packs(self, device: torch.device) -> bool:
         """Whether the backbone reads sequences without padding."""
@@ -318,7 +303,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
 
     @torch.no_grad()
     def _prove_direction(self, is_causal: bool, device: torch.device) -> None:
-        """Tries once whether the backbone reads as it is told: some look one way only, and say nothing.
+        """Tries once whether the backbone obeys `is_causal`: some can read one way only, and ignore it silently.
 
         Raises:
             ValueError: it looks ahead when it must not, or cannot look ahead when it should.
@@ -354,10 +339,9 @@ class SimMIMModel(SimMIMPreTrainedModel):
         packing = Packing.of(attention_mask)
         try:
             with _evaluating(self, device):
-                packed = self._encode_packed(input_ids, packing, is_causal=False)
-                padded = packing.pack(
-                    self._encode_padded(input_ids, attention_mask, is_causal=False).last_hidden_state
-                )
+                packed = self._encode_packed(input_ids, packing)
+                padded = self._encode_padded(input_ids, attention_mask).last_hidden_state
+                padded = packing.pack(padded)  # (rows, length, hidden) -> (tokens, hidden), as `packed`
             tolerance = 1e-4 if packed.dtype in (torch.float32, torch.float64) else 5e-2
             difference, size = (x.float().norm() for x in (packed - padded, padded))
             reason = None if difference <= tolerance * size else "its results differ"
@@ -419,14 +403,11 @@ class SimMIMWithLMHead(SimMIMPreTrainedModel):
         self.lm_head.decoder = value
 
 
-class SimMIMForMaskedLM(SimMIMWithLMHead):
-    """Masked language modelling alone: for fill-mask and for further masked-only training."""
+class SimMIMWithLabels(SimMIMPreTrainedModel):
+    """The forward of the models that answer with `logits` and learn by `labels`; each tells the shapes of both."""
 
     accepts_loss_kwargs = False
-
-    def __init__(self, config: SimMIMConfig):
-        super().__init__(config)
-        self.post_init()
+    output_class: type[ModelOutput]
 
     @can_return_tuple
     def forward(
@@ -438,33 +419,52 @@ class SimMIMForMaskedLM(SimMIMWithLMHead):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs,
-    ) -> MaskedLMOutput:
+    ) -> ModelOutput:
         """
         Args:
-            input_ids, attention_mask, token_type_ids, position_ids: (batch, length)
-            labels: (batch, length), original token ids where to predict and -100 elsewhere
+            input_ids, attention_mask, token_type_ids, position_ids: (batch, length), see `SimMIMModel.forward`
+            inputs_embeds: (batch, length, embedding), instead of `input_ids`
+            labels: what is to be predicted
 
         Returns:
-            `logits` (batch, length, vocab), and with `labels` the mean `loss` over the predicted positions.
+            `logits`, and with `labels` the mean `loss`.
         """
-        outputs = self.simmim(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            return_dict=True,
-            **kwargs,
+        columns = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        logits, outputs = self._read(columns, return_dict=True, **kwargs)
+        return self.output_class(
+            loss=None if labels is None else self._loss(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
-        logits = self.lm_head(outputs.last_hidden_state)  # (batch, length, vocab)
-        loss = None
-        if labels is not None:
-            predicted = labels != IGNORE_INDEX
-            total = token_cross_entropy(logits[predicted], labels[predicted])
-            loss = global_means({"loss": (total, predicted.sum())})["loss"]
-        return MaskedLMOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+
+
+class SimMIMForMaskedLM(SimMIMWithLabels, SimMIMWithLMHead):
+    """Masked language modelling alone: for fill-mask and for further masked-only training.
+
+    `logits` are (batch, length, vocab); `labels` (batch, length), original token ids where to predict, -100 elsewhere.
+    """
+
+    output_class = MaskedLMOutput
+
+    def __init__(self, config: SimMIMConfig):
+        super().__init__(config)
+        self.post_init()
+
+    def _read(self, columns: dict, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
+        outputs = self.simmim(**columns, **kwargs)
+        return self.lm_head(outputs.last_hidden_state), outputs  # (batch, length, vocab)
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        predicted = labels != IGNORE_INDEX  # (batch, length)
+        total = token_cross_entropy(logits[predicted], labels[predicted])  # of (tokens, vocab) and (tokens,)
+        return global_means({"loss": (total, predicted.sum())})["loss"]
 
     @torch.no_grad()
     def infill(
@@ -527,7 +527,7 @@ class SimMIMForMaskedLM(SimMIMWithLMHead):
                 tokens = (logits / temperature).softmax(-1).multinomial(1)[:, 0]
             filled[opened] = tokens
             certainty[opened] = probabilities.gather(1, tokens[:, None])[:, 0]
-            # Of each text, rank its gaps from the least certain; what is not a gap ranks behind all of them.
+            # Rank the gaps of each text from the least certain; other tokens come last.
             rank = certainty.masked_fill(~gaps, torch.inf).argsort(dim=1, stable=True).argsort(1)
             reopened = rank < (num_gaps * (steps - step).clamp(min=0) // steps)[:, None]
             filled[reopened] = mask_token_id
@@ -556,8 +556,7 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
         super().__init__(config, is_decoder=True)
         self.post_init()
         # A checkpoint of this class, or one whose objective has the causal term, has learned this direction.
-        trained = type(self).__name__ in (config.architectures or ()) or config.clm_weight > 0
-        self._reads_from_left_to_right = trained
+        self._reads_from_left_to_right = type(self).__name__ in (config.architectures or ()) or config.clm_weight > 0
 
     def adjust_generation_fn(
         self, generation_config, from_auto_class, from_pipeline, name_or_path, *, trust_remote_code, **kwargs
@@ -568,14 +567,8 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
                 generation_config = GenerationConfig.from_pretrained(name_or_path, **kwargs)
             except OSError:
                 generation_config = self.generation_config
-        super().adjust_generation_fn(
-            generation_config,
-            from_auto_class,
-            from_pipeline,
-            name_or_path,
-            trust_remote_code=trust_remote_code,
-            **kwargs,
-        )
+        kwargs["trust_remote_code"] = trust_remote_code
+        super().adjust_generation_fn(generation_config, from_auto_class, from_pipeline, name_or_path, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -659,6 +652,7 @@ class SimMIMWithNewHead(SimMIMPreTrainedModel):
 
     accepts_loss_kwargs = False
     head_name = "classifier"
+    num_outputs: int | None = None  # by default one for each label
 
     def __init__(self, config: SimMIMConfig):
         super().__init__(config)
@@ -667,127 +661,89 @@ class SimMIMWithNewHead(SimMIMPreTrainedModel):
         text_config = config.text_config
         dropout = getattr(text_config, "classifier_dropout", None)
         self.dropout = nn.Dropout(getattr(text_config, "hidden_dropout_prob", 0.0) if dropout is None else dropout)
-        setattr(self, self.head_name, nn.Linear(config.hidden_size, self._num_outputs))
+        setattr(self, self.head_name, nn.Linear(config.hidden_size, self.num_outputs or config.num_labels))
         self.post_init()
 
-    @property
-    def _num_outputs(self) -> int:
-        return self.num_labels
 
-    def _check_labels(self, labels: torch.Tensor, num_labels: int | None = None) -> None:
-        """Raises a ValueError for a class that does not exist; on a GPU it would end the process without a reason."""
-        num_labels = self.num_labels if num_labels is None else num_labels
-        wrong = labels[(labels != IGNORE_INDEX) & ((labels < 0) | (labels >= num_labels))]
-        if wrong.numel():
-            raise ValueError(
-                f"`labels` holds {wrong[0].item()}, but there are {num_labels} to choose from, 0 to {num_labels - 1}. "
-                "Renumber them, or load a classifier with `num_labels=` the number of classes."
-            )
+def _check_labels(labels: torch.Tensor, num_labels: int) -> None:
+    """Raises a ValueError for a class that does not exist; on a GPU it would end the process without a reason."""
+    wrong = labels[(labels != IGNORE_INDEX) & ((labels < 0) | (labels >= num_labels))]
+    if wrong.numel():
+        raise ValueError(
+            f"`labels` holds {wrong[0].item()}, but there are {num_labels} to choose from, 0 to {num_labels - 1}. "
+            "Renumber them, or load a classifier with `num_labels=` the number of classes."
+        )
 
-    def _check_padding(self, inputs: torch.Tensor | None, attention_mask: torch.Tensor | None) -> None:
-        if inputs is None or attention_mask is not None or self.config.pad_token_id is not None:
-            return
-        if len(inputs) > 1:
+
+class SimMIMForSequenceClassification(SimMIMWithLabels, SimMIMWithNewHead):
+    """Classes, several labels at once, or a number for each text, from its pooled vector.
+
+    `logits` are (batch, labels); `labels` (batch,) classes or, for one label, numbers; (batch, labels) of 0.0 and 1.0
+    for several at once. `config.problem_type` says which, or is found from their type.
+    """
+
+    output_class = SequenceClassifierOutput
+
+    def _read(self, columns: dict, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
+        given = columns["input_ids"] if columns["input_ids"] is not None else columns["inputs_embeds"]
+        padding_is_known = columns["attention_mask"] is not None or self.config.pad_token_id is not None
+        if given is not None and len(given) > 1 and not padding_is_known:
             raise ValueError(
-                f"A batch of {len(inputs)} texts without `attention_mask`, and the model has no `pad_token_id`: "
+                f"A batch of {len(given)} texts without `attention_mask`, and the model has no `pad_token_id`: "
                 "padding cannot be told from text. Give the tokenizer a `pad_token`, set "
                 "`model.config.pad_token_id`, and pass the `attention_mask` that the tokenizer makes."
             )
+        outputs = self.simmim(**columns, **kwargs)
+        return self.classifier(self.dropout(outputs.pooler_output)), outputs  # (batch, labels)
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if self.num_labels > 1 and not labels.is_floating_point():
+            _check_labels(labels, self.num_labels)
+        return self.loss_function(pooled_logits=logits, labels=labels, config=self.config)
 
 
-class SimMIMForSequenceClassification(SimMIMWithNewHead):
-    """Classes, several labels at once, or a number for each text, from its pooled vector."""
+class SimMIMForTokenClassification(SimMIMWithLabels, SimMIMWithNewHead):
+    """A class for each token.
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs,
-    ) -> SequenceClassifierOutput:
-        """
-        Args:
-            input_ids, attention_mask, token_type_ids, position_ids: (batch, length)
-            labels: (batch,) classes or, for one label, numbers; (batch, labels) of 0.0 and 1.0 for several at once.
-                `config.problem_type` says which, or is found from their type.
+    `logits` are (batch, length, labels); `labels` (batch, length), -100 where a token has none.
+    """
 
-        Returns:
-            `logits` (batch, labels), and with `labels` the mean `loss`.
-        """
-        self._check_padding(input_ids if input_ids is not None else inputs_embeds, attention_mask)
-        outputs = self.simmim(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            return_dict=True,
-            **kwargs,
-        )
-        logits = self.classifier(self.dropout(outputs.pooler_output))  # (batch, labels)
-        loss = None
-        if labels is not None:
-            if self.num_labels > 1 and not labels.is_floating_point():
-                self._check_labels(labels)
-            loss = self.loss_function(pooled_logits=logits, labels=labels, config=self.config)
-        return SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+    output_class = TokenClassifierOutput
+
+    def _read(self, columns: dict, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
+        outputs = self.simmim(**columns, **kwargs)
+        return self.classifier(self.dropout(outputs.last_hidden_state)), outputs  # (batch, length, labels)
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        _check_labels(labels, self.num_labels)
+        return self.loss_function(logits, labels, self.config)
 
 
-class SimMIMForTokenClassification(SimMIMWithNewHead):
-    """A class for each token."""
+class SimMIMForMultipleChoice(SimMIMWithLabels, SimMIMWithNewHead):
+    """The best of several continuations of a text.
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs,
-    ) -> TokenClassifierOutput:
-        """
-        Args:
-            input_ids, attention_mask, token_type_ids, position_ids: (batch, length)
-            labels: (batch, length), -100 where a token has none
+    The inputs are (batch, choices, length); `logits` (batch, choices); `labels` (batch,), which choice is right.
+    """
 
-        Returns:
-            `logits` (batch, length, labels), and with `labels` the mean `loss`.
-        """
-        outputs = self.simmim(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            return_dict=True,
-            **kwargs,
-        )
-        logits = self.classifier(self.dropout(outputs.last_hidden_state))  # (batch, length, labels)
-        loss = None
-        if labels is not None:
-            self._check_labels(labels)
-            loss = self.loss_function(logits, labels, self.config)
-        return TokenClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+    output_class = MultipleChoiceModelOutput
+    num_outputs = 1
+
+    def _read(self, columns: dict, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
+        columns = {name: x for name, x in columns.items() if x is not None}  # (batch, choices, length) each
+        outputs = self.simmim(**{name: x.flatten(0, 1) for name, x in columns.items()}, **kwargs)
+        scores = self.classifier(self.dropout(outputs.pooler_output))  # (batch * choices, 1)
+        return scores.view(next(iter(columns.values())).shape[:2]), outputs  # (batch, choices)
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        _check_labels(labels, num_labels=logits.shape[1])
+        return nn.functional.cross_entropy(logits.float(), labels)
 
 
 class SimMIMForQuestionAnswering(SimMIMWithNewHead):
     """Where in a text the answer to a question begins and ends."""
 
     head_name = "qa_outputs"
-
-    @property
-    def _num_outputs(self) -> int:
-        return 2
+    num_outputs = 2
 
     @can_return_tuple
     def forward(
@@ -810,13 +766,7 @@ class SimMIMForQuestionAnswering(SimMIMWithNewHead):
             `start_logits` and `end_logits` (batch, length), and with positions the mean `loss`.
         """
         outputs = self.simmim(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            return_dict=True,
-            **kwargs,
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
         # (batch, length, 2) -> (batch, length) each
         start_logits, end_logits = self.qa_outputs(self.dropout(outputs.last_hidden_state)).unbind(-1)
@@ -829,54 +779,6 @@ class SimMIMForQuestionAnswering(SimMIMWithNewHead):
             end_logits=end_logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-        )
-
-
-class SimMIMForMultipleChoice(SimMIMWithNewHead):
-    """The best of several continuations of a text."""
-
-    @property
-    def _num_outputs(self) -> int:
-        return 1
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs,
-    ) -> MultipleChoiceModelOutput:
-        """
-        Args:
-            input_ids, attention_mask, token_type_ids, position_ids: (batch, choices, length)
-            labels: (batch,), which choice is right
-
-        Returns:
-            `logits` (batch, choices), and with `labels` the mean `loss`.
-        """
-        inputs = input_ids if input_ids is not None else inputs_embeds
-        if inputs is None:
-            raise ValueError("Give `input_ids` or `inputs_embeds`.")
-        columns = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "inputs_embeds": inputs_embeds,
-        }
-        columns = {name: x.flatten(0, 1) for name, x in columns.items() if x is not None}  # (batch * choices, length)
-        outputs = self.simmim(**columns, return_dict=True, **kwargs)
-        logits = self.classifier(self.dropout(outputs.pooler_output)).view(inputs.shape[:2])  # (batch, choices)
-        loss = None
-        if labels is not None:
-            self._check_labels(labels, num_labels=inputs.shape[1])
-            loss = nn.functional.cross_entropy(logits.float(), labels)
-        return MultipleChoiceModelOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
 

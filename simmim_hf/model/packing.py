@@ -184,18 +184,8 @@ def packed_sdpa_attention(
         CannotPack: the backbone adds a bias, a cap or sinks to its scores.
     """
     if packing is None:
-        return sdpa_attention_forward(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=dropout,
-            scaling=scaling,
-            is_causal=is_causal,
-            sliding_window=sliding_window,
-            **kwargs,
-        )
+        kwargs |= {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "sliding_window": sliding_window}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     exotic = [name for name in ("softcap", "position_bias", "s_aux") if kwargs.get(name) is not None]
     if exotic:
         raise CannotPack(f"its attention uses {', '.join(exotic)}")
@@ -213,30 +203,36 @@ def packed_sdpa_attention(
     kernel = varlen_kernel(query.device, dtype) if fits and not dropout else None
     if kernel is not None:
         reach = -1 if sliding_window is None else sliding_window - 1
+        query, key, value = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))  # (tokens, heads, dim) each
         attended = kernel(
-            *(x[0].transpose(0, 1).to(dtype) for x in (query, key, value)),
-            *(packing.boundaries, packing.boundaries, packing.longest, packing.longest),
+            query,
+            key,
+            value,
+            cu_seq_q=packing.boundaries,
+            cu_seq_k=packing.boundaries,
+            max_q=packing.longest,
+            max_k=packing.longest,
             scale=scaling,
             window_size=(reach, 0 if is_causal else reach),
             enable_gqa=query.shape[1] != key.shape[1],
         )
-        return attended[None], None
-    if query.shape[1] != key.shape[1]:
-        repeats = query.shape[1] // key.shape[1]
-        key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
-
+        return attended[None], None  # (1, tokens, heads, dim)
+    repeats = query.shape[1] // key.shape[1]  # by 1 nothing is copied
+    key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)  # (1, heads, tokens, dim) each
     outputs = []
     for group in packing.groups:
         mask = group.visible(query.device, is_causal, sliding_window)
         attended = F.scaled_dot_product_attention(
-            *(group.grid(x) for x in (query, key, value)),
+            query=group.grid(query),  # (rows, heads, length, dim), as key and value
+            key=group.grid(key),
+            value=group.grid(value),
             attn_mask=mask,
             dropout_p=dropout,
             scale=scaling,
             is_causal=is_causal and mask is None,
         )
-        outputs.append(group.flat(attended))
-    return torch.cat(outputs)[None], None
+        outputs.append(group.flat(attended))  # (tokens of the group, heads, dim)
+    return torch.cat(outputs)[None], None  # (1, tokens, heads, dim)
 
 
 @functools.cache
@@ -250,8 +246,8 @@ def varlen_kernel(device: torch.device, dtype: torch.dtype) -> Callable | None:
         # No random numbers: dropout that is replayed in backward must find the generator where it left it.
         query = torch.linspace(-2, 2, 5 * 2 * 64, device=device, dtype=dtype).view(5, 2, 64)
         boundaries = torch.tensor([0, 3, 5], device=device, dtype=torch.int32)
-        sizes = (boundaries, boundaries, 3, 3)
-        tried = varlen_attn(query, query, query, *sizes, scale=0.1, window_size=(-1, 0), enable_gqa=False)
+        sizes = {"cu_seq_q": boundaries, "cu_seq_k": boundaries, "max_q": 3, "max_k": 3}
+        tried = varlen_attn(query, query, query, **sizes, scale=0.1, window_size=(-1, 0), enable_gqa=False)
         rows = [query[:3].transpose(0, 1), query[3:].transpose(0, 1)]
         rows = [F.scaled_dot_product_attention(row, row, row, is_causal=True, scale=0.1) for row in rows]
         expected = torch.cat([row.transpose(0, 1) for row in rows])

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -19,7 +19,7 @@ from ..data.collator import DataCollatorForSimMIM
 from ..model.backbones import can_be_decoder
 from ..model.configuration_simmim import POSITIVE_VIEWS, SimMIMConfig
 from ..options import option
-from ..quantities import QUANTITIES, quantity, title
+from ..quantities import QUANTITIES, listed, quantity, title
 from . import report
 from .arguments import METHOD_OPTIONS
 
@@ -29,7 +29,7 @@ TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 PLOT = "training.png"
 CHECKSUM = "<!-- Written by simmim_hf, which replaces this file only while the text above is as it wrote it: {} -->\n"
 
-# The options that a card tells; `config.json` and `training_args.json` beside it have them all.
+# The options that a card lists; `config.json` and `training_args.json` beside it have them all.
 BACKBONE_OPTIONS = [
     "model_type",
     "num_hidden_layers",
@@ -180,7 +180,7 @@ def model_card(
         name=name,
         model_id=hub_model_id or ".",
         is_local=not hub_model_id,
-        learned=_listed(_learned(objective)),
+        learned=listed(_learned(objective)),
         generates=objective["clm_weight"] and can_be_decoder(facts["backbone"]["model_type"]),
         text=_text(data),
         procedure=_procedure(facts),
@@ -188,7 +188,7 @@ def model_card(
         options=_all_options(facts),
         metrics=_metrics(facts),
         notes=_notes(facts),
-        missing=_listed([what for what, given in missing.items() if not given]),
+        missing=listed([what for what, given in missing.items() if not given]),
     )
 
 
@@ -210,7 +210,7 @@ def _text(data: dict, markdown: bool = True) -> str | None:
     if markdown:
         names = [f"[{n}](https://huggingface.co/datasets/{n})" if "datasets" in data else f"`{n}`" for n in names]
     config = f", configuration {data['dataset_config']}" if "dataset_config" in data else ""
-    return f"{_listed(names)}{config}" if names else None
+    return f"{listed(names)}{config}" if names else None
 
 
 def _eval_results(after: dict[str, float], data: dict) -> list[EvalResult]:
@@ -273,44 +273,29 @@ def _metrics(facts: dict) -> list[list[str]]:
     """The cells of the table of held-out metrics, its head first, without columns in which nothing stands."""
     step = facts.get("evaluated_at_step")
     head = ["held out", "before training", f"after {step:,} steps" if step else "after training", "baseline"]
-    rows = []
-    for name, before, after, baseline, note in report.held_out_rows(facts):
-        baseline = f"{_metric(baseline)} {note}" if note else ""
-        rows.append([name, "" if before is None else _metric(before), _metric(after), baseline])
+    rows = [[*cells, f"{baseline} {name}".strip()] for *cells, baseline, name in report.held_out_rows(facts)]
     kept = [column for column in range(len(head)) if any(row[column] for row in rows)]
     return [[row[column] for column in kept] for row in (head, *rows)] if rows else []
 
 
-def _metric(value: float | None) -> str:
-    return f"{value:.3f}" if value is not None and math.isfinite(value) else "undefined"
-
-
 def _notes(facts: dict) -> list[str]:
     """What the metrics mean, and where training did not help."""
-    before, after, notes = facts.get("before", {}), facts.get("after", {}), []
+    after, notes = facts.get("after", {}), []
     if "retrieval_candidates" in facts:
         candidates = f"{facts['retrieval_candidates']:,} held-out candidates"
         notes.append(f"Retrieval finds a docstring's body by its summary line among {candidates}.")
     if "similarity_spearman" in after:
         scored = facts["data"]["similarity_file"]
         notes.append(f"Similarity is the correlation of cosines with the scores of the pairs in `{scored}`.")
-    comparisons = {"before training": before, "the baseline": report.baselines(facts)}
-    for other, values in comparisons.items():
-        behind = [
-            title(name)
-            for name, value in values.items()
-            if name in after and quantity(name).hub and not quantity(name).is_better(after[name], value)
-        ]
-        notes += [f"**No better than {other}: {_listed(behind)}.**"] if behind else []
+    for other, values in {"before training": facts.get("before", {}), "the baseline": report.baselines(facts)}.items():
+        told = [name for name in values if name in after and quantity(name).hub]
+        behind = [title(name) for name in told if not quantity(name).is_better(after[name], values[name])]
+        notes += [f"**No better than {other}: {listed(behind)}.**"] if behind else []
     return notes
 
 
 def _number(value: float | None, format: str = "") -> str | None:
     return None if value is None else f"{value:,{format}}"
-
-
-def _listed(parts: Sequence[str], conjunction: str = "and") -> str:
-    return f" {conjunction} ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
 
 
 def save_card(card: ModelCard, folder: str | Path, overwrite: bool = False) -> Path:
@@ -322,18 +307,16 @@ def save_card(card: ModelCard, folder: str | Path, overwrite: bool = False) -> P
     path = Path(folder, "README.md")
     if path.exists() and not overwrite and not _is_ours(path.read_text(encoding="utf-8")):
         raise FileExistsError(f"`{path}` was edited or written by a person and stays; --overwrite replaces it.")
-    text = f"{str(card).rstrip()}\n\n"
-    path.write_text(text + CHECKSUM.format(_checksum(text)), encoding="utf-8")
+    path.write_text(_signed(f"{str(card).rstrip()}\n\n"), encoding="utf-8")
     return path
 
 
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _signed(text: str) -> str:
+    return text + CHECKSUM.format(hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
 def _is_ours(readme: str) -> bool:
-    start = readme.rfind(CHECKSUM.split("{")[0])
-    return start >= 0 and readme[start:] == CHECKSUM.format(_checksum(readme[:start]))
+    return readme == _signed(readme[: readme.rfind(CHECKSUM.split("{")[0])])
 
 
 def write_trainer_card(trainer: Trainer, facts: dict, name: str | None, **options) -> None:
@@ -362,9 +345,9 @@ def _name(hub_model_id: str | None, folder: Path) -> str:
 
 @dataclass
 class CardArguments:
-    """What `simmim card` is told."""
+    """The options of `simmim card`."""
 
-    model: str = field(metadata={"help": "Folder that `simmim pretrain` wrote."})
+    model: str = option(help="Folder that `simmim pretrain` wrote.")
     license: str | None = option(None, "Licence, as the Hub spells it: apache-2.0, mit, ...")
     language: list[str] | None = option(None, "ISO 639 codes of the text: en, zh, ...")
     hub_model_id: str | None = option(None, "user/name on the Hub, by which the card loads.")
@@ -386,12 +369,12 @@ def write_card(arguments: CardArguments) -> Path:
         raise FileNotFoundError(
             f"`{folder}` has no results.json. `simmim pretrain` records a run in it, and a card states nothing else."
         )
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results = records.read_json(folder / "results.json")
     if "objective" not in results:
         raise ValueError(f"`{folder}/results.json` does not record the model: it is not of this version's pretrain.")
     plot, state = folder / PLOT, folder / "trainer_state.json"
     if not plot.exists() and state.exists():
-        report.plot_training(json.loads(state.read_text(encoding="utf-8"))["log_history"], str(plot))
+        report.plot_training(records.read_json(state)["log_history"], str(plot))
     card = model_card(
         results,
         _name(arguments.hub_model_id, folder),

@@ -1,7 +1,7 @@
 """What a run shows a person: the table, the plot, the snippet."""
 
 from ..data import corpora
-from ..quantities import BASELINES, quantity, title
+from ..quantities import BASELINES, as_text, quantity, title
 
 # What the plot shows: the quantities of the log that share a panel, as they are in training and in evaluation.
 PANELS = (
@@ -19,30 +19,23 @@ def baselines(results: dict) -> dict[str, float]:
     return {metric: results[key] for metric, (key, _) in BASELINES.items() if key in results}
 
 
-def held_out_rows(results: dict) -> list[tuple[str, float | None, float | None, float | None, str]]:
-    """What was measured, in order: (title, before training, after training, baseline, name of the baseline).
+def held_out_rows(results: dict) -> list[list[str]]:
+    """What was measured, printed: title, before training, after training, baseline, name of the baseline.
 
     Args:
         results: what `results.json` holds
     """
-    before, after, baseline = results.get("before", {}), results.get("after", {}), baselines(results)
-    return [
-        (
-            title(name),
-            before.get(name),
-            after[name],
-            baseline.get(name),
-            BASELINES[name][1] if name in baseline else "",
-        )
-        for name in after
-    ]
+    measured = (results.get("before", {}), results.get("after", {}), baselines(results))
+    rows = []
+    for name in measured[1]:
+        cells = [as_text(values[name]) if name in values else "" for values in measured]
+        rows.append([title(name), *cells, BASELINES[name][1] if name in measured[2] else ""])
+    return rows
 
 
 def before_after_table(results: dict) -> str:
     """A plain-text table of held-out metrics for the weights before and after training, and of the baselines."""
-    rows = [("held out", "before", "after", "baseline", "")]
-    for name, *values, note in held_out_rows(results):
-        rows.append((name, *("" if value is None else f"{value:.3f}" for value in values), note))
+    rows = [["held out", "before", "after", "baseline", ""], *held_out_rows(results)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *values, note in rows:
@@ -79,17 +72,15 @@ def text_report(text, data_args, max_length: int) -> str:
 
 def plot_training(log_history: list[dict[str, float]], path: str) -> None:
     """Draws the training curves of a Trainer's log into a PNG: points are held-out evaluations."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # pyplot would choose a backend for the whole process
 
     logged = {name for entry in log_history for name in entry}
     panels = [[name for key in keys for name in (key, f"eval_{key}") if name in logged] for keys in PANELS]
     panels = [names for names in panels if names and names != ["eval_loss"]]
     columns = min(3, max(1, len(panels)))
     rows = -(-max(1, len(panels)) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(4.6 * columns, 3.2 * rows), squeeze=False, dpi=120)
+    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), dpi=120)
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis, names in zip(axes.flat, panels, strict=False):
         colours = {}
         for name in names:
@@ -106,7 +97,6 @@ def plot_training(log_history: list[dict[str, float]], path: str) -> None:
         axis.set_visible(False)
     figure.tight_layout()
     figure.savefig(path)
-    pyplot.close(figure)
 
 
 def neighbours(query: str, found: list[tuple[str, float]]) -> str:
