@@ -104,9 +104,9 @@ class Comparison:
     A budget decides the steps of a run by the lengths of the texts that it will read: the first number of steps that
     reaches the budget, so that two arms differ by less than a batch. It is turned into tokens of text by what a token
     of text costs an arm: how often the encoder reads it and for how many operations (`budget.training_flops`), over
-    batches from all of the text; or its seconds, measured over a dozen steps with learning rate 0 before the first run.
-    Of seconds 95 % are planned for, so that the learning rate has come down to its end when the time is up. Training
-    stops at the last second in any case; the report says when it stopped early.
+    batches from all of the text; or its seconds, over a dozen steps with learning rate 0 before the first run. Of
+    seconds 95 % are planned for, so that the learning rate has come down to its end when the time is up. Training stops
+    at the last second in any case; the report says when it stopped early.
 
     Args:
         arms: name -> options of `simmim pretrain`, with `objective`
