@@ -105,7 +105,7 @@ class Comparison:
     reaches the budget, so that two arms differ by less than a batch. It is turned into tokens of text by what a token
     of text costs an arm: how often the encoder reads it and for how many operations (`budget.training_flops`), over
     batches from all of the text; or its seconds, over a dozen steps with learning rate 0 before the first run. Of
-    seconds 95 % are planned for, so that the learning rate has come down to its end when the time is up. Training stops
+    seconds 95 % are planned for, so that the learning rate has come down to its end when the time is up. It stops
     at the last second in any case; the report says when it stopped early.
 
     Args:
