@@ -1,18 +1,20 @@
 """What several test files share: tiny random models of every claimed family, ragged batches, text, and processes."""
 
+import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig, BertTokenizer
 
+import simmim_hf
 from simmim_hf import SimMIMConfig, SimMIMForPreTraining
 from simmim_hf.cli import main
 
-# Tensors this small gain nothing from a second thread, and lose much where other processes want the same cores.
-torch.set_num_threads(1)
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 LENGTHS = [7, 3, 11, 5]
@@ -133,8 +135,17 @@ def corpus_lines(count):
 
 # Commands and processes.
 
-# The first line of a script that is to run as where this package is not installed.
-WITHOUT_THE_PACKAGE = 'import sys; sys.modules["simmim_hf"] = None\n'
+# Begins a script that is to run as where this package is not installed.
+WITHOUT_THE_PACKAGE = """
+import sys
+sys.modules["simmim_hf"] = None
+try:
+    import simmim_hf
+except ImportError:
+    pass
+else:
+    raise AssertionError("this process must not have the package")
+"""
 
 
 def refused(capsys, *words, code=2):
@@ -145,10 +156,17 @@ def refused(capsys, *words, code=2):
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def run_python(*words, **options):
+def environment(inherited=os.environ, **more):
+    """The variables of a process that imports the package and the helpers which are tested here."""
+    path = os.pathsep.join(map(str, (Path(__file__).parent, Path(simmim_hf.__file__).parents[1])))
+    return {**inherited, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path, **more}
+
+
+def run_python(*words, env=None, **options):
     """A process of Python's own, finished without an error; what it wrote is in `stdout` and `stderr`."""
     process = subprocess.run(
         [sys.executable, *map(str, words)],
+        env=environment() if env is None else env,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -165,8 +183,9 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def on_two_processes():
-    """The words after `python` that launch what follows them in two processes on the CPU."""
+def run_on_two_processes(*words):
+    """`run_python` by `accelerate launch`."""
     # `--cpu --num_processes 2` starts one process without MPI; `--multi_gpu` is torchrun, on the CPU as well.
-    words = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    return [*words, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", free_port()]
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", free_port()]
+    return run_python(*launch, *words, env=environment(GLOO_SOCKET_IFNAME="lo", ACCELERATE_USE_CPU="true"))
