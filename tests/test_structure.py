@@ -1,7 +1,6 @@
 """Which part of the package may import which, read from the source: an import inside a function counts as well."""
 
 import ast
-import shutil
 import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -30,14 +29,12 @@ MAY_IMPORT = {
 WITH_A_CHECKPOINT = {"torch", "transformers", "safetensors"}
 
 
-def name_of(path: Path, package: Path) -> str:
-    parts = path.relative_to(package).with_suffix("").parts
-    return ".".join(["simmim_hf", *(part for part in parts if part != "__init__")])
+def name_of(file: str | Path) -> str:
+    """The dotted name of a file of the package."""
+    return ".".join(["simmim_hf", *(part for part in Path(file).with_suffix("").parts if part != "__init__")])
 
 
-def modules_of(package: Path) -> dict[str, Path]:
-    """The files of the package by their dotted names."""
-    return {name_of(path, package): path for path in sorted(package.rglob("*.py"))}
+MODULES = {name_of(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imported(name: str, path: Path) -> Iterator[str]:
@@ -51,17 +48,26 @@ def imported(name: str, path: Path) -> Iterator[str]:
             yield from (f"{source}.{alias.name}" for alias in node.names)
 
 
-def graph_of(package: Path) -> dict[str, set[str]]:
-    """Each module with the modules of the package that it imports."""
-    modules = modules_of(package)
+def depends_on(name: str, path: Path) -> set[str]:
+    """The modules of the package that a module imports."""
 
-    def module_of(name: str) -> str:
-        return name if name in modules else module_of(name.rpartition(".")[0])
+    def module_of(found: str) -> str:
+        return found if found in MODULES else module_of(found.rpartition(".")[0])
 
-    return {
-        name: {module_of(found) for found in imported(name, path) if found.split(".")[0] == "simmim_hf"}
-        for name, path in modules.items()
-    }
+    return {module_of(found) for found in imported(name, path) if found.split(".")[0] == "simmim_hf"}
+
+
+@pytest.fixture(scope="module")
+def graph() -> dict[str, set[str]]:
+    """Each module with those that it imports."""
+    return {name: depends_on(name, path) for name, path in MODULES.items()}
+
+
+def with_line(graph: dict[str, set[str]], file: str, line: str, tmp_path: Path) -> dict[str, set[str]]:
+    """The graph as it would be with one more line in a file."""
+    path = tmp_path / Path(file).name
+    path.write_text(f"{(PACKAGE / file).read_text(encoding='utf-8')}\n{line}\n", encoding="utf-8")
+    return {**graph, name_of(file): depends_on(name_of(file), path)}
 
 
 def part_of(module: str) -> str:
@@ -88,15 +94,15 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
 
 
 def test_every_part_has_a_rule():
-    assert {part_of(name) for name in modules_of(PACKAGE)} == {"", *MAY_IMPORT}
+    assert {part_of(name) for name in MODULES} == {"", *MAY_IMPORT}
 
 
-def test_no_part_imports_what_it_must_not_know():
-    assert not forbidden(graph_of(PACKAGE))
+def test_no_part_imports_what_it_must_not_know(graph):
+    assert not forbidden(graph)
 
 
-def test_no_import_runs_in_a_circle():
-    assert not circle(graph_of(PACKAGE))
+def test_no_import_runs_in_a_circle(graph):
+    assert not circle(graph)
     assert not circle({part: others - TOP_LEVEL for part, others in MAY_IMPORT.items()})
 
 
@@ -113,31 +119,26 @@ def test_no_import_runs_in_a_circle():
         ("records.py", "from .model.losses import gather", "model.losses"),
     ],
 )
-def test_a_wrong_import_is_found(file, line, other, tmp_path):
-    package = Path(shutil.copytree(PACKAGE, tmp_path / "simmim_hf"))
-    path = package / file
-    path.write_text(f"{path.read_text()}\n{line}\n")
-    assert forbidden(graph_of(package)) == {(name_of(path, package), f"simmim_hf.{other}".rstrip("."))}
+def test_a_wrong_import_is_found(graph, file, line, other, tmp_path):
+    found = forbidden(with_line(graph, file, line, tmp_path))
+    assert found == {(name_of(file), f"simmim_hf.{other}".rstrip("."))}
 
 
 @pytest.mark.parametrize(
     ("file", "line"),
     [("model/losses.py", "from .modeling_simmim import pool"), ("comparison/plots.py", "from . import report")],
 )
-def test_a_circle_within_a_drawer_is_found(file, line, tmp_path):
-    package = Path(shutil.copytree(PACKAGE, tmp_path / "simmim_hf"))
-    path = package / file
-    path.write_text(f"{path.read_text()}\n{line}\n")
-    assert name_of(path, package) in circle(graph_of(package))
+def test_a_circle_within_a_drawer_is_found(graph, file, line, tmp_path):
+    assert name_of(file) in circle(with_line(graph, file, line, tmp_path))
 
 
-def test_the_commands_only_call():
+def test_the_commands_only_call(graph):
     """`cli.py` defines functions, and imports each drawer where a command needs it: `--help` waits for none."""
     tree = ast.parse((PACKAGE / "cli.py").read_text(encoding="utf-8"))
     assert not [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     at_once = [node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.level]
     assert set(at_once) <= TOP_LEVEL
-    assert not [name for name, others in graph_of(PACKAGE).items() if "simmim_hf.cli" in others]
+    assert not [name for name, others in graph.items() if "simmim_hf.cli" in others]
 
 
 # What travels with a checkpoint.

@@ -283,8 +283,8 @@ def test_a_command_is_recorded_without_folders_and_tokens():
 @pytest.mark.slow
 def test_a_resumed_run_says_from_where(run, tmp_path):
     corpus = run.parent / "corpus.txt"
-    options = ["--train_file", str(corpus), "--output_dir", str(tmp_path / "run"), "--text_config", TINY, "--use_cpu"]
-    options += ["--vocab_size", "300", "--per_device_train_batch_size", "16", "--report_to", "none"]
+    options = ["--train_file", str(corpus), "--output_dir", str(tmp_path / "run"), "--text_config", json.dumps(TINY)]
+    options += ["--vocab_size", "300", "--per_device_train_batch_size", "16", "--report_to", "none", "--use_cpu"]
     options += ["--save_steps", "2", "--save_total_limit", "1"]
     assert main(["pretrain", *options, "--max_steps", "2"]) == 0
     first = json.loads((tmp_path / "run" / "results.json").read_text())
