@@ -551,6 +551,7 @@ def collate_choices(rows):
     return {**batch, "labels": torch.tensor([row["labels"] for row in rows])}
 
 
+@pytest.mark.slow
 @each_head
 def test_the_trainer_lowers_the_loss(head, pretrained, tmp_path):
     collator = {

@@ -224,6 +224,7 @@ def pretrain(folder: Path, tmp_path: Path) -> Path:
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opener", ["from_backbone", "from_backbone of a BERT"])
 def test_no_code_of_a_folder_runs_in_pretraining(copy_for, trace, tmp_path, opener):
     folder = copy_for(opener)

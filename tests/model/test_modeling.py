@@ -690,6 +690,7 @@ def test_the_config_says_nothing_about_this_machine(tmp_path):
     assert str(tmp_path) not in json.dumps(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
 def test_it_learns(family):
     """A few steps on one batch bring every term down."""

@@ -94,6 +94,7 @@ def furthest(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> 
 # ------------------------------------------------------------------------------------------------- the plain Trainer
 
 
+@pytest.mark.slow
 def test_plain_trainer_learns_evaluates_and_saves(tmp_path):
     data = tokenized(make_texts(8) * 4)
     trainer = make_trainer(tmp_path, Trainer, dataset=data, eval_dataset=data, max_steps=40, eval_strategy="epoch")
@@ -619,6 +620,7 @@ class Shares(DataCollatorForSimMIM):
         return batch
 
 
+@pytest.mark.slow
 def test_the_mask_schedule_runs_from_start_to_end_and_evaluation_uses_the_end(tmp_path):
     data = Dataset.from_dict({"text": [" ".join(WORDS[:16])] * 48})
     runs = {}
