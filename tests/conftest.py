@@ -3,11 +3,16 @@
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+# Tensors this small gain nothing from a second thread, and lose much where other processes want the same cores.
+torch.set_num_threads(1)
 
 SHARED_DATA = Path(__file__).parents[2] / "shared/data"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared_data():
     """A function from a path below ../shared/data, real text that is not part of the project, to where it lies."""
 
@@ -17,3 +22,11 @@ def shared_data():
         return SHARED_DATA / path
 
     return find
+
+
+@pytest.fixture
+def fresh_accelerator():
+    """accelerate keeps the device and the precision of the first Trainer or Accelerator of a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

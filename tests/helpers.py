@@ -1,12 +1,24 @@
-"""Tiny random models of every claimed family, and ragged batches for them."""
+"""What several test files share: tiny random models of every claimed family, ragged batches, text, and processes."""
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 import torch
 from transformers import AutoConfig, BertTokenizer
 
+import simmim_hf
 from simmim_hf import SimMIMConfig, SimMIMForPreTraining
+from simmim_hf.cli import main
 
-# Tensors this small gain nothing from a second thread, and lose much where other processes want the same cores.
-torch.set_num_threads(1)
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+LENGTHS = [7, 3, 11, 5]
+CAUSAL = {"mlm_weight": 0, "contrastive_weight": 0, "clm_weight": 1}
 
 VOCAB = 64
 MASK_ID, FIRST_WORD = 4, 5
@@ -116,3 +128,72 @@ def assert_same_gradients(actual, expected, rtol=1e-4, atol=1e-5):
 def tiny_tokenizer():
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(VOCAB - FIRST_WORD))]
     return BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+
+
+# Text, and the options of a network for it.
+
+TINY = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+WORDS = "the old river runs under a small stone bridge while green birds sing above quiet water every morning".split()
+
+
+def corpus_lines(count):
+    """Lines of 3 to 11 words and a number, all different."""
+    return [" ".join(WORDS[(i * j) % len(WORDS)] for j in range(1, 4 + i % 9)) + f" {i}" for i in range(1, count + 1)]
+
+
+# Commands and processes.
+
+# Begins a script that is to run as where this package is not installed.
+WITHOUT_THE_PACKAGE = """
+import sys
+sys.modules["simmim_hf"] = None
+try:
+    import simmim_hf
+except ImportError:
+    pass
+else:
+    raise AssertionError("this process must not have the package")
+"""
+
+
+def refused(capsys, *words, code=2):
+    """The last line with which the command `simmim` refuses these words."""
+    with pytest.raises(SystemExit) as refusal:
+        main([*map(str, words)])
+    assert refusal.value.code == code
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def environment(inherited=os.environ, **more):
+    """The variables of a process that imports the package and the helpers which are tested here."""
+    path = os.pathsep.join(map(str, (Path(__file__).parent, Path(simmim_hf.__file__).parents[1])))
+    return {**inherited, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path, **more}
+
+
+def run_python(*words, env=None, **options):
+    """A process of Python's own, finished without an error; what it wrote is in `stdout` and `stderr`."""
+    process = subprocess.run(
+        [sys.executable, *map(str, words)],
+        env=environment() if env is None else env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
+    )
+    assert process.returncode == 0, process.stderr
+    return process
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run_on_two_processes(*words):
+    """`run_python` by `accelerate launch`."""
+    # `--cpu --num_processes 2` starts one process without MPI; `--multi_gpu` is torchrun, on the CPU as well.
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", free_port()]
+    return run_python(*launch, *words, env=environment(GLOO_SOCKET_IFNAME="lo", ACCELERATE_USE_CPU="true"))

@@ -2,19 +2,16 @@
 
 import gzip
 import json
-import os
 import random
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
-from helpers import tiny_model
+from helpers import EXAMPLES, environment, run_python, tiny_model
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -29,7 +26,6 @@ from transformers import (
 from simmim_hf.data import corpora
 from simmim_hf.evaluation.measure import similarity_spearman
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS = {
     *("run_classification", "run_token_classification", "run_sentence_similarity", "run_question_answering"),
     *("run_generation", "run_infilling"),
@@ -76,12 +72,9 @@ def write(path: Path, data: list[dict], columns=None) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def quiet_machine(monkeypatch):
-    """No progress bars from a script spill over into the next test; no state of accelerate either."""
+def importable(fresh_accelerator, monkeypatch):
+    """The scripts import `downstream` from their folder."""
     monkeypatch.syspath_prepend(EXAMPLES)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +122,8 @@ def results(folder: Path, script: str) -> dict:
 
 def run(script: str, folder: Path, *options) -> dict:
     """The results of a script that has to succeed, in a process of its own."""
-    command = [sys.executable, EXAMPLES / f"{script}.py", *options, "--output_dir", folder, "--seed", 7]
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-    process = subprocess.run([*map(str, command)], env=env, capture_output=True, text=True, timeout=180)
-    assert process.returncode == 0, process.stderr
+    words = [EXAMPLES / f"{script}.py", *options, "--output_dir", folder, "--seed", 7]
+    process = run_python(*words, env=environment(ACCELERATE_USE_CPU="true"))
     found = results(folder, script)
     assert json.dumps(found, indent=2, ensure_ascii=False) in process.stdout
     assert found["seed"] == 7
@@ -153,6 +144,7 @@ def functions(monkeypatch, script: str) -> dict:
 # ---------------------------------------------------------------------------------------------- every script runs
 
 
+@pytest.mark.slow
 def test_classification(checkpoint, data, tmp_path):
     files = [
         "--train_file",
@@ -177,6 +169,7 @@ def test_classification(checkpoint, data, tmp_path):
     assert model.config.id2label[model(**encoded).logits.argmax().item()] == "travel"
 
 
+@pytest.mark.slow
 def test_token_classification(checkpoint, data, tmp_path):
     files = ["--train_file", data / "train.jsonl", "--test_file", data / "test.jsonl.gz"]
     options = [*TRAINING, "--num_train_epochs", 6, "--max_seq_length", 14]
@@ -188,6 +181,7 @@ def test_token_classification(checkpoint, data, tmp_path):
     assert set(AutoModelForTokenClassification.from_pretrained(tmp_path).config.label2id) == {"PER", "LOC", "O"}
 
 
+@pytest.mark.slow
 def test_sentence_similarity(checkpoint, data, tmp_path, tokenizer):
     files = ["--train_file", data / "train.jsonl", "--test_file", data / "test.jsonl"]
     options = [*TRAINING, "--num_train_epochs", 5, "--learning_rate", "3e-3"]
@@ -199,6 +193,7 @@ def test_sentence_similarity(checkpoint, data, tmp_path, tokenizer):
     assert found["spearman_after"]["test"] > max(60, found["spearman_before"]["test"])
 
 
+@pytest.mark.slow
 def test_question_answering(checkpoint, data, tmp_path):
     files = ["--train_file", data / "train.jsonl", "--test_file", data / "test.jsonl"]
     options = [*TRAINING, "--num_train_epochs", 8, "--max_seq_length", 24, "--stride", 4, "--learning_rate", "3e-3"]
@@ -207,6 +202,7 @@ def test_question_answering(checkpoint, data, tmp_path):
     assert found["test"]["exact_match"] > 0.8 and found["test"]["f1"] >= found["test"]["exact_match"]
 
 
+@pytest.mark.slow
 def test_generation(checkpoint, data, tmp_path, tokenizer):
     files = ["--train_file", data / "train.jsonl", "--test_file", data / "test.txt", "--coherence_model", checkpoint]
     lengths = ["--prompt_length", 4, "--max_new_tokens", 6, "--num_prompts", 5]
@@ -224,6 +220,7 @@ def test_generation(checkpoint, data, tmp_path, tokenizer):
     assert model.generation_config.pad_token_id == tokenizer.pad_token_id
 
 
+@pytest.mark.slow
 def test_infilling(checkpoint, data, tmp_path):
     texts = ["Anna was ___ in Oslo", "In 1920 [MASK] was happy"]
     options = ["--evaluate", data / "test.txt", "--gaps", 2, "--top_k", 50, "--batch_size", 5, "--num_candidates", 4]

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +11,20 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from helpers import DECODERS, FAMILIES, VOCAB, ragged_batch, randomize, text_config, tiny_model
+from helpers import (
+    CAUSAL,
+    DECODERS,
+    EXAMPLES,
+    FAMILIES,
+    VOCAB,
+    WITHOUT_THE_PACKAGE,
+    ragged_batch,
+    randomize,
+    refused,
+    run_python,
+    text_config,
+    tiny_model,
+)
 from scipy.stats import spearmanr
 from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertModel, BertTokenizer
@@ -33,7 +45,6 @@ from simmim_hf.model.configuration_simmim import remote_files
 from simmim_hf.model.packing import ATTENTION
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
-CAUSAL = {"mlm_weight": 0.0, "contrastive_weight": 0.0, "clm_weight": 1.0}
 TEXTS = ["a", "some letters", "the quick brown fox", "jumps over it", "zz"]
 
 NATIVE = {
@@ -84,13 +95,6 @@ def checkpoint(tmp_path) -> Path:
 
 def to(form: str, source: Path, target: Path, *more: str) -> list[str]:
     return ["export", "--model", str(source), "--to", form, "--output_dir", str(target), *more]
-
-
-def refused(capsys, *arguments: str, code: int = 2) -> str:
-    with pytest.raises(SystemExit) as refusal:
-        main(list(arguments))
-    assert refusal.value.code == code
-    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 # ------------------------------------------------------------------------------------------- the plain backbone
@@ -204,14 +208,15 @@ def test_a_pad_token_that_would_move_positions_is_refused(tmp_path):
             make(tiny_model("roberta"), tokenizer, tmp_path)
 
 
+@pytest.mark.slow
 def test_exports_open_in_a_process_without_the_package(tmp_path):
     model = tiny_model()
     tokenizer = tokenizer_for(model)
     export.export_backbone(model, tokenizer, tmp_path / "plain")
     export.export_sentence_transformers(model, tokenizer, tmp_path / "vectors")
     script = f"""
-import sys, torch
-sys.modules["simmim_hf"] = None
+{WITHOUT_THE_PACKAGE}
+import torch
 torch.set_num_threads(1)
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -222,8 +227,7 @@ batch = AutoTokenizer.from_pretrained(folder + "/plain")({TEXTS!r}, padding=True
 vectors = SentenceTransformer(folder + "/vectors", device="cpu").encode({TEXTS!r}, convert_to_tensor=True)
 torch.save({{"logits": model.eval()(**batch).logits.detach(), "vectors": vectors}}, folder + "/seen.pt")
 """
-    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert process.returncode == 0, process.stderr
+    process = run_python("-c", script)
     assert "MISSING" not in process.stderr and "newly initialized" not in process.stderr
     seen = torch.load(tmp_path / "seen.pt")
     batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
@@ -294,6 +298,7 @@ def test_sentence_transformers_trains_the_export(tmp_path):
 # -------------------------------------------------------------------------------------------------- ONNX Runtime
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "options"),
     [
@@ -319,6 +324,7 @@ def test_onnx_on_other_batches(family, options, tmp_path):
         assert hidden.shape == (*batch["input_ids"].shape, model.config.hidden_size)
 
 
+@pytest.mark.slow
 def test_onnx_keeps_weights_beside_a_graph_that_is_too_large(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
     monkeypatch.setattr(export, "PROTOBUF_LIMIT", 0)
@@ -345,13 +351,11 @@ def test_a_warm_start_keeps_the_vectors_of_a_sentence_transformer(minilm):
     torch.testing.assert_close(ours, theirs, **CLOSE)
 
 
-def test_int8_keeps_the_similarity_of_a_real_model(minilm, tmp_path, capsys):
+@pytest.mark.slow
+def test_int8_keeps_the_similarity_of_a_real_model(minilm, shared_data, tmp_path, capsys):
     runtime = pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
-    data = Path(__file__).parents[2] / "shared/data/stsb_en/dev.jsonl.gz"
-    if not data.is_file():
-        pytest.skip("needs ../shared/data, which is not part of the project")
     model, tokenizer, _ = minilm
-    pairs = load_scored_pairs(str(data)).select(range(0, 1500, 5))
+    pairs = load_scored_pairs(str(shared_data("stsb_en/dev.jsonl.gz"))).select(range(0, 1500, 5))
     model.save_pretrained(tmp_path / "run")
     tokenizer.save_pretrained(tmp_path / "run")
     folder = tmp_path / "onnx"
@@ -429,9 +433,10 @@ def test_a_wrong_export_is_not_kept(checkpoint, tmp_path, capsys, monkeypatch):
         assert not (tmp_path / form).exists()
 
 
+@pytest.mark.slow
 def test_the_example_shows_every_route(checkpoint, capsys, monkeypatch):
     pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
-    script = Path(__file__).parent.parent / "examples/use_everywhere.py"
+    script = EXAMPLES / "use_everywhere.py"
     assert len(script.read_text().splitlines()) < 150
     monkeypatch.setattr(sys, "argv", [script.name, "--model", str(checkpoint), "--sentences", *TEXTS])
     runpy.run_path(str(script), run_name="__main__")

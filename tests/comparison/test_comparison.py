@@ -2,11 +2,9 @@
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -31,7 +29,6 @@ from simmim_hf.options import typed, words_of
 from simmim_hf.training.arguments import PRETRAINING
 
 TINY = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
-WORDS = "the old river runs under a small stone bridge while green birds sing above quiet water every morning".split()
 BATCH, BUDGET, LONGEST = 8, 900, 14
 ARMS = {"mlm": {"objective": "mlm"}, "simmim": {"objective": "simmim", "temperature": 0.1}}
 EXPLOSIVE = {"objective": "mlm", "learning_rate": 1e30, "max_grad_norm": 0, "warmup_steps": 0}
@@ -41,7 +38,7 @@ EXPLOSIVE = {"objective": "mlm", "learning_rate": 1e30, "max_grad_norm": 0, "war
 def files(tmp_path_factory) -> Path:
     """A folder with a corpus and scored pairs."""
     folder = tmp_path_factory.mktemp("files")
-    lines = [" ".join(WORDS[(i * j) % len(WORDS)] for j in range(1, 4 + i % 9)) + f" {i}" for i in range(1, 201)]
+    lines = helpers.corpus_lines(200)
     (folder / "corpus.txt").write_text("\n".join(lines))
     pairs = [{"sentence1": lines[i], "sentence2": lines[i + 1], "score": i % 5} for i in range(30)]
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
@@ -98,6 +95,7 @@ def timeless_report(folder: Path) -> str:
 # the same for every arm
 
 
+@pytest.mark.slow
 def test_all_arms_have_the_budget_of_text_to_within_one_batch(whole):
     _, results, runs = whole
     for result in results["runs"]:
@@ -108,6 +106,7 @@ def test_all_arms_have_the_budget_of_text_to_within_one_batch(whole):
         assert BUDGET <= text < BUDGET + BATCH * LONGEST
 
 
+@pytest.mark.slow
 def test_all_arms_read_the_budget_of_tokens_to_within_one_batch(files, tmp_path):
     arms = {name: {"objective": name} for name in ("mlm", "simmim", "spans")}
     with recorded() as runs:
@@ -124,6 +123,7 @@ def test_all_arms_read_the_budget_of_tokens_to_within_one_batch(files, tmp_path)
     assert operations["spans"] == pytest.approx(operations["mlm"], rel=0.05)
 
 
+@pytest.mark.slow
 def test_arms_share_weights_and_batches_and_seeds_do_not(whole):
     _, _, runs = whole
     for seed in (42, 43):
@@ -137,6 +137,7 @@ def test_arms_share_weights_and_batches_and_seeds_do_not(whole):
     assert not torch.equal(first["weights"][name], second["weights"][name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -174,6 +175,7 @@ def test_operations_are_those_that_torch_counts(term, view):
     assert 0.5 < training_flops(model, ragged) / training_flops(model, batch) < 0.75
 
 
+@pytest.mark.slow
 def test_a_budget_of_operations_gives_half_the_steps_to_twice_the_views(files, tmp_path):
     arms = {"one view": {"objective": "mlm"}, "two views": {"objective": "simmim"}}
     results = compare(files, tmp_path / "out", arms, seeds=1, tasks=None, budget_text=None, budget_flops=7e7)
@@ -183,6 +185,7 @@ def test_a_budget_of_operations_gives_half_the_steps_to_twice_the_views(files, t
         assert run["flops"] == pytest.approx(7e7, rel=0.12)
 
 
+@pytest.mark.slow
 def test_weights_that_change_are_counted_as_they_are(files, tmp_path):
     arms = {
         "joint": {"objective": "simmim"},
@@ -193,6 +196,7 @@ def test_weights_that_change_are_counted_as_they_are(files, tmp_path):
     assert 0.65 < runs[1]["flops"] / runs[0]["flops"] < 0.85  # half of the time one reading instead of two
 
 
+@pytest.mark.slow
 def test_a_budget_of_seconds_plans_the_steps_and_stops_in_time(files, tmp_path):
     arms = {"mlm": ARMS["mlm"]}
     comparison = Comparison(arms, options(files, learning_rate=1e-3), str(tmp_path / "out"), 1, budget_seconds=1.0)
@@ -205,6 +209,7 @@ def test_a_budget_of_seconds_plans_the_steps_and_stops_in_time(files, tmp_path):
 # going on
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_does_what_is_missing_and_gives_the_same_report(files, whole, tmp_path, monkeypatch):
     folder, results, _ = whole
     train_step, steps = SimMIMTrainer.training_step, []
@@ -232,6 +237,7 @@ def test_an_interrupted_comparison_does_what_is_missing_and_gives_the_same_repor
     assert not runs
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_gives_the_same_report(files, whole, tmp_path):
     folder, results, _ = whole
     words = words_of({**options(files), "budget_text": BUDGET, "tasks": [str(files / "pairs.jsonl")]})
@@ -239,7 +245,7 @@ def test_a_killed_comparison_gives_the_same_report(files, whole, tmp_path):
     command = [sys.executable, "-m", "simmim_hf.cli", "compare", *words, "--arms", str(tmp_path / "arms.yaml")]
     process = subprocess.Popen(
         [*command, "--output_dir", str(tmp_path / "out")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=helpers.environment(),
         stdout=subprocess.DEVNULL,
         stderr=(tmp_path / "stderr").open("w"),
     )
@@ -256,6 +262,7 @@ def test_a_killed_comparison_gives_the_same_report(files, whole, tmp_path):
     assert timeless_report(tmp_path / "out") == timeless_report(folder)
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_its_last_step_and_its_result_is_only_evaluated(files, whole, tmp_path, monkeypatch):
     _, results, _ = whole
     measured = Comparison._measure
@@ -275,6 +282,7 @@ def test_a_run_killed_between_its_last_step_and_its_result_is_only_evaluated(fil
     assert timeless(again)["runs"] == expected
 
 
+@pytest.mark.slow
 def test_more_arms_and_seeds_are_added_and_other_options_refused(files, whole, tmp_path):
     folder = shutil.copytree(whole[0], tmp_path / "out")
     more = {**ARMS, "warmer": {"objective": "simmim", "temperature": 0.5}}
@@ -301,6 +309,7 @@ def test_more_arms_and_seeds_are_added_and_other_options_refused(files, whole, t
         Comparison(more, options(changed_text), str(folder), 2, BUDGET, tasks=[str(files / "pairs.jsonl")])
 
 
+@pytest.mark.slow
 def test_an_arm_that_diverges_fails_alone_and_is_shown(files, tmp_path):
     arms = {"mlm": ARMS["mlm"], "wild": EXPLOSIVE}
     results = compare(files, tmp_path / "out", arms, seeds=1)
@@ -314,6 +323,7 @@ def test_an_arm_that_diverges_fails_alone_and_is_shown(files, tmp_path):
     assert not runs, "a loss that is not finite is a result: it is not tried again"
 
 
+@pytest.mark.slow
 def test_what_fails_for_another_reason_is_tried_again(files, tmp_path, monkeypatch):
     measured = Comparison._measure
 
@@ -333,6 +343,7 @@ def test_what_fails_for_another_reason_is_tried_again(files, tmp_path, monkeypat
 # the command
 
 
+@pytest.mark.slow
 def test_the_command_makes_arms_of_objectives_and_of_a_file(files, tmp_path, capsys):
     arms = {
         "deleted words": {"positive_view": "deleted", "deletion_probability": 0.3},
@@ -374,16 +385,8 @@ def test_the_command_makes_arms_of_objectives_and_of_a_file(files, tmp_path, cap
 )
 def test_bad_options_are_refused_before_training(files, tmp_path, capsys, given, said):
     words = words_of({**options(files), "output_dir": str(tmp_path / "out"), "objectives": ["mlm"]})
-    assert said in refused(capsys, *words, *given)
+    assert said in helpers.refused(capsys, "compare", *words, *given)
     assert not (tmp_path / "out" / "runs" / "mlm" / "seed-42" / "result.json").exists()
-
-
-def refused(capsys, *words: str) -> str:
-    """The last line with which `simmim compare` refuses."""
-    with pytest.raises(SystemExit) as refusal:
-        main(["compare", *words])
-    assert refusal.value.code == 2
-    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -408,7 +411,9 @@ def test_bad_names_of_arms_are_refused(tmp_path, capsys):
         with pytest.raises(ValueError, match="cannot be the name of an arm"):
             check_arms({name: {"objective": "mlm"}})
     (tmp_path / "arms.yaml").write_text("mlm: {objective: mlm}\n")
-    assert "is also in --objectives" in refused(capsys, "--objectives", "mlm", "--arms", str(tmp_path / "arms.yaml"))
+    assert "is also in --objectives" in helpers.refused(
+        capsys, "compare", "--objectives", "mlm", "--arms", str(tmp_path / "arms.yaml")
+    )
 
 
 def test_an_arm_that_cannot_be_made_is_refused_before_training(files, tmp_path):
@@ -424,7 +429,7 @@ def test_an_arm_that_cannot_be_made_is_refused_before_training(files, tmp_path):
 
 def test_a_folder_with_something_else_is_not_written_into(files, tmp_path, capsys):
     (tmp_path / "precious.txt").write_text("keep")
-    said = refused(capsys, *words_of({**options(files), "output_dir": str(tmp_path)}))
+    said = helpers.refused(capsys, "compare", *words_of({**options(files), "output_dir": str(tmp_path)}))
     assert "is not empty and holds no comparison" in said
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 
@@ -440,19 +445,10 @@ def test_options_are_read_as_pretrain_reads_them():
 def test_two_processes_compare_what_one_does(files, whole, tmp_path):
     _, results, _ = whole
     (tmp_path / "arms.yaml").write_text(yaml.safe_dump(ARMS, sort_keys=False))
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    # `--cpu --num_processes 2` starts one process without MPI; `--multi_gpu` is torchrun, on the CPU as well.
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", str(port), "-m", "simmim_hf.cli", "compare"]
-    command += ["--arms", str(tmp_path / "arms.yaml"), "--output_dir", str(tmp_path / "out"), "--seeds", "1"]
-    command += ["--budget_text", str(BUDGET), "--tasks", str(files / "pairs.jsonl")]
-    command += words_of(options(files, per_device_train_batch_size=BATCH // 2))
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "true"}
-    process = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
-    assert process.returncode == 0, process.stderr[-4000:]
+    words = ["-m", "simmim_hf.cli", "compare", "--arms", tmp_path / "arms.yaml", "--output_dir", tmp_path / "out"]
+    words += ["--seeds", "1", "--budget_text", BUDGET, "--tasks", files / "pairs.jsonl"]
+    words += words_of(options(files, per_device_train_batch_size=BATCH // 2))
+    process = helpers.run_on_two_processes(*words)
     assert process.stdout.count("The whole report") == 1
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert found["processes"] == 2
@@ -499,6 +495,7 @@ def test_every_model_is_asked_the_same_whatever_its_objective():
     assert causal["perplexity"] > 1
 
 
+@pytest.mark.slow
 def test_results_are_saved_as_they_are_returned(whole):
     folder, results, _ = whole
     saved = json.loads((folder / "results.json").read_text())
@@ -512,6 +509,7 @@ def test_results_are_saved_as_they_are_returned(whole):
         assert run["curve"][0]["step"] == 0 and run["curve"][-1]["tokens"] == run["tokens"]
 
 
+@pytest.mark.slow
 def test_the_report_of_a_comparison_has_all_its_sections(whole):
     text = (whole[0] / "report.md").read_text()
     for title in ("At a glance", "Language modelling", "Similarity", "Geometry", "Learning curves", "Cost"):

@@ -1,12 +1,13 @@
 """What the plots of a comparison show."""
 
 import json
-from pathlib import Path
+
+from helpers import EXAMPLES
 
 from simmim_hf.comparison.plots import draw, styles_of
 from simmim_hf.comparison.statistics import front_axes, metrics_of
 
-COMPARISONS = Path(__file__).parents[2] / "examples" / "comparisons"
+COMPARISONS = EXAMPLES / "comparisons"
 
 
 def results_of(name: str) -> dict:

@@ -6,12 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+from helpers import EXAMPLES
 
 from simmim_hf.comparison import report
 from simmim_hf.comparison.statistics import metrics_of
 from simmim_hf.quantities import QUANTITIES
 
-OBJECTIVES = Path(__file__).parents[2] / "examples" / "comparisons" / "objectives"
+OBJECTIVES = EXAMPLES / "comparisons" / "objectives"
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,15 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import EXAMPLES
 from scipy import stats
 
 from simmim_hf.comparison.statistics import Metric, differ, estimate, front_of, mean_costs, paired_p, summary
 
-COMPARISONS = Path(__file__).parents[2] / "examples" / "comparisons"
+COMPARISONS = EXAMPLES / "comparisons"
 
 
 def metric_of(name: str, **arms: list[float]) -> Metric:

@@ -3,7 +3,6 @@
 import dataclasses
 import random
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,11 +59,8 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def chinese():
-    folder = Path(__file__).parents[3] / "shared/data/tokenizers/bert-base-chinese"
-    if not folder.is_dir():
-        pytest.skip(f"the vocabulary of bert-base-chinese is not at {folder}")
-    return BertTokenizer.from_pretrained(folder)
+def chinese(shared_data):
+    return BertTokenizer.from_pretrained(shared_data("tokenizers/bert-base-chinese"))
 
 
 def sentences(count, low=5, high=60, seed=0):
@@ -283,6 +279,7 @@ def load(collator, features, workers):
     return list(DataLoader(features, batch_size=8, collate_fn=collator, num_workers=workers))
 
 
+@pytest.mark.slow
 def test_same_masks_for_any_number_of_workers(tokenizer):
     features = tokenised(tokenizer, sentences(60))
     runs = [load(DataCollatorForSimMIM(tokenizer, seed=1), features, workers) for workers in (0, 1, 3)]

@@ -3,8 +3,6 @@ import io
 import json
 import lzma
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow
@@ -12,6 +10,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 from datasets import Dataset, IterableDataset
+from helpers import run_python
 from transformers import AutoTokenizer, BertTokenizer, CanineTokenizer
 
 from simmim_hf.data import corpora, docstrings
@@ -302,15 +301,14 @@ def test_trained_tokenizer_round_trip(tmp_path, lowercase):
     assert 4 in tokenizer("a [MASK]").input_ids
 
 
+@pytest.mark.slow
 def test_training_a_tokenizer_is_deterministic():
     code = (
         "from simmim_hf.data.corpora import *; import pathlib, sys\n"
         "texts = pathlib.Path(sys.argv[1]).read_text().splitlines()\n"
         "print(sorted(train_tokenizer(texts, 600, show_progress=False).get_vocab().items()))"
     )
-    command = [sys.executable, "-c", code, corpora.__file__]
-    environment = {**os.environ, "PYTHONPATH": str(Path(corpora.__file__).parents[2])}
-    first, second = (subprocess.run(command, env=environment, capture_output=True, check=True).stdout for _ in "ab")
+    first, second = (run_python("-c", code, corpora.__file__).stdout for _ in "ab")
     assert first == second and len(first) > 1000
 
 
@@ -326,10 +324,8 @@ def test_rare_characters_do_not_fill_the_vocabulary():
     assert "一" not in vocab and "english" in vocab
 
 
-def test_bare_vocabulary():
-    folder = Path(__file__).parents[3] / "shared/data/tokenizers/bert-base-chinese"
-    if not folder.is_dir():
-        pytest.skip(f"the shared vocabulary {folder} is not on this machine")
+def test_bare_vocabulary(shared_data):
+    folder = shared_data("tokenizers/bert-base-chinese")
     for path in (folder, folder / "vocab.txt"):
         tokenizer = load_tokenizer(str(path))
         assert len(tokenizer) == 21128
@@ -374,10 +370,10 @@ def test_tokenize(tokenizer):
 
 def test_tokenize_without_a_rust_tokenizer():
     texts = ["abcd", "abcdef", "abcdefgh", "ab"]
-    dataset = Dataset.from_dict({"text": texts})
-    tokenized, counts = tokenize(dataset, CanineTokenizer(), max_length=8, long_texts="truncate")
+    dataset, tokenizer = Dataset.from_dict({"text": texts}), CanineTokenizer()
+    tokenized, counts = tokenize(dataset, tokenizer, max_length=8, long_texts="truncate")
     assert tokenized["length"][:] == [6, 8, 8, 4] and counts.dropped == 2
-    assert tokenized["input_ids"][1] == CanineTokenizer()("abcdef").input_ids
+    assert tokenized["input_ids"][1] == tokenizer("abcdef").input_ids
 
 
 def test_tokenize_negatives(tokenizer):

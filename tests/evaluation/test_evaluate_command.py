@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import randomize, text_config, tiny_model, tiny_tokenizer
+from helpers import randomize, refused, text_config, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from task_files import write_lines
@@ -35,14 +35,6 @@ def assert_same_values(one: dict, other: dict, tolerance: float):
         assert first.keys() == second.keys() and first["kind"] == second["kind"]
         for name in first.keys() - {"kind", "seconds"}:
             assert first[name] == pytest.approx(second[name], rel=tolerance, abs=tolerance), name
-
-
-def refused(capsys, model, *more) -> str:
-    """The message with which the command refuses."""
-    with pytest.raises(SystemExit) as refusal:
-        main(["evaluate", "--model", str(model), *more])
-    assert refusal.value.code == 2
-    return capsys.readouterr().err.strip().split("simmim evaluate: error: ")[-1]
 
 
 def test_every_kind_of_task_is_measured_and_written(checkpoint, files, tmp_path, capsys):
@@ -138,7 +130,9 @@ def test_bfloat16_is_near_float32(checkpoint, files, tmp_path):
 
 def test_a_task_that_cannot_be_measured_is_refused_before_anything_is_written(checkpoint, tmp_path, capsys):
     file = write_lines(tmp_path / "bad.jsonl", [{"sentence1": "a", "sentence2": "b", "score": 1}] * 3)
-    message = refused(capsys, checkpoint, "--tasks", file, "--output_dir", str(tmp_path / "out"))
+    message = refused(
+        capsys, "evaluate", "--model", checkpoint, "--tasks", file, "--output_dir", str(tmp_path / "out")
+    )
     assert "all 3 scores are 1" in message and "bad.jsonl" in message and not (tmp_path / "out").exists()
 
 
@@ -160,35 +154,39 @@ def test_a_task_that_cannot_be_measured_is_refused_before_anything_is_written(ch
 def test_bad_options_are_refused(checkpoint, files, tmp_path, monkeypatch, capsys, given, said):
     monkeypatch.setitem(sys.modules, "mteb", None)
     given = [word.format_map(files) for word in given]
-    message = refused(capsys, checkpoint, *given, "--output_dir", str(tmp_path / "out"))
+    message = refused(capsys, "evaluate", "--model", checkpoint, *given, "--output_dir", str(tmp_path / "out"))
     assert said in message and not (tmp_path / "out").exists()
 
 
 def test_models_that_are_no_text_encoder_are_refused(files, tmp_path, capsys):
     task = ("--tasks", files["similarity"])
-    assert "no-such-model" in refused(capsys, tmp_path / "no-such-model", *task)
+    assert "no-such-model" in refused(capsys, "evaluate", "--model", tmp_path / "no-such-model", *task)
     tiny_tokenizer().save_pretrained(tmp_path / "vision")
     size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     ViTModel(ViTConfig(**size, image_size=16)).save_pretrained(tmp_path / "vision")
-    assert "is a `vit`, which is no encoder of text" in refused(capsys, tmp_path / "vision", *task)
+    assert "is a `vit`, which is no encoder of text" in refused(
+        capsys, "evaluate", "--model", tmp_path / "vision", *task
+    )
 
 
 def test_checkpoints_without_the_weights_that_are_needed_are_refused(files, tmp_path, capsys):
     BertModel(text_config("bert")).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     evaluate(tmp_path, tmp_path / "out", "--tasks", files["similarity"])
-    message = refused(capsys, tmp_path, "--tasks", files["language modelling"])
+    message = refused(capsys, "evaluate", "--model", tmp_path, "--tasks", files["language modelling"])
     assert "has no language-model head" in message
     weights = load_file(tmp_path / "model.safetensors")
     kept = {name: weight for name, weight in weights.items() if "layer.1.attention" not in name}
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    assert "lacks weights of a `bert`" in refused(capsys, tmp_path, "--tasks", files["similarity"])
+    assert "lacks weights of a `bert`" in refused(
+        capsys, "evaluate", "--model", tmp_path, "--tasks", files["similarity"]
+    )
 
 
 def test_earlier_results_are_kept(checkpoint, files, tmp_path, capsys):
     asked = ("--tasks", files["similarity"], "--output_dir", str(tmp_path))
     (tmp_path / "results.json").write_text("{}")
-    assert "--overwrite_output_dir" in refused(capsys, checkpoint, *asked)
+    assert "--overwrite_output_dir" in refused(capsys, "evaluate", "--model", checkpoint, *asked)
     assert (tmp_path / "results.json").read_text() == "{}"
     assert evaluate(checkpoint, tmp_path, "--tasks", files["similarity"], "--overwrite_output_dir")["tasks"]
 

@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,26 +10,18 @@ from pathlib import Path
 import distributed_worker as worker
 import pytest
 import torch
+from helpers import EXAMPLES, TINY, corpus_lines, environment, free_port, run_on_two_processes
 
 from simmim_hf.model.losses import gather
 
 TESTS = Path(__file__).parents[1]
-EXAMPLES = TESTS.parent / "examples"
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TOKENIZERS_PARALLELISM": "false"}
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def run_two_processes(task: str, folder: Path) -> list[dict]:
     """What the two processes found, by the name of the case; an error is its traceback."""
-    common = {**environment(), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common = environment(
+        GLOO_SOCKET_IFNAME="lo", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port())
+    )
     processes = [
         subprocess.Popen(
             [sys.executable, str(TESTS / "distributed_worker.py"), task, str(folder)],
@@ -123,6 +113,7 @@ def weighted_parts(model, parts: list[dict]) -> dict[str, torch.Tensor]:
     return means
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", worker.CASES)
 def test_two_processes_give_the_loss_and_gradients_of_one(found, case):
     terms, gradients = in_one_process(case)
@@ -145,6 +136,7 @@ def test_local_negatives_are_another_loss():
     assert (whole - weighted_parts(model, worker.parts("local negatives"))["contrastive_loss"]).abs() > 0.1
 
 
+@pytest.mark.slow
 def test_evaluation_on_one_process_neither_hangs_nor_gathers(found):
     losses = of(found, "evaluation") if isinstance(found[0].get("evaluation"), str) else [found[0]["evaluation"]]
     with torch.no_grad():
@@ -156,6 +148,7 @@ def test_gather_without_processes_is_the_identity():
     assert gather(x)[0] is x and gather(x)[1] == 0
 
 
+@pytest.mark.slow
 def test_simmim_trainer_accumulates_exactly_on_two_processes(trained, tmp_path):
     # Micro-batch i of one process goes with micro-batch i of the other: these two see each other's negatives.
     batches = worker.micro_batches()
@@ -180,6 +173,7 @@ def test_simmim_trainer_accumulates_exactly_on_two_processes(trained, tmp_path):
         assert log[name] == pytest.approx(reference[name].item(), abs=1e-5), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", worker.STRATEGIES)
 def test_simmim_trainer_resumes_exactly_on_two_processes(trained, strategy):
     if "don't know how to restore data location" in str(trained[0].get(strategy)):
@@ -190,27 +184,21 @@ def test_simmim_trainer_resumes_exactly_on_two_processes(trained, strategy):
         assert result["resumed"]["losses"] == pytest.approx(result["whole"]["losses"], abs=1e-9)
 
 
+@pytest.mark.slow
 def test_time_limit_stops_all_processes_at_the_same_step(trained):
     first, second = of(trained, "time limit")
     assert first == second == 1
 
 
+@pytest.mark.slow
 def test_accelerate_launch_trains_the_example_on_two_processes(tmp_path):
     text = tmp_path / "corpus.txt"
-    words = ["river", "stone", "bright", "winter", "garden", "music", "silver", "thunder", "quiet", "orange", "window"]
-    lines = [" ".join(words[(i * k) % len(words)] for k in range(1, 4 + i % 9)) for i in range(1, 60)]
-    text.write_text("\n".join(lines))
-    config = '{"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}'
-    # `--cpu --num_processes 2` starts one process without MPI; `--multi_gpu` is torchrun, on the CPU as well.
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", str(free_port()), str(EXAMPLES / "run_pretraining.py"), "--use_cpu"]
-    command += ["--train_file", str(text), "--text_config", config, "--max_seq_length", "16"]
-    command += ["--output_dir", str(tmp_path / "out"), "--num_train_epochs", "1", "--report_to", "none"]
-    command += ["--per_device_train_batch_size", "4", "--save_steps", "2"]
-    env = {**environment(), "ACCELERATE_USE_CPU": "true"}
-    process = subprocess.run(command, env=env, capture_output=True, text=True, timeout=180)
-    assert process.returncode == 0, process.stderr
+    text.write_text("\n".join(corpus_lines(59)))
+    config = json.dumps(TINY)
+    words = [EXAMPLES / "run_pretraining.py", "--use_cpu", "--train_file", text, "--text_config", config]
+    words += ["--max_seq_length", 16, "--output_dir", tmp_path / "out", "--num_train_epochs", 1, "--report_to", "none"]
+    words += ["--per_device_train_batch_size", 4, "--save_steps", 2]
+    process = run_on_two_processes(*words)
     rows = int(re.search(r"(\d+) training texts", process.stdout)[1])
     state = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())
     assert state["max_steps"] == math.ceil(rows / 8)  # 4 rows in each of two processes

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import ragged_batch, randomize, real_rows, text_config, tiny_model
+from helpers import LENGTHS, ragged_batch, randomize, real_rows, text_config, tiny_model
 from torch.autograd import gradcheck
 from torch.func import functional_call
 
@@ -18,9 +18,6 @@ from simmim_hf.model.losses import (
     token_cross_entropy,
     uniformity,
 )
-
-LENGTHS = [7, 3, 11, 5]
-
 
 # The formulas.
 
@@ -265,7 +262,10 @@ def test_gradient_of_the_contrastive_loss(form, kind):
 
 @pytest.mark.parametrize("options", [{}, {"contrastive_loss": "decoupled", "similarity": "dot", "pooling": "cls"}])
 def test_gradient_of_the_whole_model(options):
-    """Through packing, encoder, pooling, heads and all three terms, against finite differences."""
+    """Through packing, encoder, pooling, heads and all three terms, against finite differences in a random direction.
+
+    In double precision a wrong entry shows in almost every direction, for two forwards instead of two an entry.
+    """
     small = {"vocab_size": 16, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
     small |= {"max_position_embeddings": 8}
     config = SimMIMConfig(
@@ -292,7 +292,9 @@ def test_gradient_of_the_whole_model(options):
     for name in names:
         weight = parameters[name].detach().clone().requires_grad_()
         assert gradcheck(
-            lambda w, name=name: functional_call(model, {name: w}, kwargs=batch, tie_weights=True).loss, weight
+            lambda w, name=name: functional_call(model, {name: w}, kwargs=batch, tie_weights=True).loss,
+            weight,
+            fast_mode=True,
         ), name
 
 

@@ -8,8 +8,11 @@ import pickle
 import pytest
 import torch
 from helpers import (
+    CAUSAL,
+    CLOSE,
     DECODERS,
     FAMILIES,
+    LENGTHS,
     MASK_ID,
     VOCAB,
     assert_same_gradients,
@@ -36,9 +39,6 @@ from transformers import (
 from simmim_hf import SimMIMConfig, SimMIMForMaskedLM, SimMIMForPreTraining, SimMIMModel
 from simmim_hf.model.configuration_simmim import remote_files
 
-LENGTHS = [7, 3, 11, 5]
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-CAUSAL = {"mlm_weight": 0, "contrastive_weight": 0, "clm_weight": 1}
 ONLY = {
     "mlm_loss": {"mlm_weight": 1, "contrastive_weight": 0, "clm_weight": 0},
     "contrastive_loss": {"mlm_weight": 0, "contrastive_weight": 1, "clm_weight": 0},
@@ -690,6 +690,7 @@ def test_the_config_says_nothing_about_this_machine(tmp_path):
     assert str(tmp_path) not in json.dumps(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
 def test_it_learns(family):
     """A few steps on one batch bring every term down."""

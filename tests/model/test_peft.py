@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import NO_DROPOUT, padded, ragged_batch, randomize, real_rows, tiny_model, tiny_tokenizer
+from helpers import CLOSE, LENGTHS, NO_DROPOUT, padded, ragged_batch, randomize, real_rows, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification, Trainer, TrainingArguments
 
@@ -22,8 +22,6 @@ peft = pytest.importorskip("peft", reason="peft is not installed: `pip install s
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
 TARGETS = {"bert": ["query", "value"], "modernbert": ["Wqkv"], "llama": ["q_proj", "v_proj"]}
-LENGTHS = [7, 3, 11, 5]
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def options_of(family, **options):

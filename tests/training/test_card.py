@@ -4,14 +4,12 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import transformers.trainer
 from datasets import Dataset
-from helpers import tiny_model, tiny_tokenizer
+from helpers import TINY, WITHOUT_THE_PACKAGE, corpus_lines, refused, run_python, tiny_model, tiny_tokenizer
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from huggingface_hub.utils import filter_repo_objects
@@ -23,8 +21,6 @@ from simmim_hf.model.configuration_simmim import POSITIVE_VIEWS
 from simmim_hf.quantities import quantity, title
 from simmim_hf.training import card as hub
 
-TINY = json.dumps({"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64})
-WORDS = "the old river runs under a small stone bridge while green birds sing above quiet water every morning".split()
 TOKEN = "hf_" + "x" * 30
 
 
@@ -32,22 +28,14 @@ TOKEN = "hf_" + "x" * 30
 def run(tmp_path_factory) -> Path:
     """The folder of six steps on a small file, with every figure but retrieval, which the built-in text has."""
     folder = tmp_path_factory.mktemp("card")
-    lines = [" ".join(WORDS[(i * j) % len(WORDS)] for j in range(1, 4 + i % 9)) + f" {i}" for i in range(1, 241)]
+    lines = corpus_lines(240)
     (folder / "corpus.txt").write_text("\n".join(lines))
     pairs = [{"sentence1": lines[i], "sentence2": lines[2 * i], "score": i % 5} for i in range(20)]
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     options = ["--train_file", str(folder / "corpus.txt"), f"--similarity_file={folder / 'pairs.jsonl'}"]
-    options += ["--output_dir", str(folder / "my-encoder"), "--text_config", TINY, "--vocab_size", "300", "--use_cpu"]
-    options += [
-        "--per_device_train_batch_size",
-        "16",
-        "--report_to",
-        "none",
-        "--max_steps",
-        "6",
-        "--logging_steps",
-        "1",
-    ]
+    options += ["--output_dir", str(folder / "my-encoder"), "--text_config", json.dumps(TINY), "--use_cpu"]
+    options += ["--vocab_size", "300", "--per_device_train_batch_size", "16", "--report_to", "none"]
+    options += ["--max_steps", "6", "--logging_steps", "1"]
     options += ["--objective", "fused", "--max_seq_length", "10", "--bf16", "--hub_token", TOKEN]
     assert main(["pretrain", *options]) == 0
     return folder / "my-encoder"
@@ -65,13 +53,6 @@ def text(run) -> str:
 
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.S)
-
-
-def refused(capsys, *arguments: str) -> str:
-    with pytest.raises(SystemExit) as refusal:
-        main(list(arguments))
-    assert refusal.value.code == 2
-    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def trainer_in(folder, **options) -> SimMIMTrainer:
@@ -150,15 +131,17 @@ def test_a_card_states_no_placeholder_path_or_secret(run, text):
     assert "`corpus.txt`" in text and "Not recorded: the language of the text and a licence" in text
 
 
+@pytest.mark.slow
 def test_the_snippets_run_in_the_folder(run, text):
     snippets = blocks(text, "python")
     with_package = [snippet for snippet in snippets if "import simmim_hf" in snippet]
     (without,) = [snippet for snippet in snippets if "import simmim_hf" not in snippet]
     start = "import torch\ntorch.set_num_threads(1)\n"
-    hidden = "import sys\nsys.modules['simmim_hf'] = None\n"
-    for script in ("\n".join([start, *with_package]), start + hidden + without + "assert vectors.shape == (1, 32)"):
-        done = subprocess.run([sys.executable, "-c", script], cwd=run, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    for script in (
+        "\n".join([start, *with_package]),
+        start + WITHOUT_THE_PACKAGE + without + "assert vectors.shape == (1, 32)",
+    ):
+        run_python("-c", script, cwd=run)
     assert len(with_package) == 3
     assert all(shlex.split(line)[1] in {*COMMANDS, "export"} for line in blocks(text, "bash")[0].splitlines())
 
@@ -300,10 +283,11 @@ def test_a_command_is_recorded_without_folders_and_tokens():
     assert records.command(words) == expected + """ '{"a": 1}'"""
 
 
+@pytest.mark.slow
 def test_a_resumed_run_says_from_where(run, tmp_path):
     corpus = run.parent / "corpus.txt"
-    options = ["--train_file", str(corpus), "--output_dir", str(tmp_path / "run"), "--text_config", TINY, "--use_cpu"]
-    options += ["--vocab_size", "300", "--per_device_train_batch_size", "16", "--report_to", "none"]
+    options = ["--train_file", str(corpus), "--output_dir", str(tmp_path / "run"), "--text_config", json.dumps(TINY)]
+    options += ["--vocab_size", "300", "--per_device_train_batch_size", "16", "--report_to", "none", "--use_cpu"]
     options += ["--save_steps", "2", "--save_total_limit", "1"]
     assert main(["pretrain", *options, "--max_steps", "2"]) == 0
     first = json.loads((tmp_path / "run" / "results.json").read_text())

@@ -5,17 +5,17 @@ The Hub is `hub_server.py`. The processes write what they saw, weights and outpu
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import WITHOUT_THE_PACKAGE, environment, run_python
 from hub_server import Hub
 
-import simmim_hf
 from simmim_hf import SimMIMForPreTraining, SimMIMForSequenceClassification, SimMIMModel
 from simmim_hf.model.configuration_simmim import AUTO_MAP, remote_files
+
+pytestmark = pytest.mark.slow
 
 # Which classes open which checkpoint, the one that was pushed first. The last two are pushed by a Trainer.
 CLASSES = {
@@ -142,16 +142,7 @@ torch.save(seen, Path(folder, "source.pt"))
 """
 
 OPEN_WITHOUT_THE_PACKAGE = (
-    """
-import sys
-sys.modules["simmim_hf"] = None
-try:
-    import simmim_hf
-except ImportError:
-    pass
-else:
-    raise AssertionError("this process must not have the package")
-"""
+    WITHOUT_THE_PACKAGE
     + OBSERVE
     + """
 from pathlib import Path
@@ -203,22 +194,9 @@ def hub():
 
 def run(hub: Hub, folder: Path, name: str, script: str) -> dict:
     """What the script saw, in a process that reaches `hub` only and has an empty cache."""
-    environment = hub.environment(folder / f"home-of-{name}") | {
-        "AUTO_MAP": json.dumps(AUTO_MAP),
-        "TRACE": str(folder / f"trace-of-{name}"),
-        "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parents[1], Path(simmim_hf.__file__).parents[1]))),
-    }
-    arguments = [json.dumps(CLASSES), json.dumps(TASKS), str(folder)]
-    process = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        env=environment,
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
+    variables = {"AUTO_MAP": json.dumps(AUTO_MAP), "TRACE": str(folder / f"trace-of-{name}")}
+    env = environment(hub.environment(folder / f"home-of-{name}"), **variables)
+    run_python("-c", script, json.dumps(CLASSES), json.dumps(TASKS), folder, env=env, cwd=folder)
     return torch.load(folder / f"{name}.pt")
 
 

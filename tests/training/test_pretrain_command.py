@@ -12,55 +12,35 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers import TINY, corpus_lines, environment, refused, run_python
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForPreTraining, PreTrainedTokenizerFast
 
 from simmim_hf.cli import main
 
-TINY = json.dumps({"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64})
-WORDS = "the old river runs under a small stone bridge while green birds sing above quiet water every morning".split()
-
 
 @pytest.fixture
 def corpus(tmp_path) -> Path:
-    lines = [" ".join(WORDS[(i * j) % len(WORDS)] for j in range(1, 4 + i % 9)) + f" {i}" for i in range(1, 241)]
     file = tmp_path / "corpus.txt"
-    file.write_text("\n".join(lines))
+    file.write_text("\n".join(corpus_lines(240)))
     return file
 
 
 def options(corpus: Path, output: Path, *more: str) -> list[str]:
-    small = [
-        "--vocab_size",
-        "300",
-        "--per_device_train_batch_size",
-        "16",
-        "--logging_steps",
-        "1",
-        "--report_to",
-        "none",
-    ]
-    given = ["--train_file", str(corpus), "--output_dir", str(output), "--text_config", TINY, "--use_cpu"]
+    given = ["--train_file", str(corpus), "--output_dir", str(output), "--text_config", json.dumps(TINY), "--use_cpu"]
+    small = ["--vocab_size", "300", "--per_device_train_batch_size", "16", "--logging_steps", "1"]
+    small += ["--report_to", "none"]
     return ["pretrain", *given, *small, "--max_steps", "6", *more]
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "simmim_hf.cli", *arguments]
+COMMAND = ("-m", "simmim_hf.cli")  # of Python
 
 
-def refused(capsys, *arguments: str) -> str:
-    """The one-line message with which the command refuses."""
-    with pytest.raises(SystemExit) as refusal:
-        main(list(arguments))
-    assert refusal.value.code == 2
-    return capsys.readouterr().err.strip().splitlines()[-1]
-
-
+@pytest.mark.slow
 def test_a_run_makes_a_checkpoint_that_opens_in_a_fresh_process(corpus, tmp_path):
     output = tmp_path / "run"
-    done = subprocess.run(command(*options(corpus, output)), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = run_python(*COMMAND, *options(corpus, output))
     assert "MLM loss" in done.stdout and "Nearest neighbours" in done.stdout
     assert {"model.safetensors", "tokenizer.json", "data_collator_config.json", "results.json"} <= set(
         os.listdir(output)
@@ -86,15 +66,16 @@ batch = AutoTokenizer.from_pretrained(folder)(["the old river", "a bird"], paddi
 assert AutoModel.from_pretrained(folder)(**batch).pooler_output.shape == (2, 32)
 assert len(pipeline("fill-mask", model=folder)("the old [MASK] runs")) == 5
 """
-    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert loaded.returncode == 0 and "does not know" not in loaded.stderr, loaded.stderr
+    loaded = run_python("-c", script)
+    assert "does not know" not in loaded.stderr, loaded.stderr
     assert not list(output.glob("**/*.bin")) or all(p.name == "training_args.bin" for p in output.glob("**/*.bin"))
 
 
+@pytest.mark.slow
 def test_a_settings_file_equals_the_options(corpus, tmp_path):
     assert main(options(corpus, tmp_path / "flags", "--temperature", "0.1", "--mlm_probability", "0.2", "0.4")) == 0
     settings = {
-        **{"train_file": [str(corpus)], "text_config": json.loads(TINY), "vocab_size": 300, "use_cpu": True},
+        **{"train_file": [str(corpus)], "text_config": TINY, "vocab_size": 300, "use_cpu": True},
         **{"per_device_train_batch_size": 16, "logging_steps": 1, "report_to": "none", "max_steps": 6},
         **{"temperature": 0.1, "mlm_probability": [0.2, 0.4], "output_dir": str(tmp_path / "file")},
     }
@@ -104,16 +85,20 @@ def test_a_settings_file_equals_the_options(corpus, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(corpus, tmp_path):
     def curve(output):
         history = json.loads((output / "trainer_state.json").read_text())["log_history"]
         return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
 
     more = ("--max_steps", "40", "--save_steps", "5")
-    assert subprocess.run(command(*options(corpus, tmp_path / "whole", *more)), capture_output=True).returncode == 0
+    run_python(*COMMAND, *options(corpus, tmp_path / "whole", *more))
     broken = tmp_path / "broken"
     process = subprocess.Popen(
-        command(*options(corpus, broken, *more)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, *COMMAND, *options(corpus, broken, *more)],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.time() + 120
     while not (broken / "checkpoint-10" / "trainer_state.json").exists() and time.time() < deadline:
@@ -121,11 +106,11 @@ def test_a_killed_run_goes_on_where_it_was(corpus, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (broken / "model.safetensors").exists()
-    resumed = options(corpus, broken, *more, "--resume_from_checkpoint", "last")
-    assert subprocess.run(command(*resumed), capture_output=True).returncode == 0
+    run_python(*COMMAND, *options(corpus, broken, *more, "--resume_from_checkpoint", "last"))
     assert curve(broken) == curve(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_it_continues_from_its_own_checkpoint_with_other_options(corpus, tmp_path):
     assert main(options(corpus, tmp_path / "first")) == 0
     more = ("--model_name_or_path", str(tmp_path / "first"), "--objective", "fused")
@@ -150,7 +135,7 @@ def test_documents_and_tokens_are_counted(corpus, tmp_path, capsys, long_texts):
 
 
 def test_more_tokens_than_positions_are_truncated(corpus, tmp_path, capsys):
-    short = json.dumps({**json.loads(TINY), "max_position_embeddings": 6})
+    short = json.dumps({**TINY, "max_position_embeddings": 6})
     assert main(options(corpus, tmp_path / "run", "--text_config", short)) == 0
     assert "an encoder that reads 6 tokens at once" in capsys.readouterr().out
 

@@ -4,16 +4,14 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import traceback
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from datasets import Dataset, IterableDataset
+from helpers import run_python
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import BertTokenizer, Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
@@ -23,15 +21,6 @@ from simmim_hf.training.trainer import SimilarLengthSampler, TimeLimit
 WORDS = [f"w{i}" for i in range(40)]
 TERMS = {"mlm_loss": "mlm_weight", "contrastive_loss": "contrastive_weight", "clm_loss": "clm_weight"}
 QUANTITIES = ("mlm_accuracy", "contrastive_accuracy", "alignment", "uniformity")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads only wait for each other in models this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_tokenizer() -> BertTokenizer:
@@ -105,6 +94,7 @@ def furthest(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> 
 # ------------------------------------------------------------------------------------------------- the plain Trainer
 
 
+@pytest.mark.slow
 def test_plain_trainer_learns_evaluates_and_saves(tmp_path):
     data = tokenized(make_texts(8) * 4)
     trainer = make_trainer(tmp_path, Trainer, dataset=data, eval_dataset=data, max_steps=40, eval_strategy="epoch")
@@ -230,6 +220,7 @@ def test_streaming(tmp_path, trainer_class):
     assert len(losses(trainer)) == 5
 
 
+@pytest.mark.slow
 def test_workers(tmp_path):
     here = make_trainer(tmp_path / "0", max_steps=7, train_sampling_strategy="sequential")
     workers = make_trainer(
@@ -337,8 +328,10 @@ def accumulated(folder, trainer_class, objective: str, batches: list[dict]) -> t
     return spy.gradients[0], losses(trainer)[0]
 
 
-@pytest.mark.parametrize("objective", ["mlm", "clm", "simmim", "fused"])
-@pytest.mark.parametrize("trainer_class", [Trainer, SimMIMTrainer])
+@pytest.mark.parametrize(
+    ("trainer_class", "objective"),
+    [(Trainer, "fused"), *((SimMIMTrainer, objective) for objective in ("mlm", "clm", "simmim", "fused"))],
+)
 def test_accumulation_over_equal_batches_is_exact(tmp_path, trainer_class, objective):
     gradients, loss = reference(objective, EQUAL)
     ours, logged = accumulated(tmp_path, trainer_class, objective, EQUAL)
@@ -365,8 +358,7 @@ def test_a_short_last_accumulation_is_exact(tmp_path):
     assert furthest(spy.gradients[1], reference("simmim", UNEQUAL[:2])[0]) < 1e-5
 
 
-def test_accumulation_in_an_accelerate_loop_is_exact():
-    AcceleratorState._reset_state(reset_partial_state=True)
+def test_accumulation_in_an_accelerate_loop_is_exact(fresh_accelerator):
     accelerator = Accelerator(gradient_accumulation_steps=4, cpu=True)
     model = accelerator.prepare(make_model())
     steps = []
@@ -461,14 +453,12 @@ def run_and_kill_and_resume(folder: Path) -> None:
 def resumes(tmp_path_factory):
     """Its results; in a process of its own, so that the forks start before torch has threads."""
     folder = tmp_path_factory.mktemp("resumes")
-    paths = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-    code = f"import sys; sys.path[:0] = {paths}; import pathlib, torch, test_trainer\n"
+    code = f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]; import pathlib, torch, test_trainer\n"
     code += f"torch.set_num_threads(1)\ntest_trainer.run_and_kill_and_resume(pathlib.Path({str(folder)!r}))"
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert process.returncode == 0, process.stderr
-    return folder, process.stderr
+    return folder, run_python("-c", code).stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESUMES)
 def test_a_killed_run_resumes_with_the_same_losses(resumes, name):
     folder, errors = resumes
@@ -630,6 +620,7 @@ class Shares(DataCollatorForSimMIM):
         return batch
 
 
+@pytest.mark.slow
 def test_the_mask_schedule_runs_from_start_to_end_and_evaluation_uses_the_end(tmp_path):
     data = Dataset.from_dict({"text": [" ".join(WORDS[:16])] * 48})
     runs = {}

@@ -1,0 +1,1369 @@
+"""SimMIM for text: one encoder of transformers, read twice, with a language-model head and a contrastive term."""
+
+import contextlib
+import copy
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    Cache,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_MAPPING,
+)
+from transformers.utils import ModelOutput, logging
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_simmim import SimMIMConfig
+from .losses import (
+    contrastive_cross_entropy,
+    gather,
+    global_means,
+    linear_cross_entropy,
+    similarity_matrix,
+    token_cross_entropy,
+)
+from .packing import ATTENTION, Packing
+
+logger = logging.get_logger(__name__)
+
+IGNORE_INDEX = -100
+TERMS = ("mlm_loss", "contrastive_loss", "clm_loss")
+# By whether it is a CPU: it takes small pieces, which stay in its caches and need no new memory; a GPU large ones.
+LOGITS_AT_ONCE = {True: 2**22, False: 2**26}
+
+# `from_pretrained` options of transformers, told apart from those of `SimMIMConfig` in `from_backbone`.
+LOADING_OPTIONS = {
+    *("attn_implementation", "cache_dir", "device_map", "dtype", "force_download", "local_files_only"),
+    *("revision", "subfolder", "token", "trust_remote_code"),
+}
+
+
+@dataclass(frozen=True)
+class NativeHead:
+    """How a family of transformers spells its own language-model head: decoder(norm(activation(dense(hidden)))).
+
+    A head without `dense` is the decoder alone.
+    """
+
+    decoder: str
+    dense: str | None = None
+    norm: str | None = None
+    activation: Callable[[PreTrainedConfig], str] = lambda config: "gelu"
+    eps: Callable[[PreTrainedConfig], float] = lambda config: config.layer_norm_eps
+    bias: Callable[[PreTrainedConfig], bool] = lambda config: True
+
+
+BERT_HEAD = NativeHead(
+    dense="cls.predictions.transform.dense",
+    norm="cls.predictions.transform.LayerNorm",
+    decoder="cls.predictions.decoder",
+    activation=lambda config: config.hidden_act,
+)
+ROBERTA_HEAD = NativeHead(dense="lm_head.dense", norm="lm_head.layer_norm", decoder="lm_head.decoder")
+DECODER_HEAD = NativeHead(decoder="lm_head", bias=lambda config: False)
+NEW_HEAD = NativeHead("decoder", dense="dense", norm="norm", eps=lambda config: 1e-12)
+
+# A new family is one row here; an encoder without a row gets `NEW_HEAD`, a decoder a bare projection.
+NATIVE_HEADS = {
+    "bert": BERT_HEAD,
+    "roberta": ROBERTA_HEAD,
+    "xlm-roberta": ROBERTA_HEAD,
+    "camembert": ROBERTA_HEAD,
+    "mpnet": ROBERTA_HEAD,
+    "nomic_bert": NativeHead(
+        dense="cls.predictions.transform.dense",
+        norm="cls.predictions.transform.layer_norm",
+        decoder="cls.predictions.decoder",
+        activation=lambda config: config.hidden_act,
+    ),
+    "distilbert": NativeHead(
+        dense="vocab_transform",
+        norm="vocab_layer_norm",
+        decoder="vocab_projector",
+        activation=lambda config: config.activation,
+        eps=lambda config: 1e-12,
+    ),
+    "electra": NativeHead(
+        dense="generator_predictions.dense",
+        norm="generator_predictions.LayerNorm",
+        decoder="generator_lm_head",
+    ),
+    "modernbert": NativeHead(
+        dense="head.dense",
+        norm="head.norm",
+        decoder="decoder",
+        activation=lambda config: config.classifier_activation,
+        eps=lambda config: config.norm_eps,
+        bias=lambda config: config.decoder_bias,
+    ),
+    "eurobert": NativeHead(decoder="lm_head", bias=lambda config: config.mlp_bias),
+}
+
+
+def native_head(text_config: PreTrainedConfig) -> NativeHead | None:
+    """The row of `NATIVE_HEADS` for a backbone, or None for an encoder that has none."""
+    family = text_config.model_type
+    if family not in NATIVE_HEADS and family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return DECODER_HEAD if family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES else None
+    return NATIVE_HEADS.get(family)
+
+
+def weight_of(term: str) -> str:
+    """The option of `SimMIMConfig` that weights a term of `TERMS`."""
+    return term.replace("_loss", "_weight")
+
+
+def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """Sequence vectors from token vectors; padding never counts.
+
+    Args:
+        hidden: (batch, length, hidden)
+        attention_mask: (batch, length)
+        pooling: `"mean"`, `"cls"` (the first real token) or `"max"`
+
+    Returns:
+        (batch, hidden)
+    """
+    if pooling == "cls":
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), attention_mask.long().argmax(1)]
+    real = attention_mask.bool()[..., None]
+    if pooling == "max":
+        return hidden.masked_fill(~real, torch.finfo(hidden.dtype).min).amax(1)
+    # As `Packing.mean` in training: half precision cannot hold the sum of a long sequence.
+    total = (hidden * real).sum(1, dtype=torch.promote_types(hidden.dtype, torch.float32))
+    return (total / real.sum(1).clamp(min=1)).to(hidden.dtype)
+
+
+class SimMIMLMHead(nn.Module):
+    """Token logits from hidden states, in the shape of the backbone family's own head so that its weights fit."""
+
+    def __init__(self, config: SimMIMConfig):
+        super().__init__()
+        text_config = config.text_config
+        head = native_head(text_config) or NEW_HEAD
+        width = getattr(text_config, "embedding_size", text_config.hidden_size)
+        self.has_transform = head.dense is not None
+        if self.has_transform:
+            self.dense = nn.Linear(text_config.hidden_size, width, bias=getattr(text_config, "classifier_bias", True))
+            self.activation = ACT2FN[head.activation(text_config)]
+            self.norm = nn.LayerNorm(width, eps=head.eps(text_config), bias=getattr(text_config, "norm_bias", True))
+        self.decoder = nn.Linear(width, text_config.vocab_size, bias=head.bias(text_config))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., hidden) -> (..., vocab)"""
+        return self.decoder(self.transform(hidden))
+
+    def transform(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., hidden) -> (..., width of the embeddings)"""
+        return self.norm(self.activation(self.dense(hidden))) if self.has_transform else hidden
+
+
+class SimMIMProjection(nn.Module):
+    """MLP between the pooled vector and the contrastive loss (SimCLR, Chen et al. 2020); dropped after training."""
+
+    def __init__(self, config: SimMIMConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out = nn.Linear(config.hidden_size, config.projection_dim)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """(batch, hidden) -> (batch, projection_dim)"""
+        return self.out(nn.functional.relu(self.dense(pooled)))
+
+
+class SimMIMUncertainty(nn.Module):
+    """A learned log-variance for each term of the loss (Kendall, Gal & Cipolla 2018, equation 10)."""
+
+    def __init__(self, config: SimMIMConfig):
+        super().__init__()
+        for name in TERMS:
+            if getattr(config, weight_of(name)):
+                self.register_parameter(name, nn.Parameter(torch.zeros(())))
+
+    def forward(self, name: str, loss: torch.Tensor) -> torch.Tensor:
+        log_variance = self.get_parameter(name)
+        return (-log_variance).exp() * loss + log_variance / 2
+
+
+class SimMIMPreTrainedModel(PreTrainedModel):
+    config_class = SimMIMConfig
+    config: SimMIMConfig
+    base_model_prefix = "simmim"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # What is needed in pre-training only may be left over in other classes.
+    _keys_to_ignore_on_load_unexpected = [r"^projection\.", r"^uncertainty\.", r"^lm_head\."]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in transformers, from safetensors only: a pickle can execute code when it is opened.
+
+        Raises:
+            OSError: there are no weights in safetensors, or the file is damaged.
+        """
+        with _explaining_weights(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **{**kwargs, "use_safetensors": True})
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, SimMIMUncertainty):
+            for log_variance in module.parameters():
+                nn.init.zeros_(log_variance)
+
+    def generate(self, *args, **kwargs):
+        """Explains that only `SimMIMForCausalLM` generates."""
+        raise TypeError(
+            f"`{type(self).__name__}` reads in both directions and cannot generate from left to right. Load the "
+            "checkpoint with `AutoModelForCausalLM`, or fill gaps with `SimMIMForMaskedLM.infill`."
+        )
+
+    def _asked_for(self) -> dict[str, bool]:
+        """What the own configuration asks of every forward; the backbone knows its own only."""
+        return {name: True for name in ("output_hidden_states", "output_attentions") if getattr(self.config, name)}
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.base_model.encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.base_model.encoder.set_input_embeddings(value)
+
+
+class SimMIMModel(SimMIMPreTrainedModel):
+    """The shared encoder: any text model of transformers, with the configured pooling."""
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: SimMIMConfig, is_decoder: bool = False):
+        super().__init__(config)
+        text_config = _as_decoder(config.text_config) if is_decoder else config.text_config
+        encoder_class = MODEL_MAPPING.get(type(text_config), None)
+        options = {}
+        if encoder_class is not None:
+            if encoder_class.main_input_name != "input_ids":
+                raise ValueError(
+                    f"`text_config` is a `{text_config.model_type}`, which reads "
+                    f"`{encoder_class.main_input_name}` and not text. Give a text encoder such as `bert`."
+                )
+            # BERT's own pooler would stay without a gradient.
+            if "add_pooling_layer" in inspect.signature(encoder_class.__init__).parameters:
+                options["add_pooling_layer"] = False
+        self.encoder = AutoModel.from_config(text_config, **options)
+        if self.encoder.config._attn_implementation == "sdpa" and self.encoder._supports_attention_backend:
+            self.encoder.config._attn_implementation = ATTENTION
+        self._parameters_of_forward = set(inspect.signature(self.encoder.forward).parameters)
+        if not hasattr(text_config, "type_vocab_size"):
+            self._parameters_of_forward.discard("token_type_ids")  # GPT-2 would look them up among its words
+        self._causal_by_nature = any(getattr(module, "is_causal", False) for module in self.encoder.modules())
+        # RoBERTa and its kin count positions from padding_idx + 1.
+        embedding = getattr(getattr(self.encoder, "embeddings", None), "position_embeddings", None)
+        padding_idx = getattr(embedding, "padding_idx", None)
+        self._first_position = 0 if padding_idx is None else padding_idx + 1
+        self._can_pack: bool | None = None
+        self._proven_directions: set[bool] = set()
+        self.post_init()
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence, in tokens, that the backbone has positions for."""
+        return getattr(self.config.text_config, "max_position_embeddings", sys.maxsize) - self._first_position
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_causal: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            input_ids: (batch, length)
+            attention_mask: (batch, length), 1 for real tokens; padding may stand on either side
+            token_type_ids, position_ids: (batch, length); ignored by a backbone that has none
+            inputs_embeds: (batch, length, embedding), instead of `input_ids`
+            is_causal: read from left to right only; by default so for a model trained with the causal loss alone
+
+        Returns:
+            `last_hidden_state` (batch, length, hidden) and `pooler_output` (batch, hidden), the configured pooling.
+        """
+        inputs = input_ids if input_ids is not None else inputs_embeds
+        if inputs is None:
+            raise ValueError("Give `input_ids` or `inputs_embeds`.")
+        if attention_mask is None:
+            attention_mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
+        kwargs = {**self._asked_for(), **kwargs}
+        plain = input_ids is not None and position_ids is None and not any(kwargs.values())
+        if plain and self._causal_on_encoder(is_causal) and self._packs(input_ids.device):
+            tokens, packing = self.encode(input_ids, attention_mask, token_type_ids, is_causal=True)
+            outputs = ModelOutput(last_hidden_state=packing.unpack(tokens))
+        else:
+            outputs = self._encode_padded(
+                input_ids,
+                attention_mask,
+                token_type_ids,
+                is_causal,
+                position_ids,
+                inputs_embeds=inputs_embeds,
+                **kwargs,
+            )
+        hidden = outputs.last_hidden_state
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden,
+            pooler_output=pool(hidden, attention_mask, self.config.pooling),
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )
+
+    def encode(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+        is_causal: bool | None = None,
+    ) -> tuple[torch.Tensor, Packing]:
+        """The hidden states of the real tokens only, computed without padding where the backbone allows it.
+
+        Args:
+            input_ids, attention_mask, token_type_ids: (batch, length)
+
+        Returns:
+            (tokens, hidden), and the packing that leads back to the (batch, length) grid.
+        """
+        packing = Packing.of(attention_mask)
+        self._prove_direction(self._resolve_causal(is_causal), input_ids.device)
+        if self._packs(input_ids.device):
+            return self._encode_packed(input_ids, packing, token_type_ids, is_causal), packing
+        outputs = self._encode_padded(input_ids, attention_mask, token_type_ids, is_causal)
+        return packing.pack(outputs.last_hidden_state), packing
+
+    def _encode_packed(self, input_ids, packing, token_type_ids=None, is_causal=None) -> torch.Tensor:
+        columns = {"input_ids": input_ids, "token_type_ids": token_type_ids}
+        columns = {name: packing.pack(x)[None] for name, x in columns.items() if x is not None}
+        outputs = self.encoder(
+            **self._accepted(**columns, use_cache=False),
+            position_ids=(packing.positions + self._first_position)[None],
+            # A mask of four dimensions is passed on as it is by every backbone; the attention needs none.
+            attention_mask=torch.ones(1, 1, 1, 1, device=input_ids.device),
+            is_causal=self._resolve_causal(is_causal),
+            packing=packing,
+        )
+        return outputs.last_hidden_state[0]
+
+    def _encode_padded(
+        self, input_ids, attention_mask, token_type_ids=None, is_causal=None, position_ids=None, **kwargs
+    ) -> ModelOutput:
+        if position_ids is None:
+            position_ids = self._positions(attention_mask)
+        if self._causal_by_nature:
+            kwargs["is_causal"] = self._resolve_causal(is_causal)
+        elif self._resolve_causal(is_causal):
+            attention_mask = self._causal_mask(attention_mask)
+        return self.encoder(
+            **self._accepted(token_type_ids=token_type_ids, position_ids=position_ids, use_cache=False),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            **kwargs,
+        )
+
+    def _positions(self, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(batch, length), counted over the real tokens, so that padding on the left changes nothing."""
+        return (attention_mask.long().cumsum(1) - 1).clamp(min=0) + self._first_position
+
+    def _causal_mask(self, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(batch, length) -> the additive (batch, 1, length, length) mask of a left-to-right reading."""
+        if getattr(self.config.text_config, "sliding_window", None):
+            raise ValueError(
+                f"A `{self.config.text_config.model_type}` with sliding windows reads from left to right only with "
+                "the attention of this package: load the model without `attn_implementation`, or with 'sdpa'."
+            )
+        length, dtype = attention_mask.shape[1], self.dtype
+        visible = (
+            attention_mask.bool()[:, None, None, :]
+            & torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
+        )
+        return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(
+            ~visible, torch.finfo(dtype).min
+        )
+
+    def _resolve_causal(self, is_causal: bool | None) -> bool:
+        return self.config.objective_is_causal if is_causal is None else is_causal
+
+    def _accepted(self, **inputs) -> dict:
+        """The inputs that are given and that this backbone's forward knows by name."""
+        return {k: v for k, v in inputs.items() if v is not None and k in self._parameters_of_forward}
+
+    def _causal_on_encoder(self, is_causal: bool | None) -> bool:
+        return self._resolve_causal(is_causal) and not self._causal_by_nature
+
+    def _packs(self, device: torch.device) -> bool:
+        """Whether the backbone reads sequences without padding."""
+        if self.encoder.config._attn_implementation != ATTENTION:
+            return False
+        if self._can_pack is None:
+            self._can_pack = self._try_to_pack(device)
+        return self._can_pack
+
+    @torch.no_grad()
+    def _prove_direction(self, is_causal: bool, device: torch.device) -> None:
+        """Tries once whether the backbone reads as it is told: some look one way only, and say nothing.
+
+        Raises:
+            ValueError: it looks ahead when it must not, or cannot look ahead when it should.
+        """
+        if is_causal in self._proven_directions:
+            return
+        self._proven_directions.add(is_causal)
+        text = torch.arange(6, device=device)[None] % self.config.vocab_size
+        other = text.clone()
+        other[0, -1] = 3 % self.config.vocab_size
+        family, mask = self.config.text_config.model_type, torch.ones_like(text)
+        try:
+            with _evaluating(self, device):
+                first, second = (self.encode(ids, mask, is_causal=is_causal)[0][0] for ids in (text, other))
+        except Exception as error:
+            self._proven_directions.remove(is_causal)
+            way = "from left to right" if is_causal else "in both directions"
+            raise ValueError(f"The backbone `{family}` cannot read a sequence {way}: {error}") from error
+        if torch.equal(first, second) != is_causal:
+            raise ValueError(
+                f"The backbone `{family}` looks ahead even when it is asked to read from left to right. "
+                "Set `clm_weight` to 0, or choose another backbone."
+                if is_causal
+                else f"The backbone `{family}` only reads from left to right: two of the terms would see half of each "
+                "text. Use the objective `clm`, or choose another backbone."
+            )
+
+    @torch.no_grad()
+    def _try_to_pack(self, device: torch.device) -> bool:
+        """Whether the backbone gives the same result packed and padded, on two sequences of unequal length."""
+        attention_mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], device=device)
+        input_ids = torch.arange(10, device=device).view(2, 5) % self.config.vocab_size
+        packing = Packing.of(attention_mask)
+        try:
+            with _evaluating(self, device):
+                packed = self._encode_packed(input_ids, packing, is_causal=False)
+                padded = packing.pack(
+                    self._encode_padded(input_ids, attention_mask, is_causal=False).last_hidden_state
+                )
+            tolerance = 1e-4 if packed.dtype in (torch.float32, torch.float64) else 5e-2
+            difference, size = (x.float().norm() for x in (packed - padded, padded))
+            reason = None if difference <= tolerance * size else "its results differ"
+        except Exception as error:  # whatever it is that this backbone cannot do, it can still read padded batches
+            reason = str(error)
+        if reason is not None or not packing.calls:
+            logger.warning_once(
+                f"The backbone `{self.config.text_config.model_type}` cannot read sequences without padding "
+                f"({reason or 'its attention does not see them'}); it reads padded batches, with the same result."
+            )
+            return False
+        return True
+
+
+class View(NamedTuple):
+    """One reading of the sequences of a batch, each (batch, length)."""
+
+    input_ids: torch.Tensor | None
+    attention_mask: torch.Tensor | None
+    token_type_ids: torch.Tensor | None = None
+
+    def filled(self, has_types: bool) -> "View":
+        """With a mask where there is none, and with token types where other views have them."""
+        ids, mask, types = self
+        mask = torch.ones_like(ids) if mask is None else mask
+        return View(ids, mask, torch.zeros_like(ids) if types is None and has_types else types)
+
+
+@dataclass
+class SimMIMForPreTrainingOutput(ModelOutput):
+    """
+    Args:
+        loss: the weighted sum of the terms, a scalar
+        mlm_loss, contrastive_loss, clm_loss: the unweighted terms, scalars; None where the weight is 0
+        logits: (batch, length, vocab), only where no loss was asked for
+        original_embeds, masked_embeds: (batch, dim), the two vectors of a sequence that the contrastive loss compares
+        mlm_accuracy: share of the corrupted positions whose original token has the highest logit
+        contrastive_accuracy: share of the originals whose own copy is the nearest candidate
+    """
+
+    loss: torch.Tensor | None = None
+    mlm_loss: torch.Tensor | None = None
+    contrastive_loss: torch.Tensor | None = None
+    clm_loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    original_embeds: torch.Tensor | None = None
+    masked_embeds: torch.Tensor | None = None
+    mlm_accuracy: torch.Tensor | None = None
+    contrastive_accuracy: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class SimMIMWithLMHead(SimMIMPreTrainedModel):
+    """The shared encoder with a language-model head that is tied to the input embeddings."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^projection\.", r"^uncertainty\."]
+
+    def __init__(self, config: SimMIMConfig, is_decoder: bool = False):
+        super().__init__(config)
+        self.simmim = SimMIMModel(config, is_decoder)
+        self.lm_head = SimMIMLMHead(config)
+        embedding = self.get_input_embeddings().weight
+        name = next(name for name, parameter in self.named_parameters() if parameter is embedding)
+        self._tied_weights_keys = {"lm_head.decoder.weight": name}
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.lm_head.decoder = value
+
+
+class SimMIMForMaskedLM(SimMIMWithLMHead):
+    """Masked language modelling alone: for fill-mask and for further masked-only training."""
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: SimMIMConfig):
+        super().__init__(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> MaskedLMOutput:
+        """
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: (batch, length)
+            labels: (batch, length), original token ids where to predict and -100 elsewhere
+
+        Returns:
+            `logits` (batch, length, vocab), and with `labels` the mean `loss` over the predicted positions.
+        """
+        outputs = self.simmim(
+            *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds), return_dict=True, **kwargs
+        )
+        logits = self.lm_head(outputs.last_hidden_state)
+        loss = None
+        if labels is not None:
+            predicted = labels != IGNORE_INDEX
+            total = token_cross_entropy(logits[predicted], labels[predicted])
+            loss = global_means({"loss": (total, predicted.sum())})["loss"]
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    @torch.no_grad()
+    def infill(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        mask_token_id: int,
+        num_steps: int | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        suppress_tokens: list[int] | None = None,
+        **inputs,
+    ) -> torch.Tensor:
+        """Fills all gaps, the most certain first: mask-predict (Ghazvininejad et al. 2019, section 3).
+
+        A step predicts every open gap; of all gaps, the least certain share `1 - step / num_steps` is opened again.
+
+        Args:
+            input_ids, attention_mask: (batch, length)
+            mask_token_id: the token that stands in every gap
+            num_steps: 1 fills all at once. Default: as many as a text has gaps.
+            temperature: 0 takes the likeliest token, above 0 draws one
+            top_k: draw from the so many likeliest only
+            suppress_tokens: never fill in these; `tokenizer.all_special_ids` is a good choice
+
+        Returns:
+            (batch, length), the input ids with filled gaps.
+
+        Raises:
+            ValueError: there is no gap, or an option out of range.
+        """
+        suppressed = {mask_token_id, *(suppress_tokens or ())}
+        if not suppressed < set(range(self.config.vocab_size)):
+            raise ValueError(
+                f"`mask_token_id` is {mask_token_id} and `suppress_tokens` {suppress_tokens}: they must be token ids, "
+                f"below the vocabulary size of {self.config.vocab_size}, and leave a token to fill in."
+            )
+        gaps = input_ids == mask_token_id
+        if not gaps.any():
+            raise ValueError(f"No text has a gap: `input_ids` does not hold the mask token {mask_token_id}.")
+        if temperature < 0 or (top_k is not None and top_k < 1) or (num_steps is not None and num_steps < 1):
+            raise ValueError(
+                f"`temperature` is {temperature}, `top_k` {top_k} and `num_steps` {num_steps}: the first must be 0 or "
+                "above, the others 1 or above."
+            )
+        num_gaps = gaps.sum(1)
+        steps = num_gaps.clamp(min=1) if num_steps is None else torch.full_like(num_gaps, num_steps)
+        filled, certainty = input_ids.clone(), torch.ones_like(input_ids, dtype=torch.float32)
+        for step in range(1, int(steps.max()) + 1):
+            opened = filled == mask_token_id
+            logits = self(filled, attention_mask, return_dict=True, **inputs).logits[opened].float()
+            logits[:, list(suppressed)] = -torch.inf
+            probabilities = logits.softmax(-1)
+            if temperature == 0:
+                tokens = logits.argmax(-1)
+            else:
+                if top_k is not None and top_k < logits.shape[1]:
+                    logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
+                tokens = (logits / temperature).softmax(-1).multinomial(1)[:, 0]
+            filled[opened] = tokens
+            certainty[opened] = probabilities.gather(1, tokens[:, None])[:, 0]
+            # Of each text, rank its gaps from the least certain; what is not a gap ranks behind all of them.
+            rank = certainty.masked_fill(~gaps, torch.inf).argsort(dim=1, stable=True).argsort(1)
+            reopened = rank < (num_gaps * (steps - step).clamp(min=0) // steps)[:, None]
+            filled[reopened] = mask_token_id
+        return filled
+
+
+class SimMIMGenerationConfig(GenerationConfig):
+    """Options of `generate`, without the `temperature` of the model's config, which is of the contrastive loss."""
+
+    @classmethod
+    def from_model_config(cls, model_config: PreTrainedConfig | dict) -> "SimMIMGenerationConfig":
+        options = model_config if isinstance(model_config, dict) else model_config.to_dict()
+        return super().from_model_config({name: value for name, value in options.items() if name != "temperature"})
+
+
+class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
+    """The same encoder and head read from left to right, with a cache of keys and values: for `generate`.
+
+    Raises:
+        ValueError: a backbone that transformers cannot turn into a decoder; the message names some that it can.
+    """
+
+    generation_config_class = SimMIMGenerationConfig
+
+    def __init__(self, config: SimMIMConfig):
+        super().__init__(config, is_decoder=True)
+        self.post_init()
+        # A checkpoint of this class, or one whose objective has the causal term, has learned this direction.
+        trained = type(self).__name__ in (config.architectures or ()) or config.clm_weight > 0
+        self._reads_from_left_to_right = trained
+
+    def adjust_generation_fn(
+        self, generation_config, from_auto_class, from_pipeline, name_or_path, *, trust_remote_code, **kwargs
+    ):
+        """Where a checkpoint has no `generation_config.json`, transformers would read all of `config.json` for it."""
+        if generation_config is None:
+            try:
+                generation_config = GenerationConfig.from_pretrained(name_or_path, **kwargs)
+            except OSError:
+                generation_config = self.generation_config
+        super().adjust_generation_fn(
+            *(generation_config, from_auto_class, from_pipeline, name_or_path),
+            trust_remote_code=trust_remote_code,
+            **kwargs,
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """
+        Args:
+            input_ids, token_type_ids: (batch, length)
+            attention_mask: (batch, cached length + length), 1 for real tokens; padding may stand on either side
+            labels: (batch, length), the input ids, -100 where nothing is to be learned; shifted here
+            logits_to_keep: compute the logits of so many last positions only, 0 for all
+
+        Returns:
+            `logits` (batch, length, vocab), with `labels` the mean `loss`, and `past_key_values`.
+        """
+        inputs = input_ids if input_ids is not None else inputs_embeds
+        if inputs is None:
+            raise ValueError("Give `input_ids` or `inputs_embeds`.")
+        if past_key_values is not None and past_key_values.is_compileable:
+            # `generate` replaces the mask by one of four dimensions, or by none, and the padding is lost.
+            raise ValueError(
+                f"A `{type(past_key_values).__name__}` cannot be used: positions are counted from an attention mask "
+                "per token. Generate with the default cache, without `cache_implementation`."
+            )
+        batch, length = inputs.shape[:2]
+        if attention_mask is None:
+            cached = past_key_values.get_seq_length() if past_key_values is not None else 0
+            attention_mask = torch.ones(batch, cached + length, dtype=torch.long, device=inputs.device)
+        # No parameter of its own: `generate` would give positions from 0 to every model that names one.
+        position_ids = kwargs.pop("position_ids", None)
+        if position_ids is None:
+            position_ids = self.simmim._positions(attention_mask)[:, -length:]
+        outputs = self.simmim.encoder(
+            **self.simmim._accepted(token_type_ids=token_type_ids, position_ids=position_ids),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **{**self._asked_for(), **kwargs},
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            self._reads_from_left_to_right |= self.training
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def generate(self, *args, **kwargs):
+        """As in transformers; warns where the weights have only ever read in both directions."""
+        if not self._reads_from_left_to_right:
+            logger.warning_once(
+                "This checkpoint was trained to read in both directions (`clm_weight` is 0), and what it generates "
+                "makes little sense. Fine-tune it with `SimMIMForCausalLM` first, or pre-train with `clm_weight` "
+                "above 0 (objective `fused` or `clm`)."
+            )
+        return GenerationMixin.generate(self, *args, **kwargs)
+
+
+class SimMIMForPreTraining(SimMIMWithLMHead):
+    """The joint objective: masked-token prediction and a contrastive loss over a sequence and its masked copy."""
+
+    # The terms are means, so a Trainer has to divide them by the number of accumulation steps itself.
+    accepts_loss_kwargs = False
+    # How many sequences go through the encoder at a time in training, None for all at once: memory against time, with
+    # the same loss and gradients.
+    chunk_size: int | None = None
+
+    def __init__(self, config: SimMIMConfig):
+        super().__init__(config)
+        self.projection = SimMIMProjection(config) if config.projection_dim is not None else None
+        self.uncertainty = SimMIMUncertainty(config) if config.uncertainty_weighting else None
+        self.post_init()
+        self._freeze_unused()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        # transformers makes every parameter trainable.
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_unused()
+        return loaded
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self._freeze_unused()
+        return embeddings
+
+    def _freeze_unused(self) -> None:
+        """Parameters that no term reaches would stop DistributedDataParallel."""
+        config = self.config
+        if not config.mlm_weight and not config.clm_weight:
+            for name, parameter in self.lm_head.named_parameters():
+                parameter.requires_grad_(name == "decoder.weight" and config.tie_word_embeddings)
+        if self.projection is not None and not config.contrastive_weight:
+            self.projection.requires_grad_(False)
+
+    @classmethod
+    def from_backbone(cls, pretrained_model_name_or_path: str, **kwargs) -> "SimMIMForPreTraining":
+        """Starts from any encoder or decoder of transformers, and from its language-model head where it has one.
+
+        Args:
+            pretrained_model_name_or_path: a folder or a Hub id; a SimMIM checkpoint is continued
+            kwargs: options of `SimMIMConfig`, and of `from_pretrained` such as `revision` or `dtype`
+
+        Raises:
+            ValueError: an option that does not exist, or a backbone that is not a text model.
+        """
+        loading = {name: kwargs.pop(name) for name in LOADING_OPTIONS & kwargs.keys()}
+        text_config = AutoConfig.from_pretrained(
+            pretrained_model_name_or_path, **{k: v for k, v in loading.items() if k not in ("dtype", "device_map")}
+        )
+        if text_config.model_type == SimMIMConfig.model_type:
+            config = SimMIMConfig(**{**text_config.to_dict(), **kwargs})
+            return cls.from_pretrained(pretrained_model_name_or_path, config=config, **loading)
+        kwargs.setdefault("tie_word_embeddings", getattr(text_config, "tie_word_embeddings", True))
+        config = SimMIMConfig(text_config=text_config, **kwargs)
+        native, info = _load_native(pretrained_model_name_or_path, text_config, loading)
+        # `simmim export` writes it, so that transformers' own class reads a decoder in both directions.
+        native.config.__dict__.pop("is_causal", None)
+        config.text_config = native.config
+        model = cls(config).to(device=native.device, dtype=native.dtype)
+        model.simmim.encoder.load_state_dict(native.base_model.state_dict(), strict=False)
+        model._take_head(native, info["missing_keys"])
+        return model.eval()
+
+    def _take_head(self, native: PreTrainedModel, missing: set[str]) -> None:
+        """Copies the language-model head of `native`, or says why there is none to copy."""
+        head = native_head(native.config)
+        parts = {"dense": head.dense, "norm": head.norm, "decoder": head.decoder} if head else {}
+        parts = {ours: theirs for ours, theirs in parts.items() if theirs is not None}
+        family = native.config.model_type
+        if not parts or native.get_output_embeddings() is None:
+            logger.warning(f"No language-model head of `{family}` is known here: a new one is trained from scratch.")
+            return
+        if any(key.startswith(theirs + ".") for key in missing for theirs in parts.values()):
+            logger.warning("This checkpoint has no language-model head: a new one is trained from scratch.")
+            return
+        untied = native.get_input_embeddings().weight is not native.get_output_embeddings().weight
+        for ours, theirs in parts.items():
+            state = native.get_submodule(theirs).state_dict()
+            if ours == "decoder" and untied and self.config.tie_word_embeddings:
+                del state["weight"]  # it would overwrite the input embeddings
+            getattr(self.lm_head, ours).load_state_dict(state, strict=False)
+        self._compare_logits(native)
+
+    @torch.no_grad()
+    def _compare_logits(self, native: PreTrainedModel) -> None:
+        """Says so where a family computes more in its head than a transform and a projection."""
+        ids = self.config.vocab_size - 1 - torch.arange(6, device=native.device)[None]  # none of them is padding
+        with _evaluating(native, native.device), _evaluating(self, native.device):
+            theirs = native(input_ids=ids).logits
+            ours = self.lm_head(self.simmim(ids, is_causal=self.simmim._causal_by_nature).last_hidden_state)
+        if not torch.allclose(ours, theirs, atol=1e-3, rtol=1e-3):
+            logger.warning(
+                f"The language-model head of `{native.config.model_type}` is kept, but not all that it computes (such "
+                "as a bias, a scale or a cap on its logits): its predictions differ at first."
+            )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        masked_input_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        positive_input_ids: torch.Tensor | None = None,
+        positive_attention_mask: torch.Tensor | None = None,
+        negative_input_ids: torch.Tensor | None = None,
+        negative_attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        **kwargs,
+    ) -> SimMIMForPreTrainingOutput:
+        """
+        Args:
+            input_ids: (batch, length), the original sequences
+            attention_mask: (batch, length), 1 for real tokens, shared by both views
+            masked_input_ids: (batch, length), the corrupted copies
+            labels: (batch, length), the original token ids at corrupted positions and -100 elsewhere
+            positive_input_ids, positive_attention_mask: (batch, positive length), the copies with deleted tokens or
+                the other crops, where `positive_view` asks for them
+            negative_input_ids, negative_attention_mask: (negatives, negative length), explicit hard negatives, which
+                every row sees
+            token_type_ids: (batch, length)
+
+        Returns:
+            With `labels` or `masked_input_ids` the loss and its terms; without them `logits`, as a masked LM.
+
+        Raises:
+            ValueError: a view that the objective needs is not given.
+            TypeError: an input that only the masked LM has, such as `output_hidden_states`, beside `labels`.
+        """
+        if labels is None and masked_input_ids is None:
+            outputs = self.simmim(input_ids, attention_mask, token_type_ids, return_dict=True, **kwargs)
+            return SimMIMForPreTrainingOutput(
+                logits=self.lm_head(outputs.last_hidden_state),
+                hidden_states=outputs.hidden_states,
+                attentions=outputs.attentions,
+            )
+        given = {name for name, value in kwargs.items() if value is not None and value is not False}
+        unread = sorted(given - {"return_dict"})
+        if unread:
+            raise TypeError(f"{type(self).__name__} with a loss does not read {', '.join(unread)}: leave it out.")
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        original = View(input_ids, attention_mask, token_type_ids)
+        views = self._views(original, masked_input_ids, labels, View(positive_input_ids, positive_attention_mask))
+        terms, embeds = {}, {}
+        if views:
+            terms, embeds = self._siamese_terms(views, labels, View(negative_input_ids, negative_attention_mask))
+        if self.config.clm_weight:
+            terms["clm_loss"] = self._causal_term(original)
+        means = global_means(terms)
+        return SimMIMForPreTrainingOutput(
+            loss=self.weighted_sum({name: means[name] for name in TERMS if name in means}),
+            original_embeds=embeds.get("original"),
+            masked_embeds=embeds.get("positive"),
+            **means,
+        )
+
+    def weighted_sum(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The loss, from its terms by name (`TERMS`)."""
+        if self.uncertainty is not None:
+            terms = {name: self.uncertainty(name, term) for name, term in terms.items()}
+        return sum(getattr(self.config, weight_of(name)) * term for name, term in terms.items())
+
+    def _views(self, original: View, masked_input_ids, labels, positive: View) -> dict[str, View]:
+        """The readings that the mlm and contrastive terms need, by name."""
+        config = self.config
+        masked_is_positive = config.contrastive_weight and config.positive_view == "masked"
+        if masked_input_ids is None and (config.mlm_weight or masked_is_positive):
+            raise ValueError(
+                "`masked_input_ids` is missing, and the objective needs the masked copy: make the batches with "
+                "`DataCollatorForSimMIM`."
+            )
+        if labels is None and config.mlm_weight:
+            raise ValueError("`labels` is missing: make the batches with `DataCollatorForSimMIM`.")
+        views = {}
+        if config.contrastive_weight:
+            views["original"] = original
+        if config.mlm_weight or masked_is_positive:
+            views["masked"] = original._replace(input_ids=masked_input_ids)
+        if config.contrastive_weight and not masked_is_positive:
+            views[config.positive_view] = original if config.positive_view == "dropout" else positive
+            if views[config.positive_view].input_ids is None:
+                raise ValueError(
+                    f"`positive_input_ids` is missing, and `positive_view` is {config.positive_view!r}: make the "
+                    f"batches with `DataCollatorForSimMIM(tokenizer, positive_view={config.positive_view!r})`."
+                )
+        return views
+
+    def _siamese_terms(self, views: dict[str, View], labels, negatives: View) -> tuple[dict, dict]:
+        """All views through the encoder at once, then the (sum, count) of each term and the compared vectors."""
+        config, (first, *_) = self.config, views.values()
+        batch = len(first.input_ids)
+        targets = {"masked": labels} if config.mlm_weight else {}
+        readings = dict(views)
+        if config.contrastive_weight and negatives.input_ids is not None:
+            readings["negatives"] = negatives
+        has_types = first.token_type_ids is not None
+        parts = [(*view.filled(has_types), targets.get(name)) for name, view in readings.items()]
+        parts = [
+            (ids, mask, torch.full_like(ids, IGNORE_INDEX) if wanted is None else wanted, types)
+            for ids, mask, types, wanted in parts
+        ]
+        ids, mask, targets, types = (_stack(column) for column in zip(*parts, strict=True))
+        pooled, *predictions = self._read_in_chunks(ids, mask, targets, types, is_causal=False, views=len(parts))
+
+        terms, embeds = {}, {}
+        if config.mlm_weight:
+            total, correct, count = predictions
+            terms |= {"mlm_loss": (total, count), "mlm_accuracy": (correct, count)}
+        if config.contrastive_weight:
+            by_view = dict(zip(views, pooled.split(batch), strict=False))
+            embeds = {"original": by_view["original"], "positive": by_view[config.positive_view]}
+            terms |= self._contrastive_terms(embeds["original"], embeds["positive"], pooled[batch * len(views) :])
+        return terms, embeds
+
+    def _read_in_chunks(self, *columns: torch.Tensor | None, is_causal: bool, views: int) -> tuple[torch.Tensor, ...]:
+        """`_read` over all rows, or over `chunk_size` rows of each view at a time with only its results kept.
+
+        A chunk is computed again in backward, with the same dropout, so that memory stays that of one chunk and the
+        gradient is exact (GradCache, Gao et al. 2021, without a second training loop).
+        """
+        if self.chunk_size is None:
+            return self._read(*columns, is_causal)
+        size = self.chunk_size * views
+        chunks = zip(*(_split(column, size, len(columns[0])) for column in columns), strict=True)
+        results = [checkpoint(self._read, *chunk, is_causal, use_reentrant=False) for chunk in chunks]
+        vectors, *sums = zip(*results, strict=True)
+        return torch.cat(vectors), *(torch.stack(values).sum(0) for values in sums)
+
+    def _read(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        targets: torch.Tensor,
+        token_type_ids: torch.Tensor | None,
+        is_causal: bool,
+    ) -> tuple[torch.Tensor, ...]:
+        """Rows through the encoder, and the predicted positions through the head.
+
+        Args:
+            targets: (rows, length), the token to predict at each position, -100 for none
+
+        Returns:
+            The vectors (rows, dim) that the contrastive loss compares, (rows, 0) where there are none to compute; the
+            summed cross-entropy, how many predictions were right, and of how many.
+        """
+        # Before the encoder: a GPU tells how many there are once it has done all that it was given.
+        is_predicted = (targets != IGNORE_INDEX) & attention_mask.bool()
+        predicted, count = is_predicted.flatten().nonzero().squeeze(1), is_predicted.sum()
+        hidden, packing = self.simmim.encode(input_ids, attention_mask, token_type_ids, is_causal)
+        vectors = hidden.new_empty(len(input_ids), 0)
+        if self.config.contrastive_weight and not is_causal:
+            if self.config.pooling == "mean":
+                vectors = packing.mean(hidden)
+            else:
+                vectors = pool(packing.unpack(hidden), attention_mask, self.config.pooling)
+            if self.projection is not None:
+                vectors = self.projection(vectors)
+        if not self.config.mlm_weight and not is_causal:
+            return vectors, hidden.new_zeros(()), count.float(), count
+        targets = targets.flatten().index_select(0, predicted)
+        return vectors, *self._predict(packing.select(hidden, predicted), targets), count
+
+    def _predict(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The summed cross-entropy of (tokens, hidden) against (tokens,), and how many of them are right."""
+        decoder = self.lm_head.decoder
+        if type(decoder) is not nn.Linear:  # such as one with an adapter
+            logits = self.lm_head(hidden)
+            return token_cross_entropy(logits, targets), _correct(logits, targets)[0]
+        # Also where nothing is predicted: the head needs its gradient of zero under DistributedDataParallel.
+        tokens_at_once = max(1, LOGITS_AT_ONCE[hidden.device.type == "cpu"] // self.config.vocab_size)
+        states = self.lm_head.transform(hidden)
+        return linear_cross_entropy(states, decoder.weight, decoder.bias, targets, tokens_at_once)
+
+    def _contrastive_terms(self, rows, positives, negatives) -> dict[str, tuple[torch.Tensor, int]]:
+        """The sums of the contrastive loss and accuracy. rows, positives: (batch, dim); negatives: (negatives, dim)"""
+        config = self.config
+        if config.stop_gradient == "original":
+            rows = rows.detach()
+        elif config.stop_gradient == "positive":
+            positives = positives.detach()
+        total, scores, targets = self._contrast(rows, positives, negatives)
+        if config.symmetric:
+            total = (total + self._contrast(positives, rows, negatives[:0])[0]) / 2
+        return {
+            "contrastive_loss": (total, len(rows)),
+            "contrastive_accuracy": _correct(scores, targets),
+        }
+
+    def _contrast(self, rows, positives, negatives) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Each row against the candidates of all processes: the summed loss, (rows, candidates) scores, targets."""
+        config, offset = self.config, 0
+        if config.gather_negatives:
+            positives, offset = gather(positives)
+            negatives, _ = gather(negatives)
+        scores = similarity_matrix(rows, torch.cat([positives, negatives]), config.similarity) / config.temperature
+        targets = torch.arange(offset, offset + len(rows), device=rows.device)
+        return contrastive_cross_entropy(scores, targets, config.contrastive_loss), scores, targets
+
+    def _causal_term(self, original: View) -> tuple[torch.Tensor, torch.Tensor]:
+        """The (sum, count) of the next-token loss under a causal mask."""
+        input_ids, attention_mask, token_type_ids = original
+        targets = torch.full_like(input_ids, IGNORE_INDEX)
+        has_next = attention_mask[:, :-1].bool() & attention_mask[:, 1:].bool()
+        targets[:, :-1] = torch.where(has_next, input_ids[:, 1:], IGNORE_INDEX)
+        columns = (input_ids, attention_mask, targets, token_type_ids)
+        _, total, _, count = self._read_in_chunks(*columns, is_causal=True, views=1)
+        return total, count
+
+
+class SimMIMWithNewHead(SimMIMPreTrainedModel):
+    """The shared encoder with a linear layer for a downstream task, the only part that pre-training does not give."""
+
+    accepts_loss_kwargs = False
+    head_name = "classifier"
+
+    def __init__(self, config: SimMIMConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.simmim = SimMIMModel(config)
+        text_config = config.text_config
+        dropout = getattr(text_config, "classifier_dropout", None)
+        self.dropout = nn.Dropout(getattr(text_config, "hidden_dropout_prob", 0.0) if dropout is None else dropout)
+        setattr(self, self.head_name, nn.Linear(config.hidden_size, self._num_outputs))
+        self.post_init()
+
+    @property
+    def _num_outputs(self) -> int:
+        return self.num_labels
+
+    def _check_labels(self, labels: torch.Tensor, num_labels: int | None = None) -> None:
+        """Raises a ValueError for a class that does not exist; on a GPU it would end the process without a reason."""
+        num_labels = self.num_labels if num_labels is None else num_labels
+        wrong = labels[(labels != IGNORE_INDEX) & ((labels < 0) | (labels >= num_labels))]
+        if wrong.numel():
+            raise ValueError(
+                f"`labels` holds {wrong[0].item()}, but there are {num_labels} to choose from, 0 to {num_labels - 1}. "
+                "Renumber them, or load a classifier with `num_labels=` the number of classes."
+            )
+
+    def _check_padding(self, inputs: torch.Tensor | None, attention_mask: torch.Tensor | None) -> None:
+        if inputs is None or attention_mask is not None or self.config.pad_token_id is not None:
+            return
+        if len(inputs) > 1:
+            raise ValueError(
+                f"A batch of {len(inputs)} texts without `attention_mask`, and the model has no `pad_token_id`: "
+                "padding cannot be told from text. Give the tokenizer a `pad_token`, set "
+                "`model.config.pad_token_id`, and pass the `attention_mask` that the tokenizer makes."
+            )
+
+
+class SimMIMForSequenceClassification(SimMIMWithNewHead):
+    """Classes, several labels at once, or a number for each text, from its pooled vector."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput:
+        """
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: (batch, length)
+            labels: (batch,) classes or, for one label, numbers; (batch, labels) of 0.0 and 1.0 for several at once.
+                `config.problem_type` says which, or is found from their type.
+
+        Returns:
+            `logits` (batch, labels), and with `labels` the mean `loss`.
+        """
+        self._check_padding(input_ids if input_ids is not None else inputs_embeds, attention_mask)
+        outputs = self.simmim(
+            *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds), return_dict=True, **kwargs
+        )
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        loss = None
+        if labels is not None:
+            if self.num_labels > 1 and not labels.is_floating_point():
+                self._check_labels(labels)
+            loss = self.loss_function(pooled_logits=logits, labels=labels, config=self.config)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class SimMIMForTokenClassification(SimMIMWithNewHead):
+    """A class for each token."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> TokenClassifierOutput:
+        """
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: (batch, length)
+            labels: (batch, length), -100 where a token has none
+
+        Returns:
+            `logits` (batch, length, labels), and with `labels` the mean `loss`.
+        """
+        outputs = self.simmim(
+            *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds), return_dict=True, **kwargs
+        )
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        loss = None
+        if labels is not None:
+            self._check_labels(labels)
+            loss = self.loss_function(logits, labels, self.config)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class SimMIMForQuestionAnswering(SimMIMWithNewHead):
+    """Where in a text the answer to a question begins and ends."""
+
+    head_name = "qa_outputs"
+
+    @property
+    def _num_outputs(self) -> int:
+        return 2
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        start_positions: torch.Tensor | None = None,
+        end_positions: torch.Tensor | None = None,
+        **kwargs,
+    ) -> QuestionAnsweringModelOutput:
+        """
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: (batch, length), question and text
+            start_positions, end_positions: (batch,) token positions; one beyond the length is ignored
+
+        Returns:
+            `start_logits` and `end_logits` (batch, length), and with positions the mean `loss`.
+        """
+        outputs = self.simmim(
+            *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds), return_dict=True, **kwargs
+        )
+        start_logits, end_logits = self.qa_outputs(self.dropout(outputs.last_hidden_state)).unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions)
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class SimMIMForMultipleChoice(SimMIMWithNewHead):
+    """The best of several continuations of a text."""
+
+    @property
+    def _num_outputs(self) -> int:
+        return 1
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> MultipleChoiceModelOutput:
+        """
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: (batch, choices, length)
+            labels: (batch,), which choice is right
+
+        Returns:
+            `logits` (batch, choices), and with `labels` the mean `loss`.
+        """
+        inputs = input_ids if input_ids is not None else inputs_embeds
+        columns = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        if inputs is None:
+            raise ValueError("Give `input_ids` or `inputs_embeds`.")
+        columns = (None if column is None else column.flatten(0, 1) for column in columns)
+        outputs = self.simmim(*columns, return_dict=True, **kwargs)
+        logits = self.classifier(self.dropout(outputs.pooler_output)).view(inputs.shape[:2])
+        loss = None
+        if labels is not None:
+            self._check_labels(labels, num_labels=inputs.shape[1])
+            loss = nn.functional.cross_entropy(logits.float(), labels)
+        return MultipleChoiceModelOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+def _as_decoder(text_config: PreTrainedConfig) -> PreTrainedConfig:
+    """The backbone's configuration for reading from left to right with a cache."""
+    family = text_config.model_type
+    if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        able = ", ".join(f"`{name}`" for name in NATIVE_HEADS if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        raise ValueError(
+            f"The backbone `{family}` cannot generate: transformers has no decoder of this family. Those that can: "
+            f"{able}, and decoders such as `llama`, `qwen3` or `gpt2`."
+        )
+    text_config = copy.deepcopy(text_config)
+    text_config.is_decoder = True
+    return text_config
+
+
+@contextlib.contextmanager
+def _explaining_weights(name_or_path):
+    """Says in plain words why the weights of a checkpoint are not read."""
+    try:
+        yield
+    except (SafetensorError, json.JSONDecodeError) as error:  # the latter: the index of the shards
+        raise OSError(
+            f"The weights in `{name_or_path}` are damaged, as after an interrupted download or a full disk ({error}). "
+            "Fetch or save them again."
+        ) from error
+    except OSError as error:
+        # The name of a folder, or of a file that does not arrive, may hold the word as well.
+        if not re.search(r"file named model[\w.]*\.safetensors", str(error)):
+            raise
+        raise OSError(
+            f"`{name_or_path}` has no weights in safetensors. Weights in `.bin` files are pickles, which can execute "
+            f"code when they are opened, and are refused; convert them to safetensors where you trust them. ({error})"
+        ) from error
+
+
+def _load_native(name_or_path: str, text_config: PreTrainedConfig, loading: dict) -> tuple[PreTrainedModel, dict]:
+    """The backbone in its own class with a language-model head, and what was missing in the checkpoint."""
+    family = text_config.model_type
+    auto_class = AutoModel
+    if family in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        auto_class = AutoModelForMaskedLM
+    elif family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        auto_class = AutoModelForCausalLM
+    with _explaining_weights(name_or_path):
+        return auto_class.from_pretrained(name_or_path, output_loading_info=True, use_safetensors=True, **loading)
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module, device: torch.device):
+    """Dropout and autocast off; every module gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _stack(tensors: tuple[torch.Tensor | None, ...]) -> torch.Tensor | None:
+    """Rows of several (rows, length) tensors under each other, zero-padded on the right to one length."""
+    if tensors[0] is None:
+        return None
+    length = max(tensor.shape[1] for tensor in tensors)
+    return torch.cat([nn.functional.pad(tensor, (0, length - tensor.shape[1])) for tensor in tensors])
+
+
+def _split(column: torch.Tensor | None, size: int, rows: int) -> list[torch.Tensor | None]:
+    """Stretches of `size` of the `rows` rows of a column, which may be absent."""
+    return [None if column is None else column[start : start + size] for start in range(0, rows, size)]
+
+
+def _correct(scores: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """How many rows of `scores` (rows, choices) have their highest value at `targets` (rows,), and of how many."""
+    return (scores.detach().argmax(-1) == targets).sum().float(), len(targets)

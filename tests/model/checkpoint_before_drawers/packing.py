@@ -1,0 +1,264 @@
+"""A padded batch as one sequence without padding, and the attention that keeps its sequences apart.
+
+The real tokens of all rows are laid end to end, longest row first, and go through the encoder as a batch of one. Only
+attention needs to know where a row ends: the function registered here as `"simmim_sdpa"` cuts queries, keys and values
+back into rows, a few of similar length at a time, and calls PyTorch's scaled dot-product attention on each group. On
+CUDA, in half precision and without attention dropout, it hands the whole sequence to PyTorch's variable-length flash
+attention instead. Without a packing it is transformers' own `"sdpa"`.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION = "simmim_sdpa"
+
+# Rows whose length is at least this part of the longest are padded to it and attend in one call: fewer calls against
+# more padding. Equal rows, such as the two views of a sequence, cost neither.
+SIMILAR_LENGTH = 0.8
+
+
+class CannotPack(Exception):
+    """The backbone's attention does something that a packed sequence cannot express."""
+
+
+@dataclass
+class Group:
+    """Consecutive rows of a packed sequence that attend together.
+
+    `tokens` is their slice of the packed sequence and `real` the (tokens,) positions of these tokens in the flattened
+    (rows, length) grid of the group, or None where all rows are equally long and the grid has no padding.
+    """
+
+    tokens: slice
+    rows: int
+    length: int
+    real: torch.Tensor | None
+    masks: dict = field(default_factory=dict)
+
+    def grid(self, x: torch.Tensor) -> torch.Tensor:
+        """(1, heads, tokens, dim) of the whole packing -> (rows, heads, length, dim) of this group."""
+        x = x[0, :, self.tokens].transpose(0, 1)
+        if self.real is not None:
+            grid = x.new_zeros(self.rows * self.length, *x.shape[1:])
+            x = grid.index_copy(0, self.real, x)
+        return x.reshape(self.rows, self.length, *x.shape[1:]).transpose(1, 2)
+
+    def flat(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, heads, length, dim) of this group -> (tokens, heads, dim)."""
+        x = x.transpose(1, 2).flatten(0, 1)
+        return x if self.real is None else x.index_select(0, self.real)
+
+    def visible(self, device: torch.device, is_causal: bool, sliding_window: int | None) -> torch.Tensor | None:
+        """Which keys a query sees, (rows or 1, 1, 1 or length, length), or None where SDPA needs no mask.
+
+        Every layer asks again, hence the cache.
+        """
+        if sliding_window is not None and sliding_window >= self.length:
+            sliding_window = None
+        if (is_causal, sliding_window) not in self.masks:
+            mask = None
+            # Under a causal mask padding needs none: it stands right of the real tokens, where no real query looks.
+            if self.real is not None and not is_causal:
+                mask = torch.zeros(self.rows * self.length, dtype=torch.bool, device=device)
+                mask = mask.index_fill(0, self.real, True).view(self.rows, 1, 1, self.length)
+            if sliding_window is not None:
+                place = torch.arange(self.length, device=device)
+                distance = place[:, None] - place
+                near = (distance.abs() < sliding_window) & (distance >= 0 if is_causal else True)
+                # A padded query sees itself at least: softmax over nothing is NaN, and NaN spreads in backward.
+                mask = near[None, None] if mask is None else near & (mask | (distance == 0))
+            self.masks[is_causal, sliding_window] = mask
+        return self.masks[is_causal, sliding_window]
+
+
+@dataclass
+class Packing:
+    """How the real tokens of a padded (rows, length) batch are laid end to end, longest row first.
+
+    Attributes:
+        shape: (rows, length) of the padded batch
+        indices: (tokens,) position of each token in the flattened padded batch
+        positions: (tokens,) position of each token within its own sequence, from 0
+        groups: the rows that attend together
+        boundaries: (rows + 1,) int32, where each row begins and the last one ends, and `longest`, the longest row
+        calls: how often attention has used this packing
+    """
+
+    shape: tuple[int, int]
+    indices: torch.Tensor
+    positions: torch.Tensor
+    groups: list[Group]
+    boundaries: torch.Tensor
+    longest: int
+    calls: int = 0
+
+    @classmethod
+    def of(cls, attention_mask: torch.Tensor) -> "Packing":
+        """The packing of a padded batch, from its (rows, length) mask; padding may stand on either side."""
+        real = attention_mask.bool()
+        lengths, order = real.sum(1).sort(descending=True, stable=True)
+        sorted_row, column = real[order].nonzero(as_tuple=True)
+        starts = lengths.cumsum(0) - lengths
+        positions = torch.arange(len(sorted_row), device=real.device) - starts[sorted_row]
+        boundaries = torch.cat([starts, lengths.sum()[None]]).to(torch.int32)
+        indices = order[sorted_row] * real.shape[1] + column
+        lengths = lengths.tolist()
+        groups = _similar_lengths(lengths, sorted_row, positions)
+        return cls(tuple(real.shape), indices, positions, groups, boundaries, lengths[0])
+
+    def pack(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, length, ...) -> (tokens, ...)"""
+        return x.flatten(0, 1).index_select(0, self.indices)
+
+    def unpack(self, x: torch.Tensor) -> torch.Tensor:
+        """(tokens, ...) -> (rows, length, ...), zeros at padding"""
+        rows, length = self.shape
+        return x.new_zeros(rows * length, *x.shape[1:]).index_copy(0, self.indices, x).unflatten(0, (rows, length))
+
+    def mean(self, x: torch.Tensor) -> torch.Tensor:
+        """(tokens, dim) -> (rows, dim), the mean over the tokens of each row, without a padded batch in between"""
+        rows, length = self.shape
+        row = self.indices // length
+        sums = torch.zeros(rows, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+        sums = sums.index_add(0, row, x.to(sums.dtype))
+        counts = sums.new_zeros(rows).index_add(0, row, sums.new_ones(len(row)))
+        return (sums / counts.clamp(min=1)[:, None]).to(x.dtype)
+
+    def select(self, x: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        """(tokens, ...) -> the real tokens at `where`, positions in the flattened padded batch"""
+        rows, length = self.shape
+        place = torch.zeros(rows * length, dtype=torch.long, device=x.device)
+        place[self.indices] = torch.arange(len(self.indices), device=x.device)
+        return x.index_select(0, place.index_select(0, where))
+
+
+def _similar_lengths(lengths: list[int], sorted_row: torch.Tensor, positions: torch.Tensor) -> list[Group]:
+    groups, first, start = [], 0, 0
+    while first < len(lengths) and lengths[first] > 0:
+        length, last, tokens = lengths[first], first, 0
+        while last < len(lengths) and lengths[last] >= max(1, SIMILAR_LENGTH * length):
+            tokens += lengths[last]
+            last += 1
+        part, rows = slice(start, start + tokens), last - first
+        real = None if tokens == rows * length else (sorted_row[part] - first) * length + positions[part]
+        groups.append(Group(part, rows, length, real))
+        first, start = last, start + tokens
+    return groups
+
+
+# Variable-length attention takes heads of a multiple of 8 dimensions; up to this one it has gradients on every device.
+KERNEL_HEAD_DIM = 192
+
+
+def packed_sdpa_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    packing: Packing | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """Scaled dot-product attention within each sequence of a packed batch; without `packing` the ordinary one.
+
+    Args:
+        query: (1, heads, tokens, dim)
+        key, value: (1, key/value heads, tokens, dim)
+        sliding_window: a query sees keys nearer than this
+
+    Returns:
+        (1, tokens, heads, dim) and None, for there are no attention weights to show.
+
+    Raises:
+        CannotPack: the backbone adds a bias, a cap or sinks to its scores.
+    """
+    if packing is None:
+        return sdpa_attention_forward(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=scaling,
+            is_causal=is_causal,
+            sliding_window=sliding_window,
+            **kwargs,
+        )
+    exotic = [name for name in ("softcap", "position_bias", "s_aux") if kwargs.get(name) is not None]
+    if exotic:
+        raise CannotPack(f"its attention uses {', '.join(exotic)}")
+    packing.calls += 1
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", False)
+    # transformers leaves a key at exactly the window's distance out in causal, but not in bidirectional masks. A
+    # decoder hands over the causal window whichever way it reads.
+    if sliding_window is not None and not is_causal and getattr(module, "is_causal", False):
+        sliding_window += 1
+    # Rotary position embeddings make float32 of what autocast computed; scaled_dot_product_attention casts it back.
+    autocast = torch.is_autocast_enabled(query.device.type)
+    dtype = torch.get_autocast_dtype(query.device.type) if autocast else query.dtype
+    fits = query.shape[-1] == value.shape[-1] <= KERNEL_HEAD_DIM and query.shape[-1] % 8 == 0
+    kernel = varlen_kernel(query.device, dtype) if fits and not dropout else None
+    if kernel is not None:
+        reach = -1 if sliding_window is None else sliding_window - 1
+        attended = kernel(
+            *(x[0].transpose(0, 1).to(dtype) for x in (query, key, value)),
+            *(packing.boundaries, packing.boundaries, packing.longest, packing.longest),
+            scale=scaling,
+            window_size=(reach, 0 if is_causal else reach),
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        return attended[None], None
+    if query.shape[1] != key.shape[1]:
+        repeats = query.shape[1] // key.shape[1]
+        key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
+
+    outputs = []
+    for group in packing.groups:
+        mask = group.visible(query.device, is_causal, sliding_window)
+        attended = F.scaled_dot_product_attention(
+            *(group.grid(x) for x in (query, key, value)),
+            attn_mask=mask,
+            dropout_p=dropout,
+            scale=scaling,
+            is_causal=is_causal and mask is None,
+        )
+        outputs.append(group.flat(attended))
+    return torch.cat(outputs)[None], None
+
+
+@functools.cache
+def varlen_kernel(device: torch.device, dtype: torch.dtype) -> Callable | None:
+    """PyTorch's variable-length attention, where this device has it and a trial shows that it is right."""
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return None
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+
+        # No random numbers: dropout that is replayed in backward must find the generator where it left it.
+        query = torch.linspace(-2, 2, 5 * 2 * 64, device=device, dtype=dtype).view(5, 2, 64)
+        boundaries = torch.tensor([0, 3, 5], device=device, dtype=torch.int32)
+        sizes = (boundaries, boundaries, 3, 3)
+        tried = varlen_attn(query, query, query, *sizes, scale=0.1, window_size=(-1, 0), enable_gqa=False)
+        rows = [query[:3].transpose(0, 1), query[3:].transpose(0, 1)]
+        rows = [F.scaled_dot_product_attention(row, row, row, is_causal=True, scale=0.1) for row in rows]
+        expected = torch.cat([row.transpose(0, 1) for row in rows])
+        return varlen_attn if torch.allclose(tried, expected, atol=3e-2) else None
+    except (ImportError, TypeError, ValueError, RuntimeError):
+        return None
+
+
+AttentionInterface.register(ATTENTION, packed_sdpa_attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
