@@ -179,10 +179,11 @@ def export_backbone(
 def export_sentence_transformers(
     model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike
 ) -> float:
-    """Writes a folder that `SentenceTransformer(folder)` opens without remote code.
+    """Writes a folder that `SentenceTransformer(folder)` opens.
 
     Its modules are the native backbone, the configured pooling and, for the cosine, `Normalize`: its vectors are then
-    `pooler_output` divided by its length. There are no prompts.
+    `pooler_output` divided by its length. There are no prompts. sentence-transformers has no attention pooling: a
+    checkpoint with it is the checkpoint itself, code included, and opens with `trust_remote_code=True`.
 
     Returns:
         The largest difference of these vectors, relative to the largest value.
@@ -198,19 +199,25 @@ def export_sentence_transformers(
 
     _check_padding(model, tokenizer)
     config = model.config
-    encoder = _bare_encoder(model, _native_config(model))
+    by_itself = config.pooling == "attention"
+    encoder = copy.deepcopy(model.base_model) if by_itself else _bare_encoder(model, _native_config(model))
+    options = {} if by_itself else without_pooler(type(encoder))
     with tempfile.TemporaryDirectory() as plain:
         encoder.save_pretrained(plain)
         _fitted(model, tokenizer, padding_side="right").save_pretrained(plain)
-        transformer = Transformer(plain, model_kwargs=without_pooler(type(encoder)))
-        modules = [transformer, Pooling(config.hidden_size, pooling_mode=config.pooling)]
+        if by_itself:
+            text = {"method": "forward", "method_output_name": "pooler_output"}
+            modules = [Transformer(plain, modality_config={"text": text}, module_output_name="sentence_embedding")]
+        else:
+            transformer = Transformer(plain, model_kwargs=options)
+            modules = [transformer, Pooling(config.hidden_size, pooling_mode=config.pooling)]
         if config.similarity == "cosine":
             modules.append(Normalize())
         exported = SentenceTransformer(modules=modules, similarity_fn_name=config.similarity, device="cpu")
         exported.save_pretrained(str(folder), create_model_card=False)
     # Without this, opening the folder warns of missing weights: those of the pooler, which is not used.
     settings = Path(folder, "sentence_bert_config.json")
-    records.write_json(settings, {**records.read_json(settings), "model_kwargs": without_pooler(type(encoder))})
+    records.write_json(settings, {**records.read_json(settings), "model_kwargs": options})
 
     exported = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
     differences = []

@@ -21,7 +21,7 @@ from simmim_hf.training.trainer import TimeLimit
 
 ROWS, LENGTH, VOCAB, MASK, PAD = 8, 12, 60, 4, 0
 STRATEGIES = ("group_by_length", "random")
-PRESETS = ("clm", "mlm", "simcse", "simmim", "fused", "spans")
+PRESETS = ("clm", "mlm", "simcse", "simmim", "fused", "spans", "snippets")
 
 # name -> (objective, options of the config, options of `make_batch`, rows of the first process)
 CASES = {name: (name, {}, {}, 4) for name in PRESETS}

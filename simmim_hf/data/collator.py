@@ -136,15 +136,30 @@ class DataCollatorForSimMIM:
     )
     corrupted_views: CorruptedViews = _option("copy", "As in `SimMIMConfig`.")
     min_span_length: int = _option(
-        8,
-        "With positive_view span: tokens of the shortest span. A text of less than two gives two views of all of it.",
+        4,
+        "With positive_view span or snippet: tokens of the shortest stretch. A text too short for two of them gives "
+        "two views of all of it.",
         lambda value: value >= 1,
-        "1 or more, such as 8",
+        "1 or more, such as 4",
+    )
+    snippet_ratio: float | tuple[float, float] = _option(
+        (0.1, 0.5),
+        "With positive_view snippet: its length as a share of the text; two numbers: drawn between them.",
+        _is_ratio,
+        "a number between 0 and 1, or a pair (shortest, longest)",
+    )
+    snippet_removal: float = _option(
+        0.5,
+        "With positive_view snippet: how often it is taken out of the text that it is compared with: at 0 the views "
+        "share all of its words, at 1 none.",
+        lambda value: 0 <= value <= 1,
+        "a probability from 0 to 1",
     )
 
     def __post_init__(self):
-        if isinstance(self.mlm_probability, Sequence):
-            self.mlm_probability = tuple(self.mlm_probability)  # a list when read from JSON
+        for name in ("mlm_probability", "snippet_ratio"):
+            if isinstance(getattr(self, name), Sequence):
+                setattr(self, name, tuple(getattr(self, name)))  # a list when read from JSON
         self._validate()
         self._special_ids = np.unique(self.tokenizer.all_special_ids)
         unknown = [] if self.tokenizer.unk_token_id is None else [self.tokenizer.unk_token_id]
@@ -346,6 +361,19 @@ class DataCollatorForSimMIM:
         one = np.where(is_cut, place < cut, place < longest)  # (batch, length)
         other = np.where(is_cut, (place >= cut) & (place < count), place < longest)
         return self._keep(rows, one), self._keep(rows, other)
+
+    def _make_snippet(self, rows: Rows, rng: np.random.Generator) -> tuple[Rows, Rows]:
+        """Each sequence, some without the snippet, and a snippet of it."""
+        place, count = self._places(rows)
+        if self.max_length is not None:
+            count = np.minimum(count, max(1, self.max_length - self.tokenizer.num_special_tokens_to_add()))
+        shortest, ratio = self.min_span_length, np.broadcast_to(self.snippet_ratio, 2)
+        length = np.ceil(rng.uniform(*ratio, count.shape) * count)  # (batch, 1)
+        length = np.where(count < 2 * shortest, count, np.clip(length, shortest, np.maximum(count - shortest, 1)))
+        start = np.floor(rng.random(count.shape) * (count - length + 1))
+        inside = (place >= start) & (place < start + length)  # (batch, length)
+        removed = (rng.random(count.shape) < self.snippet_removal) & (length < count)
+        return self._keep(rows, (place < count) & ~(inside & removed)), self._keep(rows, inside)
 
     def _places(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
         """The place of each token in its text (batch, length), without what stands around it, and the number of tokens

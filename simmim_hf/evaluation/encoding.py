@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from ..model.backbones import explaining_weights, first_position
 from ..model.configuration_simmim import Pooling, SimMIMConfig, as_text_config
-from ..model.modeling_simmim import pool
+from ..model.modeling_simmim import SimMIMPooling, pool
 
 
 class PooledEncoder(torch.nn.Module):
@@ -56,15 +56,22 @@ def load_encoder(name_or_path: str, pooling: Pooling | None = None) -> torch.nn.
         OSError: there is no such model.
     """
     config = text_encoder_config(name_or_path)
+    is_simmim = config.model_type == SimMIMConfig.model_type
+    if pooling == "attention" and not (is_simmim and config.pooling == "attention"):
+        raise ValueError(
+            f"pooling is 'attention', and `{name_or_path}` has not learned what counts: choose mean, cls or max."
+        )
     model, missing = load_with_missing(AutoModel, name_or_path)
     if missing:
         raise ValueError(
             f"the checkpoint `{name_or_path}` lacks weights of a `{config.model_type}`, which would be random: "
             f"{', '.join(missing[:3])}."
         )
-    if config.model_type != SimMIMConfig.model_type:
+    if not is_simmim:
         return PooledEncoder(model, pooling or "mean")
-    model.config.pooling = pooling or model.config.pooling
+    if pooling is not None and pooling != model.config.pooling:
+        model.config.pooling = pooling
+        model.pooler = SimMIMPooling(model.config)
     return model
 
 

@@ -20,11 +20,12 @@ POSITIVE_VIEWS = {
     "deleted": "a copy with tokens deleted",
     "cropped": "another stretch of the same text",
     "span": "the text on the other side of a cut",
+    "snippet": "a short stretch of the same text, which may be taken out of it",
 }
 PositiveView = Literal[tuple(POSITIVE_VIEWS)]
 CorruptedViews = Literal["copy", "both"]
 Negatives = Literal["other_view", "both_views"]
-Pooling = Literal["mean", "cls", "max"]
+Pooling = Literal["mean", "cls", "max", "attention"]
 Similarity = Literal["cosine", "dot"]
 ContrastiveLoss = Literal["info_nce", "decoupled"]
 StopGradient = Literal["original", "positive"]
@@ -44,8 +45,10 @@ OBJECTIVES = {
         "corrupted_views": "both",
         "symmetric": True,
         "negatives": "both_views",
+        "pooling": "attention",
     },
 }
+OBJECTIVES["snippets"] = {**OBJECTIVES["spans"], "positive_view": "snippet", "contrastive_weight": 0.3}
 
 WEIGHTS = ("mlm_weight", "contrastive_weight", "clm_weight")
 
@@ -213,7 +216,11 @@ class SimMIMConfig(PreTrainedConfig):
         "Configuration of the backbone: any text encoder or decoder of transformers. A dict without `model_type` is a "
         "BERT.",
     )
-    pooling: Pooling = _option("mean", "How token vectors become the sequence vector; `cls` is the first token.")
+    pooling: Pooling = _option(
+        "mean",
+        "How token vectors become the sequence vector; `cls` is the first token, `attention` a mean weighted by a "
+        "learned score of each token.",
+    )
     similarity: Similarity = _option("cosine", "Of two sequence vectors.")
     temperature: float | int = _option(0.05, "Divides the similarities.")
     contrastive_loss: ContrastiveLoss = _option(

@@ -95,6 +95,39 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> to
     return (total / real.sum(1).clamp(min=1)).to(hidden.dtype)
 
 
+class SimMIMPooling(nn.Module):
+    """Sequence vectors from token vectors, in the configured way.
+
+    `attention` is a mean in which each token counts by the exponential of a learned score of its vector (the word
+    attention of Yang et al. 2016, equation 6, with one query). Behind a layer norm all token vectors are equally long,
+    so that a plain mean cannot give a rare word more weight than a common one. The query begins at zero, where this is
+    the plain mean.
+    """
+
+    def __init__(self, config: SimMIMConfig):
+        super().__init__()
+        self.pooling = config.pooling
+        self.query = nn.Parameter(torch.zeros(config.hidden_size)) if config.pooling == "attention" else None
+
+    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(batch, length, hidden), (batch, length) -> (batch, hidden)"""
+        if self.query is None:
+            return pool(hidden, attention_mask, self.pooling)
+        real = attention_mask.bool()
+        scores = (hidden @ self.query).float().masked_fill(~real, torch.finfo(torch.float32).min)
+        weights = scores.softmax(1) * real  # (batch, length)
+        return (weights[..., None] * hidden).sum(1).to(hidden.dtype)
+
+    def packed(self, hidden: torch.Tensor, packing: Packing, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(tokens, hidden) of a packed batch with this (rows, length) mask -> (rows, hidden)"""
+        if self.pooling == "mean":
+            return packing.mean(hidden)
+        if self.query is None:
+            return pool(packing.unpack(hidden), attention_mask, self.pooling)
+        weights = packing.softmax((hidden @ self.query).float())  # (tokens,)
+        return packing.sum(weights[:, None] * hidden).to(hidden.dtype)
+
+
 # The encoder
 
 
@@ -107,6 +140,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _reads_vectors = True  # whether the class uses the vectors of sequences, or those of tokens only
     # What is needed in pre-training only may be left over in other classes.
     _keys_to_ignore_on_load_unexpected = [r"^projection\.", r"^uncertainty\.", r"^lm_head\."]
 
@@ -118,14 +152,28 @@ class SimMIMPreTrainedModel(PreTrainedModel):
             OSError: there are no weights in safetensors, or the file is damaged.
         """
         with explaining_weights(pretrained_model_name_or_path):
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **{**kwargs, "use_safetensors": True})
+            loaded = super().from_pretrained(
+                pretrained_model_name_or_path, *args, **{**kwargs, "use_safetensors": True}
+            )
+        # transformers makes every parameter trainable.
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_unused()
+        return loaded
+
+    def post_init(self):
+        super().post_init()
+        self._freeze_unused()
+
+    def _freeze_unused(self) -> None:
+        """Parameters that no loss reaches would stop DistributedDataParallel."""
+        if not self._reads_vectors:
+            self.base_model.pooler.requires_grad_(False)
 
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, SimMIMUncertainty):
-            for log_variance in module.parameters():
-                nn.init.zeros_(log_variance)
+        if isinstance(module, (SimMIMUncertainty, SimMIMPooling)):
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
 
     def generate(self, *args, **kwargs):
         """Explains that only `SimMIMForCausalLM` generates."""
@@ -154,6 +202,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
         super().__init__(config)
         text_config = as_decoder(config.text_config) if is_decoder else config.text_config
         self.encoder = build_encoder(text_config)
+        self.pooler = SimMIMPooling(config)
         if self.encoder.config._attn_implementation == "sdpa" and self.encoder._supports_attention_backend:
             self.encoder.config._attn_implementation = ATTENTION
         self._parameters_of_forward = set(inspect.signature(self.encoder.forward).parameters)
@@ -216,7 +265,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
         hidden = outputs.last_hidden_state
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden,
-            pooler_output=pool(hidden, attention_mask, self.config.pooling),
+            pooler_output=self.pooler(hidden, attention_mask),
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
         )
@@ -451,6 +500,7 @@ class SimMIMForMaskedLM(SimMIMWithLabels, SimMIMWithLMHead):
     `logits` are (batch, length, vocab); `labels` (batch, length), original token ids where to predict, -100 elsewhere.
     """
 
+    _reads_vectors = False
     output_class = MaskedLMOutput
 
     def __init__(self, config: SimMIMConfig):
@@ -550,6 +600,7 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
         ValueError: a backbone that transformers cannot turn into a decoder; the message names some that it can.
     """
 
+    _reads_vectors = False
     generation_config_class = SimMIMGenerationConfig
 
     def __init__(self, config: SimMIMConfig):
@@ -708,6 +759,7 @@ class SimMIMForTokenClassification(SimMIMWithLabels, SimMIMWithNewHead):
     `logits` are (batch, length, labels); `labels` (batch, length), -100 where a token has none.
     """
 
+    _reads_vectors = False
     output_class = TokenClassifierOutput
 
     def _read(self, columns: dict, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
@@ -742,6 +794,7 @@ class SimMIMForMultipleChoice(SimMIMWithLabels, SimMIMWithNewHead):
 class SimMIMForQuestionAnswering(SimMIMWithNewHead):
     """Where in a text the answer to a question begins and ends."""
 
+    _reads_vectors = False
     head_name = "qa_outputs"
     num_outputs = 2
 
@@ -884,14 +937,6 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         self.projection = SimMIMProjection(config) if config.projection_dim is not None else None
         self.uncertainty = SimMIMUncertainty(config) if config.uncertainty_weighting else None
         self.post_init()
-        self._freeze_unused()
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        # transformers makes every parameter trainable.
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_unused()
-        return loaded
 
     def resize_token_embeddings(self, *args, **kwargs):
         embeddings = super().resize_token_embeddings(*args, **kwargs)
@@ -899,13 +944,14 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         return embeddings
 
     def _freeze_unused(self) -> None:
-        """Parameters that no term reaches would stop DistributedDataParallel."""
         config = self.config
         if not config.mlm_weight and not config.clm_weight:
             for name, parameter in self.lm_head.named_parameters():
                 parameter.requires_grad_(name == "decoder.weight" and config.tie_word_embeddings)
-        if self.projection is not None and not config.contrastive_weight:
-            self.projection.requires_grad_(False)
+        if not config.contrastive_weight:
+            self.simmim.pooler.requires_grad_(False)
+            if self.projection is not None:
+                self.projection.requires_grad_(False)
 
     @classmethod
     def from_backbone(cls, pretrained_model_name_or_path: str, **kwargs) -> "SimMIMForPreTraining":
@@ -1212,10 +1258,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         hidden, packing = self.simmim.encode(input_ids, attention_mask, token_type_ids, is_causal)  # (tokens, hidden)
         vectors = hidden.new_empty(len(input_ids), 0)
         if pools:
-            if self.config.pooling == "mean":
-                vectors = packing.mean(hidden)  # (rows, hidden)
-            else:
-                vectors = pool(packing.unpack(hidden), attention_mask, self.config.pooling)
+            vectors = self.simmim.pooler.packed(hidden, packing, attention_mask)  # (rows, hidden)
             if self.projection is not None:
                 vectors = self.projection(vectors)  # (rows, projection_dim)
         if not predicts:

@@ -122,14 +122,29 @@ class Packing:
         rows, length = self.shape
         return x.new_zeros(rows * length, *x.shape[1:]).index_copy(0, self.indices, x).unflatten(0, (rows, length))
 
+    @property
+    def row(self) -> torch.Tensor:
+        """(tokens,) the row of each token"""
+        return self.indices // self.shape[1]
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        """(tokens, dim) -> (rows, dim) in float32 at least, over the tokens of each row, without a padded batch"""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        sums = torch.zeros(self.shape[0], x.shape[1], dtype=dtype, device=x.device)
+        return sums.index_add(0, self.row, x.to(dtype))
+
     def mean(self, x: torch.Tensor) -> torch.Tensor:
-        """(tokens, dim) -> (rows, dim), the mean over the tokens of each row, without a padded batch in between"""
-        rows, length = self.shape
-        row = self.indices // length
-        sums = torch.zeros(rows, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-        sums = sums.index_add(0, row, x.to(sums.dtype))
-        counts = sums.new_zeros(rows).index_add(0, row, sums.new_ones(len(row)))
-        return (sums / counts.clamp(min=1)[:, None]).to(x.dtype)
+        """(tokens, dim) -> (rows, dim), the mean over the tokens of each row"""
+        counts = self.row.bincount(minlength=self.shape[0])
+        return (self.sum(x) / counts.clamp(min=1)[:, None]).to(x.dtype)
+
+    def softmax(self, scores: torch.Tensor) -> torch.Tensor:
+        """(tokens,) -> (tokens,), over the tokens of each row"""
+        # Any shift of a row's scores gives the same weights; its largest keeps the exponential in range.
+        largest = scores.new_full((self.shape[0],), -torch.inf)
+        largest = largest.scatter_reduce(0, self.row, scores.detach(), "amax")
+        weights = (scores - largest[self.row]).exp()[:, None]  # (tokens, 1)
+        return (weights / self.sum(weights)[self.row])[:, 0]
 
     def select(self, x: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         """(tokens, ...) -> the real tokens at `where`, positions in the flattened padded batch"""

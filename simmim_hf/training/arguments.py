@@ -1,7 +1,7 @@
 """The options of a training: those of the method for every script, and those of `simmim pretrain`."""
 
 from dataclasses import dataclass, fields
-from typing import get_args
+from typing import get_args, get_origin
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
@@ -106,6 +106,8 @@ CorruptionOptions = options_of(
     DataCollatorForSimMIM, leave_out=["max_length", "seed", "positive_view", "corrupted_views"]
 )  # these have other names on the command line, or follow from other options
 
+RANGES = [each.name for each in fields(CorruptionOptions) if get_origin(each.type) is list]  # one number, or two
+
 
 @dataclass
 class ModelArguments(ObjectiveOptions):
@@ -174,16 +176,15 @@ class DataArguments(CorruptionOptions):
         for name in ("train_file", "validation_file"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, [getattr(self, name)])
-        ratio = self.mlm_probability
-        self.mlm_probability = (
-            ratio if isinstance(ratio, list) else list(ratio) if isinstance(ratio, tuple) else [ratio]
-        )
+        for name in RANGES:
+            value = getattr(self, name)
+            setattr(self, name, list(value) if isinstance(value, (list, tuple)) else [value])
 
     def collator_options(self) -> dict:
         """The options of `DataCollatorForSimMIM`."""
         options = {each.name: getattr(self, each.name) for each in fields(CorruptionOptions)}
-        start, *end = self.mlm_probability
-        return {**options, "mlm_probability": (start, *end) if end else start}
+        ranges = {name: tuple(options[name]) if len(options[name]) > 1 else options[name][0] for name in RANGES}
+        return {**options, **ranges}
 
     @property
     def built_in(self) -> bool:

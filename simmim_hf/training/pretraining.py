@@ -27,7 +27,7 @@ from ..model.configuration_simmim import PositiveView, SimMIMConfig
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..quantities import QUANTITIES
 from . import card, report
-from .arguments import DataArguments, ModelArguments, PretrainingArguments
+from .arguments import RANGES, DataArguments, ModelArguments, PretrainingArguments
 from .trainer import SimMIMTrainer, TimeLimit
 
 logger = logging.get_logger(__name__)
@@ -343,10 +343,9 @@ def check(model_args: ModelArguments, data_args: DataArguments, args: Pretrainin
             "--per_device_train_batch_size 1 leaves a contrastive objective without negatives. Give 2 or more "
             "(64 is usual), or an objective without a contrastive term: --objective mlm."
         )
-    if len(data_args.mlm_probability) > 2:
-        raise ValueError(
-            f"--mlm_probability takes one number, or a start and an end, not {data_args.mlm_probability}."
-        )
+    for name in RANGES:
+        if len(getattr(data_args, name)) > 2:
+            raise ValueError(f"--{name} takes one number, or a start and an end, not {getattr(data_args, name)}.")
     if data_args.hard_negatives == "next" and data_args.streaming:
         raise ValueError("--hard_negatives next needs the whole text: leave --streaming out.")
     if data_args.train_file and data_args.dataset_name:

@@ -139,3 +139,45 @@ def test_settings_are_saved_and_checked(tmp_path):
     assert (loaded.positive_view, loaded.corrupted_views, loaded.min_span_length) == ("span", "both", 3)
     with pytest.raises(ValueError, match="min_span_length=0: choose 1 or more"):
         collator(min_span_length=0)
+
+
+# A snippet of a document, and the document
+
+
+def is_stretch(part: list[int], whole: list[int]) -> bool:
+    return any(whole[i : i + len(part)] == part for i in range(len(whole) - len(part) + 1))
+
+
+@pytest.mark.parametrize("removal", [0, 1])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_snippet_is_a_stretch_that_is_left_or_taken_out(removal, seed):
+    rows = documents([20, 30, 11, 6, 5, 1], seed)
+    batch = collator(positive_view="snippet", snippet_removal=removal, max_length=None, seed=seed)(rows)
+    for row, (rest, snippet) in zip(rows, views(batch), strict=True):
+        whole = row["input_ids"][1:-1]
+        assert is_stretch(snippet, whole)
+        if len(whole) < 6:  # too short for two stretches of 3
+            assert rest == snippet == whole
+        elif removal == 0:
+            assert rest == whole and 3 <= len(snippet) <= max(3, -(-len(whole) // 2))
+        else:
+            assert sorted(rest + snippet) == sorted(whole) and min(len(rest), len(snippet)) >= 3
+            assert any(whole == rest[:i] + snippet + rest[i:] for i in range(len(rest) + 1))
+
+
+def test_snippets_have_the_lengths_and_removals_that_were_asked_for():
+    rows = documents([50] * 400)
+    batch = collator(positive_view="snippet", snippet_ratio=(0.2, 0.4), snippet_removal=0.3, max_length=None)(rows)
+    found = views(batch)
+    lengths = [len(snippet) for _, snippet in found]
+    assert min(lengths) >= 10 and max(lengths) <= 20 and 14 < sum(lengths) / 400 < 16.5
+    assert 0.2 < sum(len(rest) < 50 for rest, _ in found) / 400 < 0.4
+    assert len({whole["input_ids"].index(snippet[0]) for whole, (_, snippet) in zip(rows, found, strict=True)}) > 20
+
+
+@pytest.mark.parametrize(
+    "options, message", [({"snippet_ratio": 0}, "snippet_ratio=0"), ({"snippet_removal": 2}, "0 to 1")]
+)
+def test_snippet_settings_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        collator(positive_view="snippet", **options)
