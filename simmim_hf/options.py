@@ -1,7 +1,6 @@
 """Options: fields of a dataclass, files of settings, words of a command line."""
 
 import argparse
-import difflib
 import json
 import os
 import types
@@ -11,6 +10,8 @@ from typing import Union, get_args, get_origin
 
 import yaml
 from transformers import HfArgumentParser
+
+from .model.configuration_simmim import nearest
 
 SETTINGS_FILES = (".yaml", ".yml", ".json")
 NOT_GIVEN = object()
@@ -131,8 +132,7 @@ def known_words(parser: HfArgumentParser, argv: Sequence[str]) -> list[str]:
 
 def _check_name(name: str, names: Sequence[str]) -> None:
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        raise ValueError(f"there is no option --{name}." + (f" Did you mean --{near[0]}?" if near else ""))
+        raise ValueError(f"there is no option --{name}.{nearest(name, names, '--{}', cutoff=0.5)}")
 
 
 def _refuse(left_over: Sequence[str]) -> None:
