@@ -404,12 +404,10 @@ class Comparison:
     def _collect(self, argv: list[str] | None) -> dict:
         """All results so far; a run without one counts as failed."""
         runs = []
-        for arm in self.arms:
-            for seed in self.seeds:
-                path = self._run_folder(arm, seed) / "result.json"
-                failure = {"status": "failed", "reason": self.failures.get((arm, seed), "not run yet")}
-                result = records.read_json(path) if path.is_file() else failure
-                runs.append({"arm": arm, "seed": seed, **result})
+        for arm, seed in itertools.product(self.arms, self.seeds):
+            path = self._run_folder(arm, seed) / "result.json"
+            failure = {"status": "failed", "reason": self.failures.get((arm, seed), "not run yet")}
+            runs.append({"arm": arm, "seed": seed, **(records.read_json(path) if path.is_file() else failure)})
         initial = [{"seed": seed, **records.read_json(self._initial(seed) / "result.json")} for seed in self.seeds]
         pretrained = "model_name_or_path" in self.options
         return {
