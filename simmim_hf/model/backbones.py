@@ -162,7 +162,7 @@ def load_native(name_or_path: str, text_config: PreTrainedConfig, **loading) -> 
 
 @contextlib.contextmanager
 def explaining_weights(name_or_path):
-    """Says in plain words why the weights of a checkpoint are not read.
+    """Explains why the weights of a checkpoint are not read.
 
     Raises:
         OSError: there are no weights in safetensors, or the file is damaged.

@@ -30,25 +30,19 @@ Similarity = Literal["cosine", "dot"]
 ContrastiveLoss = Literal["info_nce", "decoupled"]
 StopGradient = Literal["original", "positive"]
 
+JOINT = {"mlm_weight": 1.0, "contrastive_weight": 1.0, "clm_weight": 0.0}
+SPANS = {"positive_view": "span", "corrupted_views": "both", "symmetric": True, "negatives": "both_views"}
 # The weights of the loss and the view of the positive, by the name of the pre-training objective.
 OBJECTIVES = {
     "clm": {"mlm_weight": 0.0, "contrastive_weight": 0.0, "clm_weight": 1.0},
     "mlm": {"mlm_weight": 1.0, "contrastive_weight": 0.0, "clm_weight": 0.0},
     "simcse": {"mlm_weight": 0.0, "contrastive_weight": 1.0, "clm_weight": 0.0, "positive_view": "dropout"},
-    "simmim": {"mlm_weight": 1.0, "contrastive_weight": 1.0, "clm_weight": 0.0},
-    "fused": {"mlm_weight": 1.0, "contrastive_weight": 1.0, "clm_weight": 1.0},
-    "spans": {
-        "mlm_weight": 1.0,
-        "contrastive_weight": 1.0,
-        "clm_weight": 0.0,
-        "positive_view": "span",
-        "corrupted_views": "both",
-        "symmetric": True,
-        "negatives": "both_views",
-    },
+    "simmim": JOINT,
+    "fused": {**JOINT, "clm_weight": 1.0},
+    "spans": {**JOINT, **SPANS},
 }
 
-WEIGHTS = ("mlm_weight", "contrastive_weight", "clm_weight")
+WEIGHTS = tuple(JOINT)
 
 # Every checkpoint opens in every class, also where this package is not installed: with the files of this folder beside
 # its weights and `trust_remote_code=True`. The files import each other, torch and transformers only.

@@ -54,18 +54,8 @@ TERMS = ("mlm_loss", "contrastive_loss", "clm_loss")
 LOGITS_AT_ONCE, LOGITS_AT_ONCE_CPU = 2**26, 2**22
 
 # `from_pretrained` options of transformers, told apart from those of `SimMIMConfig` in `from_backbone`.
-LOADING_OPTIONS = [
-    "attn_implementation",
-    "cache_dir",
-    "device_map",
-    "dtype",
-    "force_download",
-    "local_files_only",
-    "revision",
-    "subfolder",
-    "token",
-    "trust_remote_code",
-]
+FINDING = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
+LOADING_OPTIONS = (*FINDING, "attn_implementation", "device_map", "dtype")
 
 
 def weight_of(term: str) -> str:
@@ -203,15 +193,8 @@ class SimMIMModel(SimMIMPreTrainedModel):
             tokens, packing = self.encode(input_ids, attention_mask, token_type_ids, is_causal)
             outputs = ModelOutput(last_hidden_state=packing.unpack(tokens))  # (batch, length, hidden)
         else:
-            outputs = self._encode_padded(
-                input_ids,
-                attention_mask,
-                token_type_ids,
-                is_causal,
-                position_ids,
-                inputs_embeds=inputs_embeds,
-                **kwargs,
-            )
+            kwargs |= {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
+            outputs = self._encode_padded(input_ids, attention_mask, token_type_ids, is_causal, **kwargs)
         hidden = outputs.last_hidden_state
         return modeling_outputs.BaseModelOutputWithPooling(
             last_hidden_state=hidden,
@@ -302,11 +285,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
 
     @torch.no_grad()
     def _prove_direction(self, is_causal: bool, device: torch.device) -> None:
-        """Tries once whether the backbone obeys `is_causal`: some can read one way only, and ignore it silently.
-
-        Raises:
-            ValueError: it looks ahead when it must not, or cannot look ahead when it should.
-        """
+        """Tries once whether the backbone obeys `is_causal`: some can read one way only, and ignore it silently."""
         if is_causal in self._proven_directions:
             return
         self._proven_directions.add(is_causal)
@@ -772,9 +751,8 @@ class SimMIMForQuestionAnswering(SimMIMWithNewHead):
         Returns:
             `start_logits` and `end_logits` (batch, length), and with positions the mean `loss`.
         """
-        outputs = self.simmim(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
-        )
+        columns = input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+        outputs = self.simmim(*columns, return_dict=True, **kwargs)
         # (batch, length, 2) -> (batch, length) each
         start_logits, end_logits = self.qa_outputs(self.dropout(outputs.last_hidden_state)).unbind(-1)
         loss = None
@@ -846,13 +824,12 @@ class Reading(NamedTuple):
     @property
     def is_predicted(self) -> torch.Tensor:
         """(rows, length), bool"""
-        return (self.filled_targets() != IGNORE_INDEX) & self.attention_mask.bool()
+        return (self.filled("targets", IGNORE_INDEX) != IGNORE_INDEX) & self.attention_mask.bool()
 
-    def filled_targets(self) -> torch.Tensor:
-        return torch.full_like(self.input_ids, IGNORE_INDEX) if self.targets is None else self.targets
-
-    def filled_types(self) -> torch.Tensor:
-        return torch.zeros_like(self.input_ids) if self.token_type_ids is None else self.token_type_ids
+    def filled(self, name: str, fill: int) -> torch.Tensor:
+        """(rows, length), a column, or `fill` everywhere where there is none"""
+        column = getattr(self, name)
+        return torch.full_like(self.input_ids, fill) if column is None else column
 
 
 class SimMIMProjection(nn.Module):
@@ -1110,20 +1087,16 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
 
     def _siamese_terms(self, readings: list[Reading], objective: Objective) -> tuple[dict, dict]:
         """All readings through the encoder at once, then the (sum, count) of each term and the compared vectors."""
-        batch, has_types = len(readings[0].input_ids), readings[0].token_type_ids is not None
+        batch, columns = len(readings[0].input_ids), readings[0].columns()
+        if readings[0].token_type_ids is None:
+            columns.pop("token_type_ids")
+        fills = {**dict.fromkeys(columns, 0), "targets": IGNORE_INDEX}
         # Under each other: (readings * batch, longest length); hard negatives come last and are of another number.
         rows = {
-            "input_ids": _stack([reading.input_ids for reading in readings]),
-            "attention_mask": _stack([reading.attention_mask for reading in readings]),
-            "targets": _stack([reading.filled_targets() for reading in readings], fill=IGNORE_INDEX),
-            "token_type_ids": _stack([reading.filled_types() for reading in readings]) if has_types else None,
+            name: _stack([reading.filled(name, fill) for reading in readings], fill) for name, fill in fills.items()
         }
-        pooled, total, correct, count = self._read_in_chunks(
-            **rows,
-            rows_at_once=len(readings),
-            pools=bool(objective.contrastive_weight),
-            predicts=bool(objective.mlm_weight),
-        )
+        wanted = {"pools": bool(objective.contrastive_weight), "predicts": bool(objective.mlm_weight)}
+        pooled, total, correct, count = self._read_in_chunks(**rows, rows_at_once=len(readings), **wanted)
         terms, embeds = {}, {}
         if objective.mlm_weight:
             terms |= {"mlm_loss": (total, count), "mlm_accuracy": (correct, count)}
@@ -1156,21 +1129,9 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         return torch.cat(vectors), *(torch.stack(sums).sum(0) for sums in (totals, corrects, counts))
 
     def _read(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        targets: torch.Tensor,
-        token_type_ids: torch.Tensor | None,
-        is_causal: bool,
-        pools: bool,
-        predicts: bool,
+        self, input_ids, attention_mask, targets, token_type_ids=None, *, is_causal: bool, pools: bool, predicts: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Rows through the encoder, and the predicted positions through the head.
-
-        Args:
-            input_ids, attention_mask, token_type_ids: (rows, length)
-            targets: (rows, length), the token to predict at each position, -100 for none
-            pools, predicts: whether the vectors, and the predictions, are wanted
+        """Rows (rows, length) of a `Reading` through the encoder, and the predicted positions through the head.
 
         Returns:
             The vectors (rows, dim) that the contrastive loss compares, or (rows, 0); the summed cross-entropy; how
@@ -1216,10 +1177,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         total, scores, targets = self._contrast(rows, positives, negatives)
         if config.symmetric:
             total = (total + self._contrast(positives, rows, negatives[:0])[0]) / 2
-        return {
-            "contrastive_loss": (total, len(rows)),
-            "contrastive_accuracy": _correct(scores, targets),
-        }
+        return {"contrastive_loss": (total, len(rows)), "contrastive_accuracy": _correct(scores, targets)}
 
     def _contrast(self, rows, positives, negatives) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Each row against the candidates of all processes: the summed loss, the scores of the positives, and which of
