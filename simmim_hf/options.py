@@ -1,16 +1,17 @@
 """Options: fields of a dataclass, files of settings, words of a command line."""
 
 import argparse
-import difflib
 import json
 import os
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
 from typing import Union, get_args, get_origin
 
 import yaml
 from transformers import HfArgumentParser
+
+from .model.configuration_simmim import nearest
 
 SETTINGS_FILES = (".yaml", ".yml", ".json")
 NOT_GIVEN = object()
@@ -101,8 +102,7 @@ def build(dataclasses: Sequence[type], options: Mapping) -> tuple:
     Raises:
         ValueError: an option that none of them has, with the nearest that one of them has.
     """
-    for name in options:
-        _check_name(name, option_names(dataclasses))
+    _check_names(options, option_names(dataclasses))
     return tuple(
         cls(**{each.name: options[each.name] for each in fields(cls) if each.init and each.name in options})
         for cls in dataclasses
@@ -122,17 +122,15 @@ def known_words(parser: HfArgumentParser, argv: Sequence[str]) -> list[str]:
     if argv and argv[0].endswith(SETTINGS_FILES):
         argv = [*words_of(read_settings(argv[0])), *argv[1:]]
     names = option_names(parser.dataclass_types)
-    for word in argv:
-        name = word.split("=")[0].replace("-", "_").removeprefix("__")
-        if word.startswith("--") and name != "help" and name.removeprefix("no_") not in names:
-            _check_name(name, names)
+    given = [word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
+    _check_names([name for name in given if name != "help" and name.removeprefix("no_") not in names], names)
     return list(argv)
 
 
-def _check_name(name: str, names: Sequence[str]) -> None:
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        raise ValueError(f"there is no option --{name}." + (f" Did you mean --{near[0]}?" if near else ""))
+def _check_names(given: Iterable[str], names: Sequence[str]) -> None:
+    for name in given:
+        if name not in names:
+            raise ValueError(f"there is no option --{name}.{nearest(name, names, '--{}', cutoff=0.5)}")
 
 
 def _refuse(left_over: Sequence[str]) -> None:

@@ -21,20 +21,9 @@ DECIDED = {
     "push_to_hub": "push the winner afterwards",
 }
 # Options that all arms share: without them they would not be compared on the same text from the same weights.
-SHARED = [
-    "train_file",
-    "validation_file",
-    "dataset_name",
-    "dataset_config_name",
-    "text_column",
-    "output_dir",
-    "seed",
-    "validation_split_percentage",
-    "tokenizer_name",
-    "vocab_size",
-    "text_config",
-    "model_name_or_path",
-]
+SHARED_TEXT = ("train_file", "validation_file", "dataset_name", "dataset_config_name", "text_column")
+SHARED_WEIGHTS = ("tokenizer_name", "vocab_size", "text_config", "model_name_or_path")
+SHARED = (*SHARED_TEXT, "output_dir", "seed", "validation_split_percentage", *SHARED_WEIGHTS)
 
 
 def read_arms(objectives: list[str] | None, file: str | None) -> dict[str, dict]:

@@ -27,30 +27,11 @@ from ..evaluation.tasks import load_tasks
 from ..model.configuration_simmim import OBJECTIVES, WEIGHTS
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import build, option
+from ..training import pretraining
 from ..training.arguments import PRETRAINING
-from ..training.pretraining import (
-    TokenizedText,
-    build_model,
-    build_trainer,
-    check,
-    fill_defaults,
-    get_tokenizer,
-    read_text,
-    tokenize_text,
-)
 from ..training.trainer import SimMIMTrainer
-from . import report, statistics
+from . import budget, report, statistics
 from .arms import check_arms, config_options, refuse_decided
-from .budget import (
-    Budget,
-    MeasuredTrainer,
-    Rate,
-    StepClock,
-    peak_memory,
-    reset_peak_memory,
-    sampled_rates,
-    tokens_of_steps,
-)
 from .held_out import HeldOut, Recorder
 
 logger = logging.get_logger(__name__)
@@ -91,6 +72,12 @@ class ComparisonArguments:
     budget_seconds: float | None = option(None, "Instead: seconds of training of each run.")
     tasks: list[str] | None = option(None, "What the encoders are evaluated on: tasks of `simmim evaluate`.")
 
+    def __post_init__(self):
+        if self.seeds < 1:
+            raise ValueError(f"--seeds is {self.seeds}: give 1 or more; an interval needs 2.")
+        units = ("tokens", "text", "flops", "seconds")
+        self.budget = budget.Budget.of(**{unit: getattr(self, f"budget_{unit}") for unit in units})
+
 
 class Comparison:
     """Arms, each from the same weights on the same text in the same order for the same budget, with several seeds.
@@ -104,51 +91,39 @@ class Comparison:
     A budget decides the steps of a run by the lengths of the texts that it will read: the first number of steps that
     reaches the budget, so that two arms differ by less than a batch. It is turned into tokens of text by what a token
     of text costs an arm: how often the encoder reads it and for how many operations (`budget.training_flops`), over
-    batches from all of the text; or its seconds, over a dozen steps with learning rate 0 before the first run. Of
-    seconds 95 % are planned for, so that the learning rate has come down to its end when the time is up. It stops
-    at the last second in any case; the report says when it stopped early.
+    batches from all of the text; or its seconds, measured over a dozen steps with learning rate 0 before the first
+    run, of which 95 % are planned for, so that the learning rate has come down to its end when the time is up.
+    Training stops at the last second in any case; the report says when it stopped early.
 
     Args:
         arms: name -> options of `simmim pretrain`, with `objective`
         options: options of `simmim pretrain` for all arms, above all `train_file`
         output_dir: a new folder, or that of the same comparison
-        seeds: runs of each arm; the first has the seed in `options`, or 42
-        budget_tokens, budget_text, budget_flops, budget_seconds: what each run may use; one of them, or the default
-        tasks: what `simmim evaluate` takes as `--tasks`
+        settings: `seeds`, `tasks` and one of the budgets of `ComparisonArguments`; the first seed is that in
+            `options`, or 42
 
     Raises:
         ValueError, FileNotFoundError: what cannot work, before anything is trained; the message names the remedy.
     """
 
     def __init__(
-        self,
-        arms: dict[str, dict],
-        options: dict | None = None,
-        output_dir: str = "simmim-comparison",
-        seeds: int = 2,
-        budget_tokens: float | None = None,
-        budget_text: float | None = None,
-        budget_flops: float | None = None,
-        budget_seconds: float | None = None,
-        tasks: list[str] | None = None,
+        self, arms: dict[str, dict], options: dict | None = None, output_dir: str = "simmim-comparison", **settings
     ):
         self.arms, self.folder = check_arms(arms), Path(output_dir)
         self.options = {name: value for name, value in (options or {}).items() if value is not None}
         refuse_decided(self.options)
-        if seeds < 1:
-            raise ValueError(f"--seeds is {seeds}: give 1 or more; an interval needs 2.")
-        budget = Budget.of(tokens=budget_tokens, text=budget_text, flops=budget_flops, seconds=budget_seconds)
+        settings = ComparisonArguments(**settings)
         is_new = not (self.folder / "comparison.json").is_file()
         if is_new and self.folder.is_dir() and any(name not in BEFORE_TRAINING for name in os.listdir(self.folder)):
             raise ValueError(f"--output_dir `{output_dir}` is not empty and holds no comparison: give another folder.")
-        self.seeds = [self.options.get("seed", 42) + i for i in range(seeds)]
+        self.seeds = [self.options.get("seed", 42) + i for i in range(settings.seeds)]
         self.failures: dict[tuple[str, int], str] = {}
         self.record = {
             "options": self.options,
             "arms": self.arms,
             "seeds": self.seeds,
-            "budget": budget and dataclasses.asdict(budget),
-            "tasks": tasks or [],
+            "budget": settings.budget and dataclasses.asdict(settings.budget),
+            "tasks": settings.tasks or [],
         }
         self._check_record("options", "budget", "tasks")
         self._read_text(is_new)
@@ -160,13 +135,13 @@ class Comparison:
         }
         self.record["processes"] = self.args.world_size
         self._check_record("text", "processes")
-        self.budget = budget or Budget("tokens", BUILT_IN_BUDGET if self.data_args.built_in else tokens)
-        if not tasks and self.data_args.built_in:
-            tasks = ["docstrings"]
+        by_default = budget.Budget("tokens", BUILT_IN_BUDGET if self.data_args.built_in else tokens)
+        self.budget = settings.budget or by_default
+        tasks = settings.tasks or (["docstrings"] if self.data_args.built_in else [])
         with without_progress_bars():
             self._save_initial_weights(is_new)
             self.rates = self._rates()
-            self.tasks = load_tasks(tasks or [], self.seeds[0])
+            self.tasks = load_tasks(tasks, self.seeds[0])
             if any(task.kind == "language modelling" for task in self.tasks.values()):
                 load_language_model(str(self._initial(self.seeds[0])))  # refuses what has no head
         if self.is_main:
@@ -184,26 +159,26 @@ class Comparison:
         self.hardware = records.hardware(self.args)
         set_seed(self.seeds[0])
         with self.args.main_process_first(desc="reading the corpus"):
-            self.train, self.held_out_texts = read_text(self.data_args, self.seeds[0])
-            self.tokenizer = get_tokenizer(self.model_args, self.train, show_progress=self.is_main)
-        model = build_model(self.model_args, self.tokenizer)
+            self.train, self.held_out_texts = pretraining.read_text(self.data_args, self.seeds[0])
+            self.tokenizer = pretraining.get_tokenizer(self.model_args, self.train, show_progress=self.is_main)
+        model = pretraining.build_model(self.model_args, self.tokenizer)
         self.max_length = min(self.data_args.max_seq_length, model.simmim.max_length)
         self.tokenizer.model_max_length = self.max_length
-        self._tokenized: dict[tuple, TokenizedText] = {}
+        self._tokenized: dict[tuple, pretraining.TokenizedText] = {}
         self.text = self._tokenize(self.data_args, self.max_length)  # in single passages, as every arm is asked
-        trainer = build_trainer(model, self.tokenizer, self.text, self.data_args, self.args)
+        trainer = pretraining.build_trainer(model, self.tokenizer, self.text, self.data_args, self.args)
         collator, batch_size = trainer.data_collator, self.args.per_device_eval_batch_size
         held_out = self.text.held_out
         few = np.linspace(0, len(held_out) - 1, min(CURVE_SEQUENCES, len(held_out))).astype(int)
         self.held_out = HeldOut(held_out, collator, batch_size)
         self.curve_text = HeldOut(held_out.select(few), collator, batch_size)
 
-    def _tokenize(self, data_args, max_length: int, positive_view: str = "masked") -> TokenizedText:
+    def _tokenize(self, data_args, max_length: int, positive_view: str = "masked") -> pretraining.TokenizedText:
         """The text as the arms with these options read it, tokenised once for all of them."""
         key = max_length, data_args.hard_negatives, data_args.long_texts, positive_view == "span"
         if key not in self._tokenized:
             with self.args.main_process_first(desc="tokenising"):
-                self._tokenized[key] = tokenize_text(
+                self._tokenized[key] = pretraining.tokenize_text(
                     self.train, self.held_out_texts, self.tokenizer, data_args, max_length, positive_view
                 )
         return self._tokenized[key]
@@ -212,8 +187,8 @@ class Comparison:
         """The arguments of `simmim pretrain` from options, checked."""
         defaults = {"report_to": "none", "max_minutes": math.inf, "overwrite_output_dir": True}
         arguments = build(PRETRAINING, {**defaults, **options})
-        fill_defaults(*arguments)
-        check(*arguments)
+        pretraining.fill_defaults(*arguments)
+        pretraining.check(*arguments)
         return arguments
 
     def _initial(self, seed: int) -> Path:
@@ -250,7 +225,7 @@ class Comparison:
             if not in_all_processes(is_new or not initial.is_dir()):
                 continue
             set_seed(seed)
-            model = build_model(self.model_args, self.tokenizer)
+            model = pretraining.build_model(self.model_args, self.tokenizer)
             if self.is_main:
                 for left_over in (writing, initial):
                     shutil.rmtree(left_over, ignore_errors=True)
@@ -271,11 +246,13 @@ class Comparison:
             model_args, data_args, args = self._arguments(options)
             set_seed(seed)
             tokenizer = corpora.load_tokenizer(initial)
-            model = build_model(model_args, tokenizer)
+            model = pretraining.build_model(model_args, tokenizer)
             max_length = min(data_args.max_seq_length, model.simmim.max_length)
             tokenizer.model_max_length = max_length
             text = self._tokenize(data_args, max_length, model.config.positive_view)
-            return build_trainer(model, tokenizer, text, data_args, args, trainer_class=MeasuredTrainer)
+            return pretraining.build_trainer(
+                model, tokenizer, text, data_args, args, trainer_class=budget.MeasuredTrainer
+            )
         except ValueError as error:
             raise ValueError(f"the arm `{arm}`: {error}") from error
 
@@ -288,17 +265,14 @@ class Comparison:
         weights = self._weights(arm)
         return bool(weights["mlm_weight"] and weights["contrastive_weight"])
 
-    def _rates(self) -> dict[str, Rate]:
-        """What each arm does with a token of text. Makes every arm once, to see that it
-        can be made and that its budget is enough."""
-        recorded = self.record.setdefault("rates", {})
-        rates = {}
-        calibration = self.folder / "calibration"
+    def _rates(self) -> dict[str, budget.Rate]:
+        """What each arm does with a token of text, after a trial of every arm and of its budget."""
+        recorded, rates, calibration = self.record.setdefault("rates", {}), {}, self.folder / "calibration"
         for arm in self.arms:
             trainer = self._trainer(arm, self.seeds[0], output_dir=str(calibration))
             if arm not in recorded:
                 recorded[arm] = dataclasses.asdict(self._rate(trainer, arm))
-            rates[arm] = Rate(**recorded[arm])
+            rates[arm] = budget.Rate(**recorded[arm])
             steps = len(self.budget.plan(trainer, rates[arm])) - 1
             if steps < FEWEST_STEPS:
                 raise ValueError(
@@ -310,18 +284,18 @@ class Comparison:
             shutil.rmtree(calibration, ignore_errors=True)
         return rates
 
-    def _rate(self, trainer: SimMIMTrainer, arm: str) -> Rate:
-        costs = sampled_rates(trainer)
+    def _rate(self, trainer: SimMIMTrainer, arm: str) -> budget.Rate:
+        costs = budget.sampled_rates(trainer)
         if self.budget.unit in costs:
-            return Rate(costs["tokens"], costs[self.budget.unit])
-        clock, folder = StepClock(), str(self.folder / "calibration")
+            return budget.Rate(costs["tokens"], costs[self.budget.unit])
+        clock, folder = budget.StepClock(), str(self.folder / "calibration")
         options = {"learning_rate": 0.0, "max_steps": CALIBRATION_STEPS, "save_strategy": "no"}
         trainer = self._trainer(arm, self.seeds[0], output_dir=folder, **options)
-        tokens = list(itertools.islice(tokens_of_steps(trainer), CALIBRATION_STEPS))
+        tokens = list(itertools.islice(budget.tokens_of_steps(trainer), CALIBRATION_STEPS))
         quieten(trainer, clock).train()
         # The first steps warm up.
         seconds = (clock.ends[-1] - clock.ends[1]) / sum(tokens[2:])
-        return Rate(costs["tokens"], in_all_processes(seconds / PLANNED_SHARE))
+        return budget.Rate(costs["tokens"], in_all_processes(seconds / PLANNED_SHARE))
 
     def run(self, argv: list[str] | None = None) -> dict:
         """Does what is missing and writes the report.
@@ -363,7 +337,7 @@ class Comparison:
         tokens = self.budget.plan(self._trainer(arm, seed), self.rates[arm])
         trainer = self._trainer(arm, seed, **self._schedule(arm, len(tokens) - 1, state))
         gc.collect()  # the weights of earlier runs: a Trainer is part of a reference cycle
-        reset_peak_memory(self.device)
+        budget.reset_peak_memory(self.device)
         outcome, model = {"status": "finished"}, trainer.accelerator.unwrap_model(trainer.model)
         try:
             if state.global_step < len(tokens) - 1:
@@ -376,7 +350,7 @@ class Comparison:
         except FloatingPointError as error:
             # A loss that is not finite is a result. Whatever else goes wrong is tried again next time.
             outcome, state = {"status": "failed", "reason": str(error)}, trainer.state
-        memory = peak_memory(self.device)
+        memory = budget.peak_memory(self.device)
         if outcome["status"] == "finished":
             trainer.save_model()
         if self.is_main:
@@ -417,14 +391,8 @@ class Comparison:
         if any(task.kind == "language modelling" for task in self.tasks.values()):
             language_model = load_language_model(str(folder), self.device)
         for name, task in self.tasks.items():
-            metrics[name] = measure(
-                task,
-                model,
-                self.tokenizer,
-                max_length=self.max_length,
-                language_model=language_model,
-                seed=self.seeds[0],
-            )
+            options = {"max_length": self.max_length, "language_model": language_model, "seed": self.seeds[0]}
+            metrics[name] = measure(task, model, self.tokenizer, **options)
         return metrics
 
     def _measure_initial_weights(self, seed: int) -> None:
@@ -436,12 +404,10 @@ class Comparison:
     def _collect(self, argv: list[str] | None) -> dict:
         """All results so far; a run without one counts as failed."""
         runs = []
-        for arm in self.arms:
-            for seed in self.seeds:
-                path = self._run_folder(arm, seed) / "result.json"
-                failure = {"status": "failed", "reason": self.failures.get((arm, seed), "not run yet")}
-                result = records.read_json(path) if path.is_file() else failure
-                runs.append({"arm": arm, "seed": seed, **result})
+        for arm, seed in itertools.product(self.arms, self.seeds):
+            path = self._run_folder(arm, seed) / "result.json"
+            failure = {"status": "failed", "reason": self.failures.get((arm, seed), "not run yet")}
+            runs.append({"arm": arm, "seed": seed, **(records.read_json(path) if path.is_file() else failure)})
         initial = [{"seed": seed, **records.read_json(self._initial(seed) / "result.json")} for seed in self.seeds]
         pretrained = "model_name_or_path" in self.options
         return {
@@ -452,10 +418,7 @@ class Comparison:
             **{name: self.record[name] for name in ("arms", "seeds", "text", "processes")},
             "weights": {arm: self._weights(arm) for arm in self.arms},
             "budget": dataclasses.asdict(self.budget),
-            "initial": {
-                "name": "starting weights" if pretrained else "random weights",
-                "runs": initial,
-            },
+            "initial": {"name": "starting weights" if pretrained else "random weights", "runs": initial},
             "runs": runs,
             "references": self._references() if self.is_main else {},
         }

@@ -76,9 +76,9 @@ class Recorder(TrainerCallback):
         self.started = time.monotonic() - (before[-1] if before else 0)
         steps = np.linspace(0, state.max_steps, CURVE_POINTS + 1).round().astype(int)
         self.due = {int(step) for step in steps if step >= state.global_step}
-        options = {"desc": self.title, "total": self.tokens[-1], "initial": self.tokens[state.global_step]}
+        place = {"total": self.tokens[-1], "initial": self.tokens[state.global_step]}
         hidden = self.held_out is None or args.disable_tqdm
-        self.bar = tqdm(**options, unit="tok", unit_scale=True, disable=hidden)
+        self.bar = tqdm(desc=self.title, **place, unit="tok", unit_scale=True, disable=hidden)
         if state.global_step == 0:
             self._measure(state, control)
 

@@ -13,18 +13,17 @@ KEPT = 0.8  # share of the arms that the plot of many shows
 
 def draw(results: dict, folder: Path) -> dict[str, str]:
     """Draws what there is to draw into PNG files; their names by kind: `front`, `curves`, `conflict`."""
-    axes, plots = front_axes(metrics_of(results)), {}
+    axes = front_axes(metrics_of(results))
     styles = styles_of(results, axes)
     figures = {
         "front": axes and _draw_front(results, axes, styles),
         "curves": _draw_curves(results, styles),
         "conflict": _draw_conflict(results, styles),
     }
-    for kind, figure in figures.items():
-        if figure is not None:
-            plots[kind] = f"{kind}.png"
-            figure.savefig(folder / plots[kind])
-    return plots
+    drawn = {kind: figure for kind, figure in figures.items() if figure is not None}
+    for kind, figure in drawn.items():
+        figure.savefig(folder / f"{kind}.png")
+    return {kind: f"{kind}.png" for kind in drawn}
 
 
 def _figure(width: float, height: float = 4.2):
@@ -156,8 +155,9 @@ def _draw_conflict(results: dict, styles: dict[str, dict]):
     _draw_lines(panels[0], cosines, styles)
     panels[0].axhline(0, color="black", linewidth=0.8)
     panels[0].set_title("cosine of the gradients of both terms", fontsize=11)
-    _draw_lines(panels[1], _curves(results, "conflict", "mlm_gradient_norm"), styles)
-    _draw_lines(panels[1], _curves(results, "conflict", "contrastive_gradient_norm"), styles, line="--", label=False)
+    for term, line in (("mlm", "-"), ("contrastive", "--")):
+        curves = _curves(results, "conflict", f"{term}_gradient_norm")
+        _draw_lines(panels[1], curves, styles, line=line, label=term == "mlm")
     panels[1].set_title("norm of each gradient: masked —, contrastive - -", fontsize=11)
     panels[1].set_yscale("log")
     _legend_below(figure, panels[0])

@@ -178,28 +178,25 @@ def write(results: dict, folder: Path) -> None:
 def overview(results: dict) -> str:
     """The table of the leading metrics, for a terminal."""
     leading = [metric for metric in metrics_of(results) if metric.quantity.leads]
-    return "\n".join(["", *_markdown_table(metric_table(leading, results)), ""])
+    return f"\n{_markdown_table(metric_table(leading, results))}\n"
 
 
 def as_markdown(title: str, sections: list[Section]) -> str:
     """The report as the text of a Markdown file."""
-    lines = [f"# {title}", ""]
+    blocks = [f"# {title}"]
     for section in sections:
-        lines += [f"## {section.title}", ""]
-        for paragraph in section.paragraphs:
-            lines += [paragraph, ""]
+        blocks += [f"## {section.title}", *section.paragraphs]
         for table in section.tables:
-            lines += [table.caption, ""] if table.caption else []
-            lines += [*_markdown_table(table), ""]
+            blocks += [*filter(None, [table.caption]), _markdown_table(table)]
         if section.plot is not None:
-            lines += [f"![{section.title}]({section.plot})", ""]
-    return "\n".join(lines)
+            blocks.append(f"![{section.title}]({section.plot})")
+    return "\n\n".join(blocks) + "\n"
 
 
-def _markdown_table(table: Table) -> list[str]:
+def _markdown_table(table: Table) -> str:
     marks = {"best": "**{}**", "same": "{} ≈", "": "{}"}
     rows = [table.head, ["---"] * len(table.head)]
     for row in table.rows:
         cells = [cell if isinstance(cell, tuple) else (cell, "") for cell in row]
         rows.append([marks[mark].format(" ".join(text.replace("|", "\\|").split())) for text, mark in cells])
-    return [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

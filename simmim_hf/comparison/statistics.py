@@ -94,19 +94,19 @@ class Metric:
             return None
         return max(self.known, key=lambda arm: self.quantity.better * self.known[arm].mean)
 
+    def p_against_best(self) -> dict[str, float | None]:
+        """For each other arm than the best, `paired_p` of the two; {} without a best arm."""
+        best, known = self.best(), self.known
+        return {arm: paired_p(known[best], found) for arm, found in known.items() if best and arm != best}
+
     def as_good(self) -> list[str]:
         """The other arms that the paired test does not tell from the best, in the order of the arms."""
-        best = self.best()
-        if best is None:
-            return []
-        return [arm for arm, found in self.known.items() if arm != best and not differ(self.known[best], found)]
+        best, known = self.best(), self.known
+        return [arm for arm in self.p_against_best() if not differ(known[best], known[arm])]
 
     def is_tested(self) -> bool:
         """Whether any arm can be compared with the best: that takes two seeds."""
-        best, known = self.best(), self.known
-        return best is not None and any(
-            paired_p(known[best], found) is not None for arm, found in known.items() if arm != best
-        )
+        return any(p is not None for p in self.p_against_best().values())
 
     def gain(self, arm: str) -> int:
         """1 where an arm is better than the weights it started from, -1 where it is worse, 0 where that is open."""
@@ -151,23 +151,18 @@ def summary(results: dict) -> list[dict]:
     def as_dict(found: Estimate | None) -> dict | None:
         return found and {"mean": found.mean, "half_width_95": found.half_width, "seeds": len(found.by_seed)}
 
-    rows = []
-    for metric in metrics_of(results):
-        best, known = metric.best(), metric.known
-        rows.append(
-            {
-                "task": metric.task,
-                "figure": metric.name,
-                "initial": as_dict(metric.initial),
-                "arms": {arm: as_dict(found) for arm, found in metric.arms.items()},
-                "best": best,
-                "not_distinguishable_from_best": metric.as_good(),
-                "p_against_best": {
-                    arm: paired_p(known[best], found) for arm, found in known.items() if best and arm != best
-                },
-            }
-        )
-    return rows
+    return [
+        {
+            "task": metric.task,
+            "figure": metric.name,
+            "initial": as_dict(metric.initial),
+            "arms": {arm: as_dict(found) for arm, found in metric.arms.items()},
+            "best": metric.best(),
+            "not_distinguishable_from_best": metric.as_good(),
+            "p_against_best": metric.p_against_best(),
+        }
+        for metric in metrics_of(results)
+    ]
 
 
 def front_axes(metrics: list[Metric]) -> tuple[Metric, Metric] | None:
@@ -205,8 +200,7 @@ def mean_costs(results: dict) -> dict[str, list[str]]:
     means = {}
     for arm in results["arms"]:
         runs = [run for run in results["runs"] if run["arm"] == arm and run["status"] == "finished"]
-        costs = [
-            ([run[name] / unit for run in runs if run[name] is not None], form) for name, unit, form in COST.values()
-        ]
-        means[arm] = [f"{np.mean(values):{form}}" if values else "-" for values, form in costs]
+        known = [[run[name] / unit for run in runs if run[name] is not None] for name, unit, _ in COST.values()]
+        forms = [form for *_, form in COST.values()]
+        means[arm] = [f"{np.mean(each):{form}}" if each else "-" for each, form in zip(known, forms, strict=True)]
     return means

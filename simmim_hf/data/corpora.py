@@ -199,7 +199,12 @@ def read_files(
         # A quotation mark is part of the text: files of STS and GLUE have unpaired ones, which would swallow rows.
         options |= {"sep": "\t", "quoting": csv.QUOTE_NONE}
     escaped = [glob.escape(file) for file in files]  # load_dataset would expand brackets in a file's name
-    return load_dataset(FORMATS[ending], data_files=escaped, split="train", streaming=streaming, **options)
+    dataset = load_dataset(FORMATS[ending], data_files=escaped, split="train", streaming=streaming, **options)
+    return dataset if unit in ("row", "line") else dataset.map(_strip, batched=True, **_progress(dataset, "Reading"))
+
+
+def _strip(batch: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {"text": [text.strip() for text in batch["text"]]}
 
 
 def _features(dataset) -> Features:

@@ -110,20 +110,12 @@ class Evaluation:
             "device": str(self.device),
             "tasks": {},
         }
+        options = {name: getattr(args, name) for name in ("batch_size", "mlm_probability", "max_samples", "seed")}
+        options |= {"max_length": self.max_length, "language_model": self.language_model}
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=args.bf16):
             for name, task in self.tasks.items():
                 start = time.perf_counter()
-                values = measure(
-                    task,
-                    self.encoder,
-                    self.tokenizer,
-                    max_length=self.max_length,
-                    language_model=self.language_model,
-                    batch_size=args.batch_size,
-                    mlm_probability=args.mlm_probability,
-                    max_samples=args.max_samples,
-                    seed=args.seed,
-                )
+                values = measure(task, self.encoder, self.tokenizer, **options)
                 seconds = round(time.perf_counter() - start, 1)
                 results["tasks"][name] = {"kind": task.kind, **values, "seconds": seconds}
                 self._write(results)  # a run that is stopped keeps what it has measured
@@ -157,22 +149,22 @@ class Evaluation:
         return {result.task_name: {"main_score": float(result.get_score())} for result in results}
 
     def _check_tokenizer(self) -> None:
-        tokens, vocabulary = len(self.tokenizer), self.encoder.config.vocab_size
+        tokens, vocabulary, args = len(self.tokenizer), self.encoder.config.vocab_size, self.args
         if tokens > vocabulary:
             raise ValueError(
-                f"the tokenizer of `{self.args.model}` has {tokens} tokens and the model only {vocabulary}: they do "
-                "not belong together."
+                f"the tokenizer of `{args.model}` has {tokens} tokens and the model only {vocabulary}: they do not "
+                "belong together."
             )
         special = self.tokenizer.num_special_tokens_to_add()
         if self.max_length <= special:
             raise ValueError(
-                f"--max_seq_length is {self.args.max_seq_length}: a text has {special} special tokens; give more."
+                f"--max_seq_length is {args.max_seq_length}: a text has {special} special tokens; give more."
             )
 
     def _write(self, results: dict) -> None:
         folder = Path(self.args.output_dir)
         records.write_json(folder / "results.json", results)
-        (folder / "results.md").write_text(markdown(results, table_rows(results)), encoding="utf-8")
+        (folder / "results.md").write_text(markdown(results), encoding="utf-8")
 
 
 def _device(name: str) -> torch.device:
@@ -203,10 +195,8 @@ def table_rows(results: dict) -> list[tuple[str, str, str, str]]:
     """Task, kind, metric and value, as text, under a row of titles; for the results of `Evaluation.run`."""
     rows = [("task", "kind", "metric", "value")]
     for name, values in [*results["tasks"].items(), *results.get("mteb", {}).items()]:
-        kind = values.get("kind", "mteb")
-        for key in quantities.QUANTITIES:
-            if key in values:
-                rows.append((name, kind, quantities.title(key), _as_text(values[key])))
+        known = [key for key in quantities.QUANTITIES if key in values]
+        rows += [(name, values.get("kind", "mteb"), quantities.title(key), _as_text(values[key])) for key in known]
     return rows
 
 
@@ -222,9 +212,10 @@ def plain_table(rows: list[tuple[str, ...]]) -> str:
     return "\n".join(lines)
 
 
-def markdown(results: dict, rows: list[tuple[str, ...]]) -> str:
+def markdown(results: dict) -> str:
     """`results.md`: what was measured, as a table, and with what."""
-    header, *body = (f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
+    rows = ([cell.replace("|", "\\|") for cell in row] for row in table_rows(results))
+    header, *body = (f"| {' | '.join(row)} |" for row in rows)
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     facts = f"{results['pooling']} pooling, at most {results['max_seq_length']} tokens, {results['precision']} on "
     facts += f"{results['device']}, seed {results['seed']}; {versions}."

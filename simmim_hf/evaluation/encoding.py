@@ -25,13 +25,8 @@ class PooledEncoder(torch.nn.Module):
         super().__init__()
         self.encoder, self.config, self.pooling = encoder, encoder.config, pooling
 
-    @property
-    def base_model(self) -> "PooledEncoder":
-        return self
-
-    @property
-    def device(self) -> torch.device:
-        return self.encoder.device
+    base_model = property(lambda self: self)
+    device = property(lambda self: self.encoder.device)
 
     @property
     def max_length(self) -> int:

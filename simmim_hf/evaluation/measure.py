@@ -11,16 +11,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..data import corpora
-from . import metrics
+from . import language_modelling, metrics
 from .encoding import encode
-from .language_modelling import (
-    LanguageModel,
-    masked_rows,
-    next_token_rows,
-    one_mask_rows,
-    predict_tokens,
-    unigram_cross_entropy,
-)
 from .tasks import Task
 
 # Geometry is that of so many texts at most: it compares all of them with each other.
@@ -36,7 +28,7 @@ def measure(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
-    language_model: LanguageModel | None = None,
+    language_model: language_modelling.LanguageModel | None = None,
     batch_size: int = 64,
     mlm_probability: float = 0.15,
     max_samples: int = 100,
@@ -139,25 +131,26 @@ def _transfer(task: Task, vectors: TextVectors, seed: int) -> dict[str, float]:
 def _plain_text(
     task: Task, language_model, tokenizer, max_length, batch_size, mlm_probability, max_samples, seed
 ) -> dict[str, float]:
-    model, options = language_model.model, language_model.options
-    rows, truncated = corpora.tokenize(task.test, tokenizer, max_length)
+    def predict(direction: str, rows: list, desc: str) -> tuple[float, float]:
+        options = language_model.options[direction]
+        return language_modelling.predict_tokens(language_model.model, rows, batch_size, desc, **options)
+
+    rows, _ = corpora.tokenize(task.test, tokenizer, max_length, long_texts="truncate")
+    truncated = sum(len(whole) > max_length for whole in tokenizer(task.test["text"][:], verbose=False)["input_ids"])
     ids = rows["input_ids"][:]
     values = {"texts": len(ids), "tokens": sum(map(len, ids)), "truncated": truncated}
-    if "masked" in options:
-        masked = masked_rows(ids, tokenizer, mlm_probability, seed)
-        values["mlm_loss"], values["mlm_accuracy"] = predict_tokens(
-            model, masked, batch_size, "Masked tokens", **options["masked"]
-        )
+    if "masked" in language_model.options:
+        masked = language_modelling.masked_rows(ids, tokenizer, mlm_probability, seed)
+        values["mlm_loss"], values["mlm_accuracy"] = predict("masked", masked, "Masked tokens")
         if max_samples:
-            one_by_one = one_mask_rows(_draw(ids, max_samples, seed), tokenizer)
-            loss, _ = predict_tokens(model, one_by_one, batch_size, "Each token masked", **options["masked"])
-            values["pseudo_perplexity"] = float(np.exp(loss))
-    if "causal" in options:
-        loss, _ = predict_tokens(model, next_token_rows(ids), batch_size, "Next tokens", **options["causal"])
+            one_by_one = language_modelling.one_mask_rows(_draw(ids, max_samples, seed), tokenizer)
+            values["pseudo_perplexity"] = float(np.exp(predict("masked", one_by_one, "Each token masked")[0]))
+    if "causal" in language_model.options:
+        loss, _ = predict("causal", language_modelling.next_token_rows(ids), "Next tokens")
         values |= {"clm_loss": loss, "perplexity": float(np.exp(loss))}
     if task.train is not None:
-        train, _ = corpora.tokenize(task.train, tokenizer, max_length)
-        values["unigram_cross_entropy"] = unigram_cross_entropy(train, rows, tokenizer)
+        train, _ = corpora.tokenize(task.train, tokenizer, max_length, long_texts="truncate")
+        values["unigram_cross_entropy"] = language_modelling.unigram_cross_entropy(train, rows, tokenizer)
     return values
 
 

@@ -44,7 +44,7 @@ class Task:
 
     def __post_init__(self):
         present = set(self.test.column_names)
-        self.kind = next((kind for kind, columns in KINDS.items() if present.issuperset(columns)), None)
+        self.kind = next((kind for kind, columns in KINDS.items() if present >= set(columns)), None)
         if self.kind is None:
             raise ValueError(f"`{self.name}` has the columns {sorted(present)}, but a task needs one of: {NEEDED}.")
         try:
@@ -74,11 +74,9 @@ class Task:
                 yield from rows[column]
 
     def _check_labels(self) -> None:
-        if self.train is None:
-            check_labels(self.test["label"][:], needed=3)
-            return
-        check_labels(self.train["label"][:], needed=2)
-        unknown = set(self.test["label"]) - set(self.train["label"])
+        fitted = self.test if self.train is None else self.train
+        check_labels(fitted["label"][:], needed=3 if self.train is None else 2)
+        unknown = set(self.test["label"]) - set(fitted["label"])
         if unknown:
             raise ValueError(f"the test texts have labels that no training text has: {sorted(unknown, key=repr)}.")
 
@@ -174,12 +172,12 @@ def _load_from_hub(name: str) -> Task:
             f"Built-in tasks: {', '.join(BUILT_IN)}."
         ) from error
     assert isinstance(splits, DatasetDict)
-    test = next((split for split in TEST_SPLITS if split in splits), None)
-    if test is None and len(splits) == 1:
-        return Task(name, next(iter(splits.values())))
-    if test is None:
+    for split in TEST_SPLITS:
+        if split in splits:
+            return Task(name, splits[split], splits.get("train"))
+    if len(splits) > 1:
         raise ValueError(f"`{name}` has the splits {list(splits)}, none of them a test or validation split.")
-    return Task(name, splits[test], splits.get("train"))
+    return Task(name, next(iter(splits.values())))
 
 
 def read_file(path: str) -> Dataset:

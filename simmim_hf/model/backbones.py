@@ -32,6 +32,11 @@ class NativeHead:
     eps: Callable[[PreTrainedConfig], float] = lambda config: config.layer_norm_eps
     bias: Callable[[PreTrainedConfig], bool] = lambda config: True
 
+    def parts(self) -> dict[str, str]:
+        """The family's names of the modules that it has, by ours."""
+        parts = {"dense": self.dense, "norm": self.norm, "decoder": self.decoder}
+        return {ours: theirs for ours, theirs in parts.items() if theirs is not None}
+
 
 BERT_HEAD = NativeHead(
     dense="cls.predictions.transform.dense",
@@ -157,7 +162,7 @@ def load_native(name_or_path: str, text_config: PreTrainedConfig, **loading) -> 
 
 @contextlib.contextmanager
 def explaining_weights(name_or_path):
-    """Says in plain words why the weights of a checkpoint are not read.
+    """Explains why the weights of a checkpoint are not read.
 
     Raises:
         OSError: there are no weights in safetensors, or the file is damaged.

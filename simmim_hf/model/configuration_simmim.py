@@ -3,6 +3,7 @@
 import difflib
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -30,27 +31,21 @@ Similarity = Literal["cosine", "dot"]
 ContrastiveLoss = Literal["info_nce", "decoupled"]
 StopGradient = Literal["original", "positive"]
 
-# The weights of the loss and the view of the positive, by the name of the pre-training objective.
+JOINT = {"mlm_weight": 1.0, "contrastive_weight": 1.0, "clm_weight": 0.0}
+# Two views, both corrupted and both predicted, whose vectors can weigh their words.
+TWO_VIEWS = {"corrupted_views": "both", "symmetric": True, "negatives": "both_views", "pooling": "attention"}
+# The weights of the loss and what it compares, by the name of the pre-training objective.
 OBJECTIVES = {
     "clm": {"mlm_weight": 0.0, "contrastive_weight": 0.0, "clm_weight": 1.0},
     "mlm": {"mlm_weight": 1.0, "contrastive_weight": 0.0, "clm_weight": 0.0},
     "simcse": {"mlm_weight": 0.0, "contrastive_weight": 1.0, "clm_weight": 0.0, "positive_view": "dropout"},
-    "simmim": {"mlm_weight": 1.0, "contrastive_weight": 1.0, "clm_weight": 0.0},
-    "fused": {"mlm_weight": 1.0, "contrastive_weight": 1.0, "clm_weight": 1.0},
-    "spans": {
-        "mlm_weight": 1.0,
-        "contrastive_weight": 1.0,
-        "clm_weight": 0.0,
-        "positive_view": "span",
-        "corrupted_views": "both",
-        "symmetric": True,
-        "negatives": "both_views",
-        "pooling": "attention",
-    },
+    "simmim": JOINT,
+    "fused": {**JOINT, "clm_weight": 1.0},
+    "spans": {**JOINT, **TWO_VIEWS, "positive_view": "span"},
+    "snippets": {**JOINT, **TWO_VIEWS, "positive_view": "snippet", "contrastive_weight": 0.3},
 }
-OBJECTIVES["snippets"] = {**OBJECTIVES["spans"], "positive_view": "snippet", "contrastive_weight": 0.3}
 
-WEIGHTS = ("mlm_weight", "contrastive_weight", "clm_weight")
+WEIGHTS = tuple(JOINT)
 
 # Every checkpoint opens in every class, also where this package is not installed: with the files of this folder beside
 # its weights and `trust_remote_code=True`. The files import each other, torch and transformers only.
@@ -75,14 +70,11 @@ def remote_files() -> list[str]:
     return sorted(path.name for path in Path(__file__).parent.glob("*.py") if path.name != "__init__.py")
 
 
-# Options that transformers itself passes to or stores in any config, beside the fields of `PreTrainedConfig`.
+# What transformers itself passes to or stores in any config, beside the fields and properties of `PreTrainedConfig`.
 COMMON_OPTIONS = [
-    "name_or_path",
-    "torch_dtype",
-    "num_labels",
+    "model_type",
     "attn_implementation",
     "experts_implementation",
-    "output_attentions",
     "auto_map",
     "quantization_config",
     "tokenizer_class",
@@ -90,15 +82,14 @@ COMMON_OPTIONS = [
     "is_decoder",
     "task_specific_params",
     "classifier_dropout",
-    "per_layer_config",
     "use_cache",
 ]
 
 
-def nearest(name: str, candidates) -> str:
+def nearest(name: str, candidates, spelling: str = "`{}`", cutoff: float = 0.6) -> str:
     """` Did you mean X?` for a misspelt option, or nothing where no candidate is near."""
-    near = difflib.get_close_matches(name, candidates, n=1)
-    return f" Did you mean `{near[0]}`?" if near else ""
+    near = difflib.get_close_matches(name, candidates, n=1, cutoff=cutoff)
+    return f" Did you mean {spelling.format(near[0])}?" if near else ""
 
 
 def choices_of(option) -> tuple:
@@ -109,7 +100,7 @@ def choices_of(option) -> tuple:
 
 
 def described(cls):
-    """A class decorator: puts what the fields say of themselves in place of `{options}` in the docstring."""
+    """A class decorator: lists the fields with their help in place of `{options}` in the docstring."""
     lines = []
     for option in fields(cls):
         if "help" in option.metadata:
@@ -125,14 +116,11 @@ def _option(default, help: str):
 
 def _of_text_config(name: str) -> property:
     """A property of the backbone that other parts of transformers look for on the model's own config."""
-
-    def get(self):
-        return getattr(self.text_config, name)
-
-    def set(self, value):
-        setattr(self.text_config, name, value)
-
-    return property(get, set, doc=f"`text_config.{name}`.")
+    return property(
+        lambda self: getattr(self.text_config, name),
+        lambda self, value: setattr(self.text_config, name, value),
+        doc=f"`text_config.{name}`.",
+    )
 
 
 @dataclass(frozen=True)
@@ -275,7 +263,14 @@ class SimMIMConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self.text_config = as_text_config(self.text_config)
-        self._reject_unknown(kwargs)
+        for name in self._unknown(kwargs):
+            if hasattr(self.text_config, name):
+                raise ValueError(
+                    f"`{name}` is an option of the backbone: give it in `text_config`, "
+                    f"for example `text_config=dict(model_type='{self.text_config.model_type}', {name}=...)`."
+                )
+            near = nearest(name, [option.name for option in fields(self)])
+            raise ValueError(f"SimMIMConfig has no option `{name}`.{near}")
         self._validate()
         super().__post_init__(**kwargs)
 
@@ -295,7 +290,7 @@ class SimMIMConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         # A folder may come from a newer version of this package: what it does not know must not stop the loading.
-        unknown = [name for name in config_dict if not cls._is_option(name)]
+        unknown = cls._unknown(config_dict)
         if unknown:
             logger.warning_once(
                 f"This configuration has options that this version of simmim_hf does not know: {', '.join(unknown)}. "
@@ -303,7 +298,7 @@ class SimMIMConfig(PreTrainedConfig):
                 "`pip install --upgrade simmim_hf`."
             )
         loaded = super().from_dict({k: v for k, v in config_dict.items() if k not in unknown}, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._validate()  # `kwargs` are set behind `__post_init__`
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._validate()  # `kwargs` are set after `__post_init__`
         return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
@@ -314,7 +309,7 @@ class SimMIMConfig(PreTrainedConfig):
         """
         self.auto_map = dict(AUTO_MAP)
         if os.path.exists(self.text_config._name_or_path):
-            self.text_config._name_or_path = ""  # a folder of this machine is nobody else's business
+            self.text_config._name_or_path = ""  # a folder of this machine, which is private
         super().save_pretrained(save_directory, **kwargs)
         for name in remote_files():
             source, target = Path(__file__).with_name(name), Path(save_directory, name)
@@ -323,30 +318,15 @@ class SimMIMConfig(PreTrainedConfig):
 
     @property
     def objective(self) -> Objective:
-        """What a forward learns from where nothing else is said."""
+        """What a forward learns from by default."""
         return Objective(**{option.name: getattr(self, option.name) for option in fields(Objective)})
 
     @classmethod
-    def _is_option(cls, name: str) -> bool:
-        known = [option.name for option in fields(cls)] + COMMON_OPTIONS
-        return (
-            name in known
-            or name == "model_type"
-            or name.startswith("_")
-            or isinstance(getattr(cls, name, None), property)
-        )
-
-    def _reject_unknown(self, kwargs: dict[str, Any]) -> None:
-        for name in kwargs:
-            if self._is_option(name):
-                continue
-            if hasattr(self.text_config, name):
-                raise ValueError(
-                    f"`{name}` is an option of the backbone: give it in `text_config`, "
-                    f"for example `text_config=dict(model_type='{self.text_config.model_type}', {name}=...)`."
-                )
-            options = [option.name for option in fields(self)]
-            raise ValueError(f"SimMIMConfig has no option `{name}`.{nearest(name, options)}")
+    def _unknown(cls, names: Iterable[str]) -> list[str]:
+        """Those of the names that are no option of this class or of every model of transformers."""
+        known = {option.name for option in fields(cls)} | set(COMMON_OPTIONS)
+        others = [name for name in names if name not in known and not name.startswith("_")]
+        return [name for name in others if not isinstance(getattr(cls, name, None), property)]
 
     def _validate(self) -> None:
         for option in fields(self):

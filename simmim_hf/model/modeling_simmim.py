@@ -13,17 +13,16 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, Cache, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.activations import ACT2FN
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPooling,
-    CausalLMOutputWithPast,
-    MaskedLMOutput,
-    MultipleChoiceModelOutput,
-    QuestionAnsweringModelOutput,
-    SequenceClassifierOutput,
-    TokenClassifierOutput,
+from transformers import (
+    AutoConfig,
+    Cache,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    modeling_outputs,
 )
+from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
@@ -55,18 +54,8 @@ TERMS = ("mlm_loss", "contrastive_loss", "clm_loss")
 LOGITS_AT_ONCE, LOGITS_AT_ONCE_CPU = 2**26, 2**22
 
 # `from_pretrained` options of transformers, told apart from those of `SimMIMConfig` in `from_backbone`.
-LOADING_OPTIONS = [
-    "attn_implementation",
-    "cache_dir",
-    "device_map",
-    "dtype",
-    "force_download",
-    "local_files_only",
-    "revision",
-    "subfolder",
-    "token",
-    "trust_remote_code",
-]
+FINDING = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
+LOADING_OPTIONS = (*FINDING, "attn_implementation", "device_map", "dtype")
 
 
 def weight_of(term: str) -> str:
@@ -229,7 +218,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         is_causal: bool | None = None,
         **kwargs,
-    ) -> BaseModelOutputWithPooling:
+    ) -> modeling_outputs.BaseModelOutputWithPooling:
         """
         Args:
             input_ids: (batch, length)
@@ -253,17 +242,10 @@ class SimMIMModel(SimMIMPreTrainedModel):
             tokens, packing = self.encode(input_ids, attention_mask, token_type_ids, is_causal)
             outputs = ModelOutput(last_hidden_state=packing.unpack(tokens))  # (batch, length, hidden)
         else:
-            outputs = self._encode_padded(
-                input_ids,
-                attention_mask,
-                token_type_ids,
-                is_causal,
-                position_ids,
-                inputs_embeds=inputs_embeds,
-                **kwargs,
-            )
+            kwargs |= {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
+            outputs = self._encode_padded(input_ids, attention_mask, token_type_ids, is_causal, **kwargs)
         hidden = outputs.last_hidden_state
-        return BaseModelOutputWithPooling(
+        return modeling_outputs.BaseModelOutputWithPooling(
             last_hidden_state=hidden,
             pooler_output=self.pooler(hidden, attention_mask),
             hidden_states=outputs.get("hidden_states"),
@@ -352,11 +334,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
 
     @torch.no_grad()
     def _prove_direction(self, is_causal: bool, device: torch.device) -> None:
-        """Tries once whether the backbone obeys `is_causal`: some can read one way only, and ignore it silently.
-
-        Raises:
-            ValueError: it looks ahead when it must not, or cannot look ahead when it should.
-        """
+        """Tries once whether the backbone obeys `is_causal`: some can read one way only, and ignore it silently."""
         if is_causal in self._proven_directions:
             return
         self._proven_directions.add(is_causal)
@@ -451,6 +429,14 @@ class SimMIMWithLMHead(SimMIMPreTrainedModel):
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.lm_head.decoder = value
 
+    @torch.no_grad()
+    def has_logits_of(self, native: PreTrainedModel, is_causal: bool | None = None) -> bool:
+        """Whether `native` predicts the same: a family's head may compute more than a transform and a projection."""
+        ids = self.config.vocab_size - 1 - torch.arange(6, device=native.device)[None]  # none of them is padding
+        with _evaluating(native, native.device), _evaluating(self, native.device):
+            ours = self.lm_head(self.base_model(ids, is_causal=is_causal).last_hidden_state)  # (1, 6, vocab)
+            return torch.allclose(ours, native(input_ids=ids).logits, atol=1e-3, rtol=1e-3)
+
 
 class SimMIMWithLabels(SimMIMPreTrainedModel):
     """The forward of the models that answer with `logits` and learn by `labels`; each tells the shapes of both."""
@@ -501,7 +487,7 @@ class SimMIMForMaskedLM(SimMIMWithLabels, SimMIMWithLMHead):
     """
 
     _reads_vectors = False
-    output_class = MaskedLMOutput
+    output_class = modeling_outputs.MaskedLMOutput
 
     def __init__(self, config: SimMIMConfig):
         super().__init__(config)
@@ -633,7 +619,7 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
-    ) -> CausalLMOutputWithPast:
+    ) -> modeling_outputs.CausalLMOutputWithPast:
         """
         Args:
             input_ids, token_type_ids: (batch, length)
@@ -676,7 +662,7 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
         if labels is not None:
             self._reads_from_left_to_right |= self.training
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
+        return modeling_outputs.CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
@@ -733,7 +719,7 @@ class SimMIMForSequenceClassification(SimMIMWithLabels, SimMIMWithNewHead):
     for several at once. `config.problem_type` says which, or is found from their type.
     """
 
-    output_class = SequenceClassifierOutput
+    output_class = modeling_outputs.SequenceClassifierOutput
 
     def _read(self, columns: dict, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
         given = columns["input_ids"] if columns["input_ids"] is not None else columns["inputs_embeds"]
@@ -760,7 +746,7 @@ class SimMIMForTokenClassification(SimMIMWithLabels, SimMIMWithNewHead):
     """
 
     _reads_vectors = False
-    output_class = TokenClassifierOutput
+    output_class = modeling_outputs.TokenClassifierOutput
 
     def _read(self, columns: dict, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
         outputs = self.simmim(**columns, **kwargs)
@@ -777,7 +763,7 @@ class SimMIMForMultipleChoice(SimMIMWithLabels, SimMIMWithNewHead):
     The inputs are (batch, choices, length); `logits` (batch, choices); `labels` (batch,), which choice is right.
     """
 
-    output_class = MultipleChoiceModelOutput
+    output_class = modeling_outputs.MultipleChoiceModelOutput
     num_outputs = 1
 
     def _read(self, columns: dict, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
@@ -809,7 +795,7 @@ class SimMIMForQuestionAnswering(SimMIMWithNewHead):
         start_positions: torch.Tensor | None = None,
         end_positions: torch.Tensor | None = None,
         **kwargs,
-    ) -> QuestionAnsweringModelOutput:
+    ) -> modeling_outputs.QuestionAnsweringModelOutput:
         """
         Args:
             input_ids, attention_mask, token_type_ids, position_ids: (batch, length), question and text
@@ -818,15 +804,14 @@ class SimMIMForQuestionAnswering(SimMIMWithNewHead):
         Returns:
             `start_logits` and `end_logits` (batch, length), and with positions the mean `loss`.
         """
-        outputs = self.simmim(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
-        )
+        columns = input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+        outputs = self.simmim(*columns, return_dict=True, **kwargs)
         # (batch, length, 2) -> (batch, length) each
         start_logits, end_logits = self.qa_outputs(self.dropout(outputs.last_hidden_state)).unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
             loss = self.loss_function(start_logits, end_logits, start_positions, end_positions)
-        return QuestionAnsweringModelOutput(
+        return modeling_outputs.QuestionAnsweringModelOutput(
             loss=loss,
             start_logits=start_logits,
             end_logits=end_logits,
@@ -880,20 +865,24 @@ class Reading(NamedTuple):
     targets: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, name: str, input_ids, attention_mask=None, token_type_ids=None) -> "Reading":
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return cls(name, input_ids, mask, token_type_ids)
+    def of(cls, name: str, batch: dict, prefix: str = "") -> "Reading":
+        """The columns of a batch whose names begin with `prefix`."""
+        input_ids, mask = batch[f"{prefix}input_ids"], batch.get(f"{prefix}attention_mask")
+        mask = torch.ones_like(input_ids) if mask is None else mask
+        return cls(name, input_ids, mask, batch.get(f"{prefix}token_type_ids"))
+
+    def columns(self) -> dict[str, torch.Tensor | None]:
+        return {name: column for name, column in self._asdict().items() if name != "name"}
 
     @property
     def is_predicted(self) -> torch.Tensor:
         """(rows, length), bool"""
-        return (self.filled_targets() != IGNORE_INDEX) & self.attention_mask.bool()
+        return (self.filled("targets", IGNORE_INDEX) != IGNORE_INDEX) & self.attention_mask.bool()
 
-    def filled_targets(self) -> torch.Tensor:
-        return torch.full_like(self.input_ids, IGNORE_INDEX) if self.targets is None else self.targets
-
-    def filled_types(self) -> torch.Tensor:
-        return torch.zeros_like(self.input_ids) if self.token_type_ids is None else self.token_type_ids
+    def filled(self, name: str, fill: int) -> torch.Tensor:
+        """(rows, length), a column, or `fill` everywhere where there is none"""
+        column = getattr(self, name)
+        return torch.full_like(self.input_ids, fill) if column is None else column
 
 
 class SimMIMProjection(nn.Module):
@@ -984,35 +973,23 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
 
     def _take_head(self, native: PreTrainedModel, missing: set[str]) -> None:
         """Copies the language-model head of `native`, or says why there is none to copy."""
-        head = native_head(native.config)
-        parts = {"dense": head.dense, "norm": head.norm, "decoder": head.decoder} if head else {}
-        parts = {ours: theirs for ours, theirs in parts.items() if theirs is not None}
-        family = native.config.model_type
-        if not parts or native.get_output_embeddings() is None:
+        head, family = native_head(native.config), native.config.model_type
+        if head is None or native.get_output_embeddings() is None:
             logger.warning(f"No language-model head of `{family}` is known here: a new one is trained from scratch.")
             return
-        if any(key.startswith(theirs + ".") for key in missing for theirs in parts.values()):
+        if any(key.startswith(theirs + ".") for key in missing for theirs in head.parts().values()):
             logger.warning("This checkpoint has no language-model head: a new one is trained from scratch.")
             return
         untied = native.get_input_embeddings().weight is not native.get_output_embeddings().weight
-        for ours, theirs in parts.items():
+        for ours, theirs in head.parts().items():
             state = native.get_submodule(theirs).state_dict()
             if ours == "decoder" and untied and self.config.tie_word_embeddings:
                 del state["weight"]  # it would overwrite the input embeddings
             getattr(self.lm_head, ours).load_state_dict(state, strict=False)
-        self._compare_logits(native)
-
-    @torch.no_grad()
-    def _compare_logits(self, native: PreTrainedModel) -> None:
-        """Says so where a family computes more in its head than a transform and a projection."""
-        ids = self.config.vocab_size - 1 - torch.arange(6, device=native.device)[None]  # none of them is padding
-        with _evaluating(native, native.device), _evaluating(self, native.device):
-            theirs = native(input_ids=ids).logits
-            ours = self.lm_head(self.simmim(ids, is_causal=self.simmim._causal_by_nature).last_hidden_state)
-        if not torch.allclose(ours, theirs, atol=1e-3, rtol=1e-3):
+        if not self.has_logits_of(native, is_causal=self.simmim._causal_by_nature):
             logger.warning(
-                f"The language-model head of `{native.config.model_type}` is kept, but not all that it computes (such "
-                "as a bias, a scale or a cap on its logits): its predictions differ at first."
+                f"The language-model head of `{family}` is kept, but not all that it computes (such as a bias, a "
+                "scale or a cap on its logits): its predictions differ at first."
             )
 
     @can_return_tuple
@@ -1024,7 +1001,6 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         labels: torch.Tensor | None = None,
         positive_input_ids: torch.Tensor | None = None,
         positive_attention_mask: torch.Tensor | None = None,
-        positive_labels: torch.Tensor | None = None,
         negative_input_ids: torch.Tensor | None = None,
         negative_attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
@@ -1059,12 +1035,15 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
                 hidden_states=outputs.hidden_states,
                 attentions=outputs.attentions,
             )
+        # No parameter of its own: Trainer takes all with `label` in their name for labels that every batch must have.
+        positive_labels = kwargs.pop("positive_labels", None)
         given = {name for name, value in kwargs.items() if value is not None and value is not False}
         unread = sorted(given - {"return_dict"})
         if unread:
             raise TypeError(f"{type(self).__name__} with a loss does not read {', '.join(unread)}: leave it out.")
         objective = self.config.objective if objective is None else objective
         readings = self.readings(
+            objective,
             input_ids=input_ids,
             attention_mask=attention_mask,
             masked_input_ids=masked_input_ids,
@@ -1075,12 +1054,14 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             negative_input_ids=negative_input_ids,
             negative_attention_mask=negative_attention_mask,
             token_type_ids=token_type_ids,
-            objective=objective,
         )
         both_ways = [reading for reading in readings if reading.name != "causal"]
         terms, embeds = self._siamese_terms(both_ways, objective) if both_ways else ({}, {})
         if objective.clm_weight:
-            terms["clm_loss"] = self._causal_term(readings[-1])
+            _, total, _, count = self._read_in_chunks(
+                **readings[-1].columns(), rows_at_once=1, is_causal=True, predicts=True
+            )
+            terms["clm_loss"] = total, count
         means = global_means(terms)
         return SimMIMForPreTrainingOutput(
             loss=self.weighted_sum({name: means[name] for name in TERMS if name in means}, objective),
@@ -1096,55 +1077,34 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             terms = {name: self.uncertainty(name, term) for name, term in terms.items()}
         return sum(getattr(objective, weight_of(name)) * term for name, term in terms.items())
 
-    def readings(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        masked_input_ids: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        positive_input_ids: torch.Tensor | None = None,
-        positive_attention_mask: torch.Tensor | None = None,
-        positive_labels: torch.Tensor | None = None,
-        negative_input_ids: torch.Tensor | None = None,
-        negative_attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        objective: Objective | None = None,
-        **unread,
-    ) -> list[Reading]:
-        """What a forward on a batch reads, in order: a term of weight 0 reads nothing. Arguments as in `forward`.
+    def readings(self, objective: Objective | None = None, **batch: torch.Tensor | None) -> list[Reading]:
+        """What a forward on a batch reads, in order: a term of weight 0 reads nothing.
+
+        Args:
+            objective, batch: as in `forward`
 
         Raises:
             ValueError: a view that the objective needs is not given.
         """
         objective = self.config.objective if objective is None else objective
-        original = Reading.of("original", input_ids, attention_mask, token_type_ids)
+        original = Reading.of("original", batch)
         readings = []
         if objective.contrastive_weight and not objective.corrupts_both:
             readings.append(original)
         if objective.reads_masked:
-            if masked_input_ids is None or (labels is None and objective.mlm_weight):
-                missing = "masked_input_ids" if masked_input_ids is None else "labels"
-                raise ValueError(
-                    f"`{missing}` is missing, and the objective needs the masked copy: make the batches with "
-                    "`DataCollatorForSimMIM`."
-                )
-            targets = labels if objective.mlm_weight else None
-            readings.append(original._replace(name="masked", input_ids=masked_input_ids, targets=targets))
+            ids = _required(batch, "masked_input_ids", "needs the masked copy")
+            targets = _required(batch, "labels", "needs the masked copy") if objective.mlm_weight else None
+            readings.append(original._replace(name="masked", input_ids=ids, targets=targets))
         if objective.contrastive_weight and objective.positive_view == "dropout":
             readings.append(readings[0]._replace(name="positive"))
         elif objective.contrastive_weight and not objective.masked_is_positive:
-            needs_labels = objective.corrupts_both and objective.mlm_weight
-            if positive_input_ids is None or (positive_labels is None and needs_labels):
-                missing = "positive_input_ids" if positive_input_ids is None else "positive_labels"
-                options = f"positive_view={objective.positive_view!r}, corrupted_views={objective.corrupted_views!r}"
-                raise ValueError(
-                    f"`{missing}` is missing, and the objective has {options}: make the batches with "
-                    f"`DataCollatorForSimMIM(tokenizer, {options})`."
-                )
-            positive = Reading.of("positive", positive_input_ids, positive_attention_mask)
-            readings.append(positive._replace(targets=positive_labels if needs_labels else None))
-        if objective.contrastive_weight and negative_input_ids is not None:
-            readings.append(Reading.of("negatives", negative_input_ids, negative_attention_mask))
+            options = f"positive_view={objective.positive_view!r}, corrupted_views={objective.corrupted_views!r}"
+            required = functools.partial(_required, batch, reason=f"has {options}", options=f"(tokenizer, {options})")
+            required("positive_input_ids")
+            targets = required("positive_labels") if objective.corrupts_both and objective.mlm_weight else None
+            readings.append(Reading.of("positive", batch, "positive_")._replace(targets=targets))
+        if objective.contrastive_weight and batch.get("negative_input_ids") is not None:
+            readings.append(Reading.of("negatives", batch, "negative_"))
         if objective.clm_weight:
             readings.append(original._replace(name="causal", targets=_next_tokens(original)))
         return readings
@@ -1173,20 +1133,16 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
 
     def _siamese_terms(self, readings: list[Reading], objective: Objective) -> tuple[dict, dict]:
         """All readings through the encoder at once, then the (sum, count) of each term and the compared vectors."""
-        batch, has_types = len(readings[0].input_ids), readings[0].token_type_ids is not None
+        batch, columns = len(readings[0].input_ids), readings[0].columns()
+        if readings[0].token_type_ids is None:
+            columns.pop("token_type_ids")
+        fills = {**dict.fromkeys(columns, 0), "targets": IGNORE_INDEX}
         # Under each other: (readings * batch, longest length); hard negatives come last and are of another number.
         rows = {
-            "input_ids": _stack([reading.input_ids for reading in readings]),
-            "attention_mask": _stack([reading.attention_mask for reading in readings]),
-            "targets": _stack([reading.filled_targets() for reading in readings], fill=IGNORE_INDEX),
-            "token_type_ids": _stack([reading.filled_types() for reading in readings]) if has_types else None,
+            name: _stack([reading.filled(name, fill) for reading in readings], fill) for name, fill in fills.items()
         }
-        pooled, total, correct, count = self._read_in_chunks(
-            **rows,
-            rows_at_once=len(readings),
-            pools=bool(objective.contrastive_weight),
-            predicts=bool(objective.mlm_weight),
-        )
+        wanted = {"pools": bool(objective.contrastive_weight), "predicts": bool(objective.mlm_weight)}
+        pooled, total, correct, count = self._read_in_chunks(**rows, rows_at_once=len(readings), **wanted)
         terms, embeds = {}, {}
         if objective.mlm_weight:
             terms |= {"mlm_loss": (total, count), "mlm_accuracy": (correct, count)}
@@ -1200,19 +1156,6 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             negatives = pooled[batch * len(names) :]  # (negatives, dim)
             terms |= self._contrastive_terms(embeds["original"], embeds["positive"], negatives)
         return terms, embeds
-
-    def _causal_term(self, reading: Reading) -> tuple[torch.Tensor, torch.Tensor]:
-        """The (sum, count) of the next-token loss under a causal mask."""
-        _, total, _, count = self._read_in_chunks(
-            input_ids=reading.input_ids,
-            attention_mask=reading.attention_mask,
-            targets=reading.targets,
-            token_type_ids=reading.token_type_ids,
-            rows_at_once=1,
-            is_causal=True,
-            predicts=True,
-        )
-        return total, count
 
     def _read_in_chunks(self, *, rows_at_once: int, is_causal=False, pools=False, predicts=False, **columns):
         """`_read` over all rows, or over `chunk_size * rows_at_once` rows at a time with only its results kept.
@@ -1232,21 +1175,9 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         return torch.cat(vectors), *(torch.stack(sums).sum(0) for sums in (totals, corrects, counts))
 
     def _read(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        targets: torch.Tensor,
-        token_type_ids: torch.Tensor | None,
-        is_causal: bool,
-        pools: bool,
-        predicts: bool,
+        self, input_ids, attention_mask, targets, token_type_ids=None, *, is_causal: bool, pools: bool, predicts: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Rows through the encoder, and the predicted positions through the head.
-
-        Args:
-            input_ids, attention_mask, token_type_ids: (rows, length)
-            targets: (rows, length), the token to predict at each position, -100 for none
-            pools, predicts: whether the vectors, and the predictions, are wanted
+        """Rows (rows, length) of a `Reading` through the encoder, and the predicted positions through the head.
 
         Returns:
             The vectors (rows, dim) that the contrastive loss compares, or (rows, 0); the summed cross-entropy; how
@@ -1289,10 +1220,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         total, scores, targets = self._contrast(rows, positives, negatives)
         if config.symmetric:
             total = (total + self._contrast(positives, rows, negatives[:0])[0]) / 2
-        return {
-            "contrastive_loss": (total, len(rows)),
-            "contrastive_accuracy": _correct(scores, targets),
-        }
+        return {"contrastive_loss": (total, len(rows)), "contrastive_accuracy": _correct(scores, targets)}
 
     def _contrast(self, rows, positives, negatives) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Each row against the candidates of all processes: the summed loss, the scores of the positives, and which of
@@ -1324,8 +1252,16 @@ def _evaluating(model: nn.Module, device: torch.device):
             module.training = mode
 
 
+def _required(batch: dict, name: str, reason: str, options: str = "") -> torch.Tensor:
+    if batch.get(name) is None:
+        raise ValueError(
+            f"`{name}` is missing, and the objective {reason}: make the batches with `DataCollatorForSimMIM{options}`."
+        )
+    return batch[name]
+
+
 def _next_tokens(reading: Reading) -> torch.Tensor:
-    """(rows, length): the token behind each, -100 where there is none."""
+    """(rows, length): the token that follows each, -100 where there is none."""
     ids, real = reading.input_ids, reading.attention_mask.bool()
     targets = torch.full_like(ids, IGNORE_INDEX)
     targets[:, :-1] = torch.where(real[:, :-1] & real[:, 1:], ids[:, 1:], IGNORE_INDEX)

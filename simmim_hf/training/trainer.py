@@ -51,11 +51,8 @@ class SimilarLengthSampler(LengthGroupedSampler):
         batches = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
         # The longest batch stays first, to run out of memory early or never; a short one stays last.
         full = len(indices) // self.batch_size
-        order = [
-            0,
-            *(1 + torch.randperm(max(full - 1, 0), generator=self.generator)).tolist(),
-            *range(full, len(batches)),
-        ]
+        middle = 1 + torch.randperm(max(full - 1, 0), generator=self.generator)
+        order = [0, *middle.tolist(), *range(full, len(batches))]
         return iter([index for batch in order[: len(batches)] for index in batches[batch]])
 
 
@@ -78,7 +75,7 @@ class MaskRatioSchedule(TrainerCallback):
 
 
 class SamplerEpoch(TrainerCallback):
-    """Tells the sampler the epoch where Trainer does not reach it: behind the skipped batches of a resumed run."""
+    """Tells the sampler the epoch where Trainer does not reach it: after the skipped batches of a resumed run."""
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         sampler = getattr(train_dataloader, "batch_sampler", None)

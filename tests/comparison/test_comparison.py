@@ -78,8 +78,11 @@ def whole(files, tmp_path_factory):
 
 
 def compare(files: Path, folder: Path, arms=ARMS, **more) -> dict:
-    settings = {"seeds": 2, "budget_text": BUDGET, "tasks": [str(files / "pairs.jsonl")], **more}
-    return Comparison(arms, options(files), str(folder), **settings).run()
+    return Comparison(arms, options(files), str(folder), **{**settings(files), **more}).run()
+
+
+def settings(files: Path) -> dict:
+    return {"seeds": 2, "budget_text": BUDGET, "tasks": [str(files / "pairs.jsonl")]}
 
 
 def timeless(results: dict) -> dict:
@@ -147,7 +150,7 @@ def test_arms_share_weights_and_batches_and_seeds_do_not(whole):
 )
 def test_the_plan_is_what_training_reads(files, tmp_path, more):
     with recorded() as runs:
-        comparison = Comparison({"mlm": ARMS["mlm"]}, options(files, **more), str(tmp_path), 1, budget_tokens=2500)
+        comparison = Comparison({"mlm": ARMS["mlm"]}, options(files, **more), tmp_path, seeds=1, budget_tokens=2500)
         result = comparison.run()["runs"][0]
     batches = runs["mlm/seed-42"]["batches"]
     size = more.get("gradient_accumulation_steps", 1)
@@ -199,7 +202,7 @@ def test_weights_that_change_are_counted_as_they_are(files, tmp_path):
 @pytest.mark.slow
 def test_a_budget_of_seconds_plans_the_steps_and_stops_in_time(files, tmp_path):
     arms = {"mlm": ARMS["mlm"]}
-    comparison = Comparison(arms, options(files, learning_rate=1e-3), str(tmp_path / "out"), 1, budget_seconds=1.0)
+    comparison = Comparison(arms, options(files, learning_rate=1e-3), tmp_path, seeds=1, budget_seconds=1.0)
     result = comparison.run()["runs"][0]
     assert result["steps"] <= result["planned_steps"] and result["planned_steps"] >= 10
     assert result["seconds"] < 4  # a second and what a busy machine adds to its last step
@@ -299,14 +302,14 @@ def test_more_arms_and_seeds_are_added_and_other_options_refused(files, whole, t
         with pytest.raises(ValueError, match=f"holds another comparison: .*{said}"):
             compare(files, folder, **{"arms": more, **changed})
     with pytest.raises(ValueError, match='options was {"learning_rate": null} and is now {"learning_rate": 0.1}'):
-        Comparison(more, options(files, learning_rate=0.1), str(folder), 2, BUDGET, tasks=[str(files / "pairs.jsonl")])
+        Comparison(more, options(files, learning_rate=0.1), str(folder), **settings(files))
     changed_text = shutil.copytree(files, tmp_path / "files")
     (changed_text / "corpus.txt").write_text((files / "corpus.txt").read_text().replace("river", "river bank"))
     comparison = json.loads((folder / "comparison.json").read_text())
     comparison["options"]["train_file"] = [str(changed_text / "corpus.txt")]
     (folder / "comparison.json").write_text(json.dumps(comparison))
     with pytest.raises(ValueError, match="text was"):
-        Comparison(more, options(changed_text), str(folder), 2, BUDGET, tasks=[str(files / "pairs.jsonl")])
+        Comparison(more, options(changed_text), str(folder), **settings(files))
 
 
 @pytest.mark.slow

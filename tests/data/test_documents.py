@@ -72,8 +72,8 @@ WRAPPED = "A first line\nand its second.\n\nAnother block,\nwrapped too.\n"
     "unit, documents",
     [
         ("line", ["A first line", "and its second.", "Another block,", "wrapped too."]),
-        ("paragraph", ["A first line\nand its second.", "Another block,\nwrapped too.\n"]),
-        ("file", [WRAPPED]),
+        ("paragraph", ["A first line\nand its second.", "Another block,\nwrapped too."]),
+        ("file", [WRAPPED.strip()]),
     ],
 )
 @pytest.mark.parametrize("streaming", [False, True])
