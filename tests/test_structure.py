@@ -17,7 +17,9 @@ PACKAGE = Path(simmim_hf.__file__).parent
 TOP_LEVEL = {"options", "records", "quantities"}
 # What each part may import beside its own files. The package itself gives names and is imported by none of them.
 MAY_IMPORT = {
-    **dict.fromkeys(TOP_LEVEL, TOP_LEVEL),
+    "records": TOP_LEVEL,
+    "quantities": TOP_LEVEL,
+    "options": {"model"} | TOP_LEVEL,
     "model": set(),
     "data": {"model"} | TOP_LEVEL,
     "evaluation": {"model", "data"} | TOP_LEVEL,
