@@ -37,7 +37,9 @@ class ScriptArguments:
     objective: str = field(
         default="simmim", metadata={"help": "Which terms the loss has.", "choices": list(OBJECTIVES)}
     )
-    max_seq_length: int = field(default=128, metadata={"help": "Longer texts are cut to this number of tokens."})
+    max_seq_length: int = field(
+        default=128, metadata={"help": "Tokens that are read at once; longer texts are split."}
+    )
     mlm_probability: float = field(default=0.3, metadata={"help": "Share of the tokens that are corrupted."})
     whole_word_mask: bool = field(default=False, metadata={"help": "Corrupt whole words instead of tokens."})
 
@@ -77,20 +79,25 @@ def main():
         else:
             train_text, validation_text = corpora.split_held_out(train_text)
         tokenizer = load_tokenizer(args, train_text)
-        train_dataset, cut = corpora.tokenize(train_text, tokenizer, args.max_seq_length)
-        eval_dataset, _ = corpora.tokenize(validation_text, tokenizer, args.max_seq_length)
+        model = build_model(args, tokenizer)
+        passages = 2 if model.config.positive_view == "span" else 1  # of one document, to be cut into two spans
+        options = {"max_length": args.max_seq_length, "passages": passages}
+        train_dataset, counts = corpora.tokenize(train_text, tokenizer, **options)
+        eval_dataset, _ = corpora.tokenize(validation_text, tokenizer, **options)
     if training_args.process_index == 0:
-        print(f"{len(train_dataset)} training texts ({cut} were cut), {len(eval_dataset)} for evaluation")
+        print(f"{counts.documents} training texts, {counts.tokens} tokens; {len(eval_dataset)} rows for evaluation")
 
-    # Makes pairs of an original and a corrupted sequence, new ones in every epoch.
-    data_collator = DataCollatorForSimMIM(
+    # Makes the two views that the objective compares, new ones in every epoch.
+    data_collator = DataCollatorForSimMIM.for_config(
         tokenizer,
+        model.config,
+        max_length=args.max_seq_length,
         mlm_probability=args.mlm_probability,
         whole_word_mask=args.whole_word_mask,
         seed=training_args.seed,
     )
     trainer = Trainer(
-        model=build_model(args, tokenizer),
+        model=model,
         args=training_args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,

@@ -30,7 +30,7 @@ def parse_args() -> argparse.Namespace:
     add("--tokenizer_name_or_path", help="default: that of --model_name_or_path, or else one trained on the text")
     add("--text_config", type=json.loads, default={"model_type": "bert"}, help="of a backbone from scratch, as JSON")
     add("--objective", default="simmim", choices=list(OBJECTIVES), help="which terms the loss has")
-    add("--max_seq_length", type=int, default=128, help="longer texts are cut to this number of tokens")
+    add("--max_seq_length", type=int, default=128, help="tokens that are read at once; longer texts are split")
     add("--mlm_probability", type=float, default=0.3, help="share of the tokens that are corrupted")
     add("--whole_word_mask", action="store_true", help="corrupt whole words instead of tokens")
     add("--num_train_epochs", type=int, default=1, help="passes over the text")
@@ -51,8 +51,7 @@ def load_data(args: argparse.Namespace):
         train_text, validation_text = corpora.split_held_out(train_text)
     name = args.tokenizer_name_or_path or args.model_name_or_path
     tokenizer = corpora.load_tokenizer(name) if name else corpora.train_tokenizer(train_text["text"])
-    texts = (train_text, validation_text)
-    return tokenizer, *(corpora.tokenize(text, tokenizer, args.max_seq_length)[0] for text in texts)
+    return tokenizer, train_text, validation_text
 
 
 def build_model(args: argparse.Namespace, tokenizer) -> SimMIMForPreTraining:
@@ -71,14 +70,15 @@ def main():
     accelerator = Accelerator(gradient_accumulation_steps=args.gradient_accumulation_steps)
     set_seed(args.seed)
     with accelerator.main_process_first():  # the other processes find the tokens in the cache of datasets
-        tokenizer, train_dataset, validation_dataset = load_data(args)
-    collator = DataCollatorForSimMIM(
-        tokenizer, mlm_probability=args.mlm_probability, whole_word_mask=args.whole_word_mask, seed=args.seed
-    )
+        tokenizer, *texts = load_data(args)
+        model = build_model(args, tokenizer)
+        options = {"max_length": args.max_seq_length, "passages": 2 if model.config.positive_view == "span" else 1}
+        train_dataset, validation_dataset = (corpora.tokenize(text, tokenizer, **options)[0] for text in texts)
+    options = {"mlm_probability": args.mlm_probability, "whole_word_mask": args.whole_word_mask, "seed": args.seed}
+    collator = DataCollatorForSimMIM.for_config(tokenizer, model.config, max_length=args.max_seq_length, **options)
     batch_size = args.per_device_train_batch_size
     train_loader = DataLoader(train_dataset, batch_size, shuffle=True, collate_fn=collator)
     validation_loader = DataLoader(validation_dataset, batch_size, collate_fn=collator)
-    model = build_model(args, tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate)
     model, optimizer, train_loader = accelerator.prepare(model, optimizer, train_loader)
     updates = args.num_train_epochs * -(-len(train_loader) // args.gradient_accumulation_steps)

@@ -97,5 +97,9 @@ def test_from_a_backbone_with_a_validation_file(script, text_file, backbone, tmp
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_and_length(script, monkeypatch, capsys):
     output = run_here(monkeypatch, capsys, script, "--help")
-    assert "--train_file" in output and "--objective" in output and "{clm,mlm,simcse,simmim,fused}" in output
+    assert (
+        "--train_file" in output
+        and "--objective" in output
+        and "{clm,mlm,simcse,simmim,fused,spans,snippets}" in output
+    )
     assert len((EXAMPLES / script).read_text().splitlines()) <= 120

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 from ..model.configuration_simmim import OBJECTIVES, SimMIMConfig, nearest
 from ..options import build, read_settings, typed
-from ..training.arguments import PRETRAINING, ModelArguments
+from ..training.arguments import DEFAULT_OBJECTIVE, PRETRAINING, ModelArguments
 
 THERE_ARE = f"There are: {', '.join(OBJECTIVES)}."
 RESERVED = ("random weights", "starting weights")
@@ -60,7 +60,7 @@ def check_arms(arms: dict[str, dict]) -> dict[str, dict]:
             )
         if not isinstance(options, dict) or not options:
             raise ValueError(f"the arm `{name}` must hold options of `simmim pretrain`, such as `objective: simmim`.")
-        objective = options.get("objective", "simmim")
+        objective = options.get("objective", DEFAULT_OBJECTIVE)
         if objective not in OBJECTIVES:
             near = nearest(str(objective), OBJECTIVES)
             raise ValueError(f"the arm `{name}`: there is no objective `{objective}`.{near} {THERE_ARE}")
@@ -73,7 +73,7 @@ def check_arms(arms: dict[str, dict]) -> dict[str, dict]:
             SimMIMConfig(**config_options(options))
         except ValueError as error:
             raise ValueError(f"the arm `{name}`: {error}") from error
-        checked[str(name)] = {"objective": "simmim", **options}
+        checked[str(name)] = {"objective": DEFAULT_OBJECTIVE, **options}
     return checked
 
 

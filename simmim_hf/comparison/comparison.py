@@ -238,7 +238,8 @@ class Comparison:
         """The Trainer of an arm, from the initial weights of a seed; `more` are options of `simmim pretrain`."""
         initial = str(self._initial(seed))
         options = {"learning_rate": self.args.learning_rate, **self.options, **self.arms[arm]}
-        options |= {"model_name_or_path": initial, "text_config": None, "seed": seed}
+        pooling = config_options(options).get("pooling", "mean")  # also where an arm's preset has another
+        options |= {"model_name_or_path": initial, "text_config": None, "seed": seed, "pooling": pooling}
         options |= {"output_dir": str(self._run_folder(arm, seed)), **more}
         if not self._is_joint(arm):
             options.pop("conflict_steps", None)

@@ -23,7 +23,7 @@ from torch.utils.data import get_worker_info
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file, logging
 
-from ..model.configuration_simmim import CorruptedViews, PositiveView, choices_of, described
+from ..model.configuration_simmim import CorruptedViews, PositiveView, SimMIMConfig, choices_of, described
 
 logger = logging.get_logger(__name__)
 
@@ -169,6 +169,12 @@ class DataCollatorForSimMIM:
             self._word_table, self._han_table = build_word_tables(self.tokenizer)
         self._total_batches = None
         self.begin(0)
+
+    @classmethod
+    def for_config(cls, tokenizer: PreTrainedTokenizerBase, config: SimMIMConfig, **options):
+        """The collator that makes the views which a model's configuration compares; `options` are the other fields."""
+        views = {"positive_view": config.positive_view, "corrupted_views": config.corrupted_views}
+        return cls(tokenizer, **views, **options)
 
     def _validate(self):
         for kind, token in (("mask", "[MASK]"), ("pad", "[PAD]")):

@@ -131,7 +131,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _reads_vectors = True  # whether the class uses the vectors of sequences, or those of tokens only
     # What is needed in pre-training only may be left over in other classes.
-    _keys_to_ignore_on_load_unexpected = [r"^projection\.", r"^uncertainty\.", r"^lm_head\."]
+    _keys_to_ignore_on_load_unexpected = [r"^projection\.", r"^uncertainty\.", r"^lm_head\.", r"pooler\.query$"]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -413,7 +413,7 @@ class SimMIMLMHead(nn.Module):
 class SimMIMWithLMHead(SimMIMPreTrainedModel):
     """The shared encoder with a language-model head that is tied to the input embeddings."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^projection\.", r"^uncertainty\."]
+    _keys_to_ignore_on_load_unexpected = [r"^projection\.", r"^uncertainty\.", r"pooler\.query$"]
 
     def __init__(self, config: SimMIMConfig, is_decoder: bool = False):
         super().__init__(config)

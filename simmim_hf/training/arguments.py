@@ -100,6 +100,8 @@ def check_method_options(args: TrainingArguments, config: SimMIMConfig) -> None:
 
 # The command `simmim pretrain`
 
+# The best of the measured ones where training begins from random weights, see examples/comparisons.
+DEFAULT_OBJECTIVE = "snippets"
 BY_OBJECTIVE = {name: "by --objective" for preset in OBJECTIVES.values() for name in preset}
 ObjectiveOptions = options_of(SimMIMConfig, leave_out=["text_config", "tie_word_embeddings"], unset=BY_OBJECTIVE)
 CorruptionOptions = options_of(
@@ -129,12 +131,16 @@ class ModelArguments(ObjectiveOptions):
     vocab_size: int | None = option(
         None, "Size of a tokenizer that is trained on the corpus. Default: 30522; 8192 for the built-in corpus."
     )
-    objective: str = option("simmim", "Pre-training objective.", choices=list(OBJECTIVES))
+    objective: str = option(DEFAULT_OBJECTIVE, "Pre-training objective.", choices=list(OBJECTIVES))
 
     def config_options(self) -> dict:
         """The options of `SimMIMConfig` that were given, over those of the objective."""
+        # A checkpoint that is continued may come from another objective.
+        preset = {name: getattr(SimMIMConfig, name) for name in BY_OBJECTIVE} | OBJECTIVES[self.objective]
+        if self.model_name_or_path:
+            preset.pop("pooling", None)  # that of the model stays
         options = {each.name: getattr(self, each.name) for each in fields(ObjectiveOptions)}
-        return {**OBJECTIVES[self.objective], **{name: value for name, value in options.items() if value is not None}}
+        return {**preset, **{name: value for name, value in options.items() if value is not None}}
 
 
 @dataclass

@@ -162,14 +162,9 @@ def build_trainer(
     Args:
         options: further arguments of the Trainer
     """
-    config = model.config
-    collator = DataCollatorForSimMIM(
-        tokenizer,
-        seed=args.seed,
-        max_length=tokenizer.model_max_length,
-        positive_view=config.positive_view,
-        corrupted_views=config.corrupted_views,
-        **data_args.collator_options(),
+    options_of_collator = data_args.collator_options()
+    collator = DataCollatorForSimMIM.for_config(
+        tokenizer, model.config, seed=args.seed, max_length=tokenizer.model_max_length, **options_of_collator
     )
     return trainer_class(
         model=model,

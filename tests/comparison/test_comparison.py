@@ -113,17 +113,20 @@ def test_all_arms_have_the_budget_of_text_to_within_one_batch(whole):
 def test_all_arms_read_the_budget_of_tokens_to_within_one_batch(files, tmp_path):
     arms = {name: {"objective": name} for name in ("mlm", "simmim", "spans")}
     with recorded() as runs:
-        results = compare(files, tmp_path / "out", arms, seeds=1, tasks=None, budget_text=None, budget_tokens=BUDGET)
+        results = compare(
+            files, tmp_path / "out", arms, seeds=1, tasks=None, budget_text=None, budget_tokens=3 * BUDGET
+        )
     steps = {}
     for result in results["runs"]:
         text = sum(map(len, runs[f"{result['arm']}/seed-42"]["batches"]))
-        assert BUDGET <= result["tokens"] < BUDGET + 2 * BATCH * LONGEST
+        assert 0 <= result["tokens"] - 3 * BUDGET < 2 * BATCH * LONGEST
         steps[result["arm"]] = result["steps"]
         if result["arm"] == "mlm":
             assert result["tokens"] == text
     assert steps["simmim"] < 0.6 * steps["mlm"]
     operations = {result["arm"]: result["flops"] / result["tokens"] for result in results["runs"]}
-    assert operations["spans"] == pytest.approx(operations["mlm"], rel=0.05)
+    # These texts are so short that the special tokens of a second view count.
+    assert operations["spans"] == pytest.approx(operations["mlm"], rel=0.1)
 
 
 @pytest.mark.slow
@@ -195,7 +198,7 @@ def test_weights_that_change_are_counted_as_they_are(files, tmp_path):
         "later": {"objective": "simmim", "weight_schedule": "contrastive_weight=0:0,0.5:0,0.5:1"},
     }
     runs = compare(files, tmp_path / "out", arms, seeds=1, tasks=None)["runs"]
-    assert runs[0]["tokens"] == runs[1]["tokens"]
+    assert runs[0]["steps"] == runs[1]["steps"] and runs[0]["tokens"] > runs[1]["tokens"]
     assert 0.65 < runs[1]["flops"] / runs[0]["flops"] < 0.85  # half of the time one reading instead of two
 
 
@@ -358,7 +361,7 @@ def test_the_command_makes_arms_of_objectives_and_of_a_file(files, tmp_path, cap
     assert main(["compare", "--objectives", "fused", "--arms", str(tmp_path / "arms.yaml"), *words]) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(results["arms"]) == ["fused", *arms] and {run["status"] for run in results["runs"]} == {"finished"}
-    assert results["arms"]["deleted words"] == {"objective": "simmim", **arms["deleted words"]}
+    assert results["arms"]["deleted words"] == {"objective": "snippets", **arms["deleted words"]}
     assert results["command"].startswith("simmim compare --objectives fused")
     by_arm = {run["arm"]: run for run in results["runs"]}
     assert "perplexity" in by_arm["fused"]["figures"]["held-out text"]
