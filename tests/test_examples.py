@@ -12,7 +12,6 @@ from transformers import AutoModelForPreTraining, AutoTokenizer, BertConfig, Ber
 
 from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining
 from simmim_hf.data import corpora
-from simmim_hf.model.configuration_simmim import OBJECTIVES
 
 SCRIPTS = ("run_pretraining.py", "run_pretraining_accelerate.py")
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
