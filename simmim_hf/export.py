@@ -234,6 +234,7 @@ def export_onnx(model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase
     """
     require(*NEEDED["onnx"])
     import onnx_ir
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
     encoder = copy.deepcopy(_reference(model).base_model)
@@ -251,6 +252,7 @@ def export_onnx(model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase
     graph = exported.program if hasattr(exported, "program") else exported.model
     size = sum(parameter.numel() * 4 for parameter in encoder.parameters())
     external = f"{ONNX_FILE}.data" if size > 0.9 * PROTOBUF_LIMIT else None
+    ClearMetadataAndDocStringPass()(graph)  # stack traces with the folders of this machine
     onnx_ir.save(graph, Path(folder, ONNX_FILE), external_data=external)
     model.config.text_config.save_pretrained(folder)
     _fitted(model, tokenizer).save_pretrained(folder)
