@@ -40,33 +40,11 @@ BACKBONE_OPTIONS = [
     "max_position_embeddings",
 ]
 OBJECTIVE_OPTIONS = [name for name in SimMIMConfig.__annotations__ if name != "text_config"]
-TRAINING_OPTIONS = [
-    "num_train_epochs",
-    "max_steps",
-    "max_minutes",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "weight_decay",
-    "optim",
-    "optim_args",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "neftune_noise_alpha",
-    "train_sampling_strategy",
-    "dataloader_drop_last",
-    "gradient_checkpointing",
-    "bf16",
-    "fp16",
-    "seed",
-    "data_seed",
-    *METHOD_OPTIONS,
-]
+STEPS = ("num_train_epochs", "max_steps", "max_minutes", "per_device_train_batch_size", "gradient_accumulation_steps")
+RATE = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay")
+OPTIMIZER = ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "neftune_noise_alpha")
+ORDER, MEMORY = ("train_sampling_strategy", "dataloader_drop_last"), ("gradient_checkpointing", "bf16", "fp16")
+TRAINING_OPTIONS = [*STEPS, *RATE, *OPTIMIZER, *ORDER, *MEMORY, "seed", "data_seed", *METHOD_OPTIONS]
 
 AUTOCAST = {"bf16": "bfloat16", "fp16": "float16", "fp8": "float8"}
 # By the weight that an objective has: the tags of what it learns, and the first of those present is the widget's task.
@@ -217,21 +195,18 @@ def _eval_results(after: dict[str, float], data: dict) -> list[EvalResult]:
     """The measured metrics for the `model-index`; one that is not finite is left out."""
     text = _text(data, markdown=False) or "text that was not recorded"
     held_out = f"{text}; held out: {data['held_out']}" if "held_out" in data else text
-    results = []
-    for name, value in after.items():
-        hub = quantity(name).hub
-        if hub is not None and value is not None and math.isfinite(value):
-            results.append(
-                EvalResult(
-                    task_type=hub[0],
-                    dataset_type="unknown",  # the id on the Hub of the held-out part, which has none
-                    dataset_name=data["similarity_file"] if name == "similarity_spearman" else held_out,
-                    metric_type=hub[1],
-                    metric_name=quantity(name).title,
-                    metric_value=round(value, 4),
-                )
-            )
-    return results
+    return [
+        EvalResult(
+            task_type=quantity(name).hub[0],
+            dataset_type="unknown",  # the id on the Hub of the held-out part, which has none
+            dataset_name=data["similarity_file"] if name == "similarity_spearman" else held_out,
+            metric_type=quantity(name).hub[1],
+            metric_name=quantity(name).title,
+            metric_value=round(value, 4),
+        )
+        for name, value in after.items()
+        if quantity(name).hub and value is not None and math.isfinite(value)
+    ]
 
 
 def _procedure(facts: dict) -> list[tuple[str, str]]:
