@@ -159,6 +159,8 @@ def export_backbone(
         ValueError: transformers' own class cannot read as the model was trained to.
     """
     _check_padding(model, tokenizer)
+    if model.config.pooling == "attention":
+        logger.warning("The query of the attention pooling stays behind: transformers' own class has no place for it.")
     native = native_model(model)
     native.save_pretrained(folder)
     _fitted(model, tokenizer).save_pretrained(folder)

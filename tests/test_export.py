@@ -18,6 +18,7 @@ from helpers import (
     FAMILIES,
     VOCAB,
     WITHOUT_THE_PACKAGE,
+    environment,
     ragged_batch,
     randomize,
     refused,
@@ -268,6 +269,35 @@ def test_sentence_transformers_gives_the_pooled_vectors(family, pooling, similar
     assert exported.similarity_fn_name == similarity and not any(exported.prompts.values())
     assert exported.max_seq_length == model.base_model.max_length
     assert not list(tmp_path.rglob("*.py")) and "auto_map" not in (tmp_path / "config.json").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_attention_pooling_opens_with_the_code_of_the_checkpoint(similarity, tmp_path):
+    model = tiny_model(pooling="attention", similarity=similarity)
+    tokenizer = tokenizer_for(model)
+    assert export.export_sentence_transformers(model, tokenizer, tmp_path / "vectors") < 1e-5
+    script = f"""
+{WITHOUT_THE_PACKAGE}
+import torch
+torch.set_num_threads(1)
+from sentence_transformers import SentenceTransformer
+model = SentenceTransformer({str(tmp_path / "vectors")!r}, device="cpu", trust_remote_code=True)
+torch.save(model.encode({TEXTS!r}, convert_to_tensor=True), {str(tmp_path / "seen.pt")!r})
+"""
+    run_python("-c", script, env=environment(HF_HOME=str(tmp_path / "cache")))
+    expected = pooled(model, tokenizer)
+    if similarity == "cosine":
+        expected = normalize(expected, dim=-1)
+    torch.testing.assert_close(torch.load(tmp_path / "seen.pt"), expected, **CLOSE)
+
+
+def test_a_backbone_leaves_the_attention_pooling_behind_and_says_so(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(export.logger, "warning", said.append)
+    model = tiny_model(pooling="attention")
+    assert export.export_backbone(model, tokenizer_for(model), tmp_path) < 1e-5
+    assert any("attention pooling stays behind" in line for line in said)
 
 
 def test_sentence_transformers_trains_the_export(tmp_path):

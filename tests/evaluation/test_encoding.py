@@ -6,7 +6,7 @@ import torch
 from helpers import tiny_model, tiny_tokenizer
 from transformers import BertConfig, BertForMaskedLM
 
-from simmim_hf import SimMIMForPreTraining
+from simmim_hf import SimMIMForPreTraining, SimMIMModel
 from simmim_hf.evaluation import encode
 from simmim_hf.evaluation.encoding import load_encoder
 
@@ -44,3 +44,19 @@ def test_a_checkpoint_keeps_its_own_pooling(tmp_path):
     assert load_encoder(str(tmp_path)).config.pooling == "max"
     assert load_encoder(str(tmp_path), "cls").config.pooling == "cls"
     assert load_encoder(str(tmp_path)).max_length == 62
+
+
+def test_attention_pooling_is_that_of_a_checkpoint_that_learned_it(tmp_path):
+    model = tiny_model(pooling="attention")
+    model.save_pretrained(tmp_path / "learned")
+    tiny_model().save_pretrained(tmp_path / "mean")
+    learned = load_encoder(str(tmp_path / "learned"))
+    assert learned.pooler.query.equal(model.simmim.pooler.query)
+    texts, options = [TEXTS, 16], {"normalize": False}
+    other = encode(load_encoder(str(tmp_path / "learned"), "mean"), tiny_tokenizer(), *texts, **options)
+    expected = encode(
+        SimMIMModel.from_pretrained(tmp_path / "learned", pooling="mean"), tiny_tokenizer(), *texts, **options
+    )
+    np.testing.assert_allclose(other, expected, atol=1e-5)
+    with pytest.raises(ValueError, match="has not learned what counts: choose mean, cls or max"):
+        load_encoder(str(tmp_path / "mean"), "attention")
