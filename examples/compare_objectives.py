@@ -17,6 +17,8 @@ ARMS = {
     "contrastive only": {"objective": "simcse"},
     "both": {"objective": "simmim"},
     "both with deleted words": {"objective": "simmim", "positive_view": "deleted"},
+    "snippets": {"objective": "snippets"},
+    "spans, mean pooling": {"objective": "spans", "pooling": "mean"},
     "both with little contrast": {"objective": "simmim", "contrastive_weight": 0.1},
     "masked first": {"objective": "simmim", "weight_schedule": "contrastive_weight=0:0,0.5:0,0.5:1"},
 }
@@ -26,7 +28,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", nargs="+", help="files, globs or folders of text")
     parser.add_argument("--task", nargs="+", help="what the encoders are evaluated on, as `simmim evaluate --tasks`")
-    parser.add_argument("--tokens", type=float, default=None, help="of text for each run; default: one pass")
+    parser.add_argument("--tokens", type=float, default=None, help="that the encoder reads in each run; default: those of the text")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--output_dir", default="simmim-comparison")
     arguments = parser.parse_args()
