@@ -28,7 +28,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", nargs="+", help="files, globs or folders of text")
     parser.add_argument("--task", nargs="+", help="what the encoders are evaluated on, as `simmim evaluate --tasks`")
-    parser.add_argument("--tokens", type=float, default=None, help="that the encoder reads in each run; default: those of the text")
+    parser.add_argument(
+        "--tokens", type=float, default=None, help="that the encoder reads in each run; default: those of the text"
+    )
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--output_dir", default="simmim-comparison")
     arguments = parser.parse_args()

@@ -415,6 +415,7 @@ class Comparison:
             **({} if argv is None else {"command": records.command(argv)}),
             "versions": records.versions(),
             "hardware": self.hardware,
+            "tokens": "read",
             "options": records.without_folders(self.options),
             **{name: self.record[name] for name in ("arms", "seeds", "text", "processes")},
             "weights": {arm: self._weights(arm) for arm in self.arms},

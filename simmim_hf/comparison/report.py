@@ -14,6 +14,11 @@ from .statistics import COST, Metric, mean_costs, metrics_of, without_masked_ter
 MANY_ARMS = 10  # the most that a sentence names
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
+# What the tokens of a run are, in results of today and of before.
+TOKENS = {
+    "read": "Tokens count as often as the encoder reads them.",
+    "text": "A token of the text counts once, however often the objective reads it.",
+}
 PLOTS = {"front": "Two goals at once", "curves": "Learning curves", "conflict": "Conflict of the terms"}
 NOTES = {  # what a reader has to know to read a section, by its title
     "At a glance": "Bold: the best mean over seeds. ±: half the width of its 95 % interval (Student's t). ≈: not "
@@ -32,9 +37,8 @@ NOTES = {  # what a reader has to know to read a section, by its title
     RETRIEVAL: "Each query looks for its document among all documents, by cosine.",
     GEOMETRY: "None of these is better high or low by itself. A mean cosine near 1 is a narrow cone, a high effective "
     "rank a wide spread. The length is read by a linear probe: R² 1 is perfectly, 0 not at all.",
-    "Cost": "Means of the finished runs. A token of the text counts once, however often the objective reads it. "
-    "TFLOPs are computed, not measured; like the seconds they are those of training alone. Memory is the peak of the "
-    "process or, on a GPU, of what was allocated there.",
+    "Cost": "Means of the finished runs. {tokens} TFLOPs are computed, not measured; like the seconds they are those of "
+    "training alone. Memory is the peak of the process or, on a GPU, of what was allocated there.",
 }
 
 
@@ -135,7 +139,8 @@ def sections_of(results: dict, plots: dict[str, str]) -> list[Section]:
         tables = [metric_table([m for m in of_axis if m.task == task], results, task) for task in tasks]
         sections.append(Section(axis, [NOTES[axis]], tables))
     costs = Table(["arm", *COST], [[arm, *means] for arm, means in mean_costs(results).items()])
-    return [*sections, Section("Cost", [NOTES["Cost"]], [costs])]
+    counted = TOKENS[results.get("tokens", "text")]
+    return [*sections, Section("Cost", [NOTES["Cost"].format(tokens=counted)], [costs])]
 
 
 def _setting(results: dict) -> str:
