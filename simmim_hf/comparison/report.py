@@ -37,8 +37,8 @@ NOTES = {  # what a reader has to know to read a section, by its title
     RETRIEVAL: "Each query looks for its document among all documents, by cosine.",
     GEOMETRY: "None of these is better high or low by itself. A mean cosine near 1 is a narrow cone, a high effective "
     "rank a wide spread. The length is read by a linear probe: R² 1 is perfectly, 0 not at all.",
-    "Cost": "Means of the finished runs. {tokens} TFLOPs are computed, not measured; like the seconds they are those of "
-    "training alone. Memory is the peak of the process or, on a GPU, of what was allocated there.",
+    "Cost": "Means of the finished runs. {tokens} TFLOPs are computed, not measured; like the seconds they are those "
+    "of training alone. Memory is the peak of the process or, on a GPU, of what was allocated there.",
 }
 
 
