@@ -84,9 +84,9 @@ def part(batch: dict, first: int, last: int, negatives: slice) -> dict:
     """Some rows of a batch, without the columns that are padding in all of them."""
     cut = {}
     for name, tensor in batch.items():
-        is_negative = name.startswith("negative")
-        rows = negatives if is_negative else slice(first, last)
-        mask = batch["negative_attention_mask" if is_negative else "attention_mask"][rows]
+        rows = negatives if name.startswith("negative") else slice(first, last)
+        prefix = name.partition("_")[0] + "_" if name.startswith(("negative", "positive")) else ""
+        mask = batch[f"{prefix}attention_mask"][rows]
         if len(mask):
             cut[name] = tensor[rows, : mask.sum(1).max()]
     return cut
