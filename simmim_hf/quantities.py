@@ -105,7 +105,7 @@ def quantity(key: str) -> Quantity:
 def title(key: str) -> str:
     """The title of a key, after the place where it was measured: `retrieval MRR@10`."""
     where = "" if key in QUANTITIES else f"{key.partition('_')[0]} "
-    return f"{where.replace('eval ', '')}{quantity(key).described}"
+    return f"{where.removeprefix('eval ')}{quantity(key).described}"
 
 
 def listed(parts: Sequence[str]) -> str:
