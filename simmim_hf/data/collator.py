@@ -219,7 +219,7 @@ class DataCollatorForSimMIM:
         if "input_ids" not in columns:
             length = self.max_length
             if length is not None and self.positive_view == "span":  # room for both of them
-                length += length - self.tokenizer.num_special_tokens_to_add()
+                length += self._room()
             columns |= self._encode(columns["text"], length, return_special_tokens_mask=True)
         input_ids, attention_mask = self._pad_ids(columns["input_ids"], columns.get("attention_mask"))
         eligible = (attention_mask != 0) & ~np.isin(input_ids, self._special_ids)
@@ -352,34 +352,34 @@ class DataCollatorForSimMIM:
         share = rng.uniform(self.min_crop_ratio, 1, count.shape)
         length = np.maximum(np.ceil(share * count), 1)
         start = np.floor(rng.random(count.shape) * (count - length + 1))
-        return (place >= start) & (place < start + length)
+        return (place < 0) | (place >= start) & (place < start + length)
 
     def _make_span(self, rows: Rows, rng: np.random.Generator) -> tuple[Rows, Rows]:
         """What stands on the two sides of a cut through each sequence; two views of all of one too short to cut."""
         place, count = self._places(rows)
         shortest, longest = self.min_span_length, count.max(initial=1)
         if self.max_length is not None:
-            longest = max(1, self.max_length - self.tokenizer.num_special_tokens_to_add())
+            longest = self._room()
         count = np.minimum(count, 2 * longest)  # (batch, 1)
         first, last = np.maximum(shortest, count - longest), np.minimum(count - shortest, longest)
         cut = first + np.floor(rng.random(count.shape) * (last - first + 1))  # (batch, 1), tokens before it
         is_cut = first <= last
         one = np.where(is_cut, place < cut, place < longest)  # (batch, length)
         other = np.where(is_cut, (place >= cut) & (place < count), place < longest)
-        return self._keep(rows, one), self._keep(rows, other)
+        return self._keep(rows, one), self._keep(rows, other | (place < 0))
 
     def _make_snippet(self, rows: Rows, rng: np.random.Generator) -> tuple[Rows, Rows]:
         """Each sequence, some without the snippet, and a snippet of it."""
         place, count = self._places(rows)
         if self.max_length is not None:
-            count = np.minimum(count, max(1, self.max_length - self.tokenizer.num_special_tokens_to_add()))
+            count = np.minimum(count, self._room())
         shortest, ratio = self.min_span_length, np.broadcast_to(self.snippet_ratio, 2)
         length = np.ceil(rng.uniform(*ratio, count.shape) * count)  # (batch, 1)
         length = np.where(count < 2 * shortest, count, np.clip(length, shortest, np.maximum(count - shortest, 1)))
         start = np.floor(rng.random(count.shape) * (count - length + 1))
         inside = (place >= start) & (place < start + length)  # (batch, length)
         removed = (rng.random(count.shape) < self.snippet_removal) & (length < count)
-        return self._keep(rows, (place < count) & ~(inside & removed)), self._keep(rows, inside)
+        return self._keep(rows, (place < count) & ~(inside & removed)), self._keep(rows, inside | (place < 0))
 
     def _places(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
         """The place of each token in its text (batch, length), without what stands around it, and the number of tokens
@@ -388,9 +388,13 @@ class DataCollatorForSimMIM:
         inside = text.cumsum(1).astype(bool) & text[:, ::-1].cumsum(1)[:, ::-1].astype(bool)
         return np.where(inside, inside.cumsum(1) - 1, -1), inside.sum(1, keepdims=True)
 
+    def _room(self) -> int:
+        """Tokens of a text that `max_length` leaves room for, beside what stands around it."""
+        return max(1, self.max_length - self.tokenizer.num_special_tokens_to_add())
+
     def _keep(self, rows: Rows, kept: np.ndarray) -> Rows:
-        """Only the `kept` tokens of each text, and what stands around it: (batch, length) -> (batch, shorter)."""
-        kept = (kept | (self._places(rows)[0] < 0)) & (rows.attention_mask != 0)
+        """Only the `kept` ones of the real tokens: (batch, length) -> (batch, shorter)."""
+        kept = kept & (rows.attention_mask != 0)
         fills = (self.tokenizer.pad_token_id, 0, False, self.tokenizer.pad_token_type_id)
         columns = [
             self._pad([row[keep] for row, keep in zip(column, kept, strict=True)], fill)
