@@ -1223,8 +1223,8 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         return {"contrastive_loss": (total, len(rows)), "contrastive_accuracy": _correct(scores, targets)}
 
     def _contrast(self, rows, positives, negatives) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Each row against the candidates of all processes: the summed loss, the scores of the positives, and which of
-        them is the row's own."""
+        """Each row against the candidates of all processes: the summed loss, the scores of the positives and of the
+        hard negatives, and which of them is the row's own."""
         config, offset, both_views = self.config, 0, self.config.negatives == "both_views"
         candidates = [positives, *([rows] if both_views else []), negatives]
         if config.gather_negatives:
@@ -1233,10 +1233,12 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         # (rows, candidates): the positives of all processes, then the rows of all processes or none, then negatives
         scores = similarity_matrix(rows, torch.cat(candidates), config.similarity) / config.temperature
         targets = torch.arange(offset, offset + len(rows), device=rows.device)  # (rows,)
-        itself = len(candidates[0]) + targets if both_views else None  # (rows,)
+        first = len(candidates[0])
+        itself = first + targets if both_views else None  # (rows,)
         total = contrastive_cross_entropy(scores, targets, config.contrastive_loss, left_out=itself)
-        # How often the positive is the nearest of the positives, which every form of the loss can be asked.
-        return total, scores[:, : len(candidates[0])], targets
+        if both_views:  # the accuracy asks every form of the loss the same: without the rows among the candidates
+            scores = torch.cat([scores[:, :first], scores[:, 2 * first :]], dim=1)
+        return total, scores, targets
 
 
 @contextlib.contextmanager

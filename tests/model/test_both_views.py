@@ -154,3 +154,12 @@ def test_a_missing_view_is_named(missing):
     del batch[missing]
     with pytest.raises(ValueError, match=f"`{missing}` is missing, .* corrupted_views='both'"):
         spans_model()(**batch)
+
+
+@pytest.mark.parametrize("negatives", ["other_view", "both_views"])
+def test_hard_negatives_count_in_the_accuracy(negatives):
+    model = spans_model(corrupted_views="copy", positive_view="masked", negatives=negatives)
+    batch = ragged_batch(LENGTHS)
+    itself = {"negative_input_ids": batch["input_ids"], "negative_attention_mask": batch["attention_mask"]}
+    assert model(**batch).contrastive_accuracy > 0
+    assert model(**batch, **itself).contrastive_accuracy == 0  # nothing is nearer to a row than the row
