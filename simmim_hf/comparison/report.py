@@ -21,7 +21,7 @@ TOKENS = {
 }
 PLOTS = {"front": "Two goals at once", "curves": "Learning curves", "conflict": "Conflict of the terms"}
 NOTES = {  # what a reader has to know to read a section, by its title
-    "At a glance": "Bold: the best mean over seeds. ±: half the width of its 95 % interval (Student's t). ≈: not "
+    "At a glance": "Bold: the best mean over seeds, where it is better than that of the weights before training. ±: half the width of its 95 % interval (Student's t). ≈: not "
     "distinguishable from the best by a paired t-test over seeds at 5 %, not corrected for the number of comparisons. "
     "†: the objective has no masked term.",
     "Two goals at once": "Large marks are means over seeds, small dots single seeds. The dashed line joins the arms "
@@ -45,6 +45,7 @@ NOTES = {  # what a reader has to know to read a section, by its title
 def verdict(leading: list[Metric], results: dict) -> str:
     """A few sentences on the leading metrics that claim no more than the test does."""
     initial, metrics = results["initial"]["name"], [metric for metric in leading if metric.best()]
+    below = [metric for metric in leading if len(metric.known) > 1 and not metric.best()]
     tests = {True: "not distinguishable from some others (≈)", False: "better than every other arm with a value"}
     gains = {1: "better than", 0: "not distinguishable from", -1: "worse than"}
 
@@ -56,8 +57,11 @@ def verdict(leading: list[Metric], results: dict) -> str:
             titles.setdefault(said(metric), []).append(f"{metric.task} {title}")
         return "; ".join(f"{text} in {listed(names)}" for text, names in titles.items())
 
-    best = grouped(metrics, Metric.best)
-    sentences = [f"The best mean is that of {best}." if best else "No metric has two arms to compare."]
+    sentences = [f"The best mean is that of {grouped(metrics, Metric.best)}."] if metrics else []
+    if below:
+        sentences.append(grouped(below, lambda _: f"No arm is better than the {initial}") + ".")
+    if not sentences:
+        sentences = ["No metric has two arms to compare."]
     if any(metric.is_tested() for metric in metrics):
         sentences.append(f"By the paired test the best arm is {grouped(metrics, lambda m: tests[bool(m.as_good())])}.")
         started = [metric for metric in metrics if metric.initial]

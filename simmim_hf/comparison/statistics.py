@@ -89,10 +89,13 @@ class Metric:
         return {arm: found for arm, found in self.arms.items() if found is not None}
 
     def best(self) -> str | None:
-        """The arm with the best mean; None where no direction is better, or fewer than two arms have a value."""
+        """The arm with the best mean; None where no direction is better, fewer than two arms have a value, or none
+        of them is better than the weights they started from."""
         if not self.quantity.better or len(self.known) < 2:
             return None
-        return max(self.known, key=lambda arm: self.quantity.better * self.known[arm].mean)
+        best = max(self.known, key=lambda arm: self.quantity.better * self.known[arm].mean)
+        is_gain = self.initial is None or self.quantity.is_better(self.known[best].mean, self.initial.mean)
+        return best if is_gain else None
 
     def p_against_best(self) -> dict[str, float | None]:
         """For each other arm than the best, `paired_p` of the two; {} without a best arm."""

@@ -45,11 +45,12 @@ def test_the_page_shows_all_and_needs_nothing_from_outside(folder, results):
     for arm in results["arms"]:
         assert re.search(rf"<td>{arm}( †)?</td>", page)
     assert re.findall(r"<h2>(.*)</h2>", page) == re.findall(r"^## (.*)", text, re.M)
-    assert '<td class="best">4.510 ± 0.020</td>' in page and '<td class="same">54.11 ± 2.33 ≈</td>' in page
+    assert '<td class="best">4.510 ± 0.020</td>' in page and '<td class="same">48.49 ± 6.81 ≈</td>' in page
 
 
 def test_the_verdict_says_no_more_than_the_test(results):
-    best, test, initial = verdict(results).split(". ")
+    best, below, test, initial = verdict(results).split(". ")
+    assert below == "No arm is better than the random weights in stsb_en/dev.jsonl.gz Spearman"
     assert best.startswith("The best mean is that of fused in held-out text MLM loss; clm in ")
     assert best.endswith("; simcse in docstrings MRR@10")
     better, open_ = test.split("; ")
@@ -57,9 +58,20 @@ def test_the_verdict_says_no_more_than_the_test(results):
         "By the paired test the best arm is better than every other arm with a value in held-out text MLM loss and "
         "held-out text causal perplexity"
     )
-    assert open_.startswith("not distinguishable from some others (≈) in stsb_en/dev.jsonl.gz Spearman, ")
+    assert open_.startswith("not distinguishable from some others (≈) in stsb_en/test.jsonl.gz Spearman, ")
     assert initial.startswith("By the same test it is better than the random weights in held-out text MLM loss, trec")
-    assert "; not distinguishable from the random weights in stsb_en/dev.jsonl.gz Spearman and" in initial
+    assert initial.endswith("; not distinguishable from the random weights in stsb_en/test.jsonl.gz Spearman.")
+
+
+def test_what_is_below_the_random_weights_is_never_the_best(results, tmp_path):
+    worse = copy.deepcopy(results)
+    for run in worse["runs"]:
+        run["figures"]["trec"]["accuracy"] = 1.0
+    below = "No arm is better than the random weights in stsb_en/dev.jsonl.gz Spearman and trec accuracy"
+    assert verdict(worse).split(". ")[1] == below
+    report.write(worse, tmp_path)
+    row = next(line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("| mlm | 3 of"))
+    assert "| 1.00 ± 0.00 |" in row, "not bold"
 
 
 def with_seeds(results: dict, *seeds: int) -> dict:

@@ -48,6 +48,8 @@ def test_the_best_arm_and_those_that_may_be_as_good():
     assert loss.best() == "b" and loss.as_good() == ["a"] and not loss.is_tested() and loss.gain("b") == 0
     for nothing in (metric_of("uniformity", a=[-1, -1.1], b=[-2, -2.2]), metric_of("mlm_loss", a=[1.0], b=[None])):
         assert nothing.best() is None and nothing.as_good() == [] and not nothing.is_tested()
+    below = metric_of("spearman", a=[44, 45, 46], b=[43, 44, 45], initial=[45, 46, 47])
+    assert below.best() is None and below.as_good() == [], "no arm is worth its training"
 
 
 def test_the_front_holds_what_nothing_beats():
