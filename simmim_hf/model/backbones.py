@@ -133,6 +133,21 @@ def first_position(encoder: nn.Module) -> int:
     return 0 if padding_idx is None else padding_idx + 1
 
 
+def keep_layers(text_config: PreTrainedConfig, count: int) -> None:
+    """Leaves the first `count` layers of a backbone in its configuration.
+
+    Raises:
+        ValueError: it has fewer.
+    """
+    if not 0 <= count <= text_config.num_hidden_layers:
+        raise ValueError(
+            f"num_hidden_layers={count}: the backbone has {text_config.num_hidden_layers}. Give a number from 0 to that."
+        )
+    text_config.num_hidden_layers = count
+    if getattr(text_config, "layer_types", None):  # the kind of attention of each
+        text_config.layer_types = text_config.layer_types[:count]
+
+
 def as_decoder(text_config: PreTrainedConfig) -> PreTrainedConfig:
     """The backbone's configuration for reading from left to right with a cache.
 
@@ -156,7 +171,7 @@ def load_native(name_or_path: str, text_config: PreTrainedConfig, **loading) -> 
     auto_class = AutoModelForMaskedLM if has_masked_lm else class_with_head(text_config)
     with explaining_weights(name_or_path):
         return (auto_class or AutoModel).from_pretrained(
-            name_or_path, output_loading_info=True, use_safetensors=True, **loading
+            name_or_path, config=text_config, output_loading_info=True, use_safetensors=True, **loading
         )
 
 

@@ -32,6 +32,7 @@ from .backbones import (
     build_encoder,
     explaining_weights,
     first_position,
+    keep_layers,
     load_native,
     native_head,
 )
@@ -335,7 +336,8 @@ class SimMIMModel(SimMIMPreTrainedModel):
     @torch.no_grad()
     def _prove_direction(self, is_causal: bool, device: torch.device) -> None:
         """Tries once whether the backbone obeys `is_causal`: some can read one way only, and ignore it silently."""
-        if is_causal in self._proven_directions:
+        without_layers = getattr(self.config.text_config, "num_hidden_layers", None) == 0  # no token sees another
+        if is_causal in self._proven_directions or without_layers:
             return
         self._proven_directions.add(is_causal)
         text = torch.arange(6, device=device)[None] % self.config.vocab_size
@@ -943,20 +945,27 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
                 self.projection.requires_grad_(False)
 
     @classmethod
-    def from_backbone(cls, pretrained_model_name_or_path: str, **kwargs) -> "SimMIMForPreTraining":
+    def from_backbone(
+        cls, pretrained_model_name_or_path: str, num_hidden_layers: int | None = None, **kwargs
+    ) -> "SimMIMForPreTraining":
         """Starts from any encoder or decoder of transformers, and from its language-model head where it has one.
 
         Args:
             pretrained_model_name_or_path: a folder or a Hub id; a SimMIM checkpoint is continued
+            num_hidden_layers: of the backbone's layers, only the first so many; 0 leaves a bag of words, whose vectors
+                know nothing of each other
             kwargs: options of `SimMIMConfig`, and of `from_pretrained` such as `revision` or `dtype`
 
         Raises:
-            ValueError: an option that does not exist, or a backbone that is not a text model.
+            ValueError: an option that does not exist, more layers than there are, or a backbone that is not a text
+                model.
         """
         loading = {name: kwargs.pop(name) for name in LOADING_OPTIONS if name in kwargs}
         text_config = AutoConfig.from_pretrained(
             pretrained_model_name_or_path, **{k: v for k, v in loading.items() if k not in ("dtype", "device_map")}
         )
+        if num_hidden_layers is not None:
+            keep_layers(text_config.get_text_config(), num_hidden_layers)
         if text_config.model_type == SimMIMConfig.model_type:
             config = SimMIMConfig(**{**text_config.to_dict(), **kwargs})
             return cls.from_pretrained(pretrained_model_name_or_path, config=config, **loading)

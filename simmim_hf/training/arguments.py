@@ -123,6 +123,9 @@ class ModelArguments(ObjectiveOptions):
         "From scratch: the backbone, as a JSON object, a JSON file, or a model type such as modernbert. "
         "Default: a BERT of 2 layers, 128 wide.",
     )
+    num_hidden_layers: int | None = option(
+        None, "Use only so many of the backbone's first layers; 0 is a bag of words. Default: all."
+    )
     tokenizer_name: str | None = option(
         None,
         "Folder or Hub id of a tokenizer, or a vocab.txt. Default: that of --model_name_or_path, else one is "

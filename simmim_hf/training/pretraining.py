@@ -23,6 +23,7 @@ from ..evaluation.language_modelling import unigram_cross_entropy
 from ..evaluation.measure import similarity_spearman
 from ..evaluation.metrics import retrieval_metrics, tfidf_reciprocal_rank
 from ..evaluation.tasks import load_scored_pairs
+from ..model.backbones import keep_layers
 from ..model.configuration_simmim import PositiveView, SimMIMConfig
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..quantities import QUANTITIES
@@ -109,12 +110,15 @@ def build_model(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase) 
     """The model to start from, or one with random weights, with room for all tokens."""
     options = model_args.config_options()
     if model_args.model_name_or_path:
-        model = SimMIMForPreTraining.from_backbone(model_args.model_name_or_path, dtype="float32", **options)
+        options |= {"dtype": "float32", "num_hidden_layers": model_args.num_hidden_layers}
+        model = SimMIMForPreTraining.from_backbone(model_args.model_name_or_path, **options)
         if len(tokenizer) > model.config.vocab_size:
             model.resize_token_embeddings(len(tokenizer))
         return model
     text_config = {**read_text_config(model_args.text_config), "vocab_size": len(tokenizer)}
     config = SimMIMConfig(text_config=text_config, **options)
+    if model_args.num_hidden_layers is not None:
+        keep_layers(config.text_config, model_args.num_hidden_layers)
     for name in (f"{kind}_token_id" for kind in ("pad", "bos", "eos", "cls", "sep")):
         if hasattr(config.text_config, name):
             setattr(config.text_config, name, getattr(tokenizer, name))

@@ -454,3 +454,23 @@ def test_a_checkpoint_that_the_hub_does_not_have_is_not_called_a_pickle(answers)
     for opener, message in answers["tester/missing-safetensors"].items():
         assert "not a valid model identifier" in message, opener
         assert ABOUT_PICKLES not in message, opener
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "simmim"])
+def test_the_first_layers_of_a_backbone(family, tmp_path):
+    source = tiny_model("bert" if family == "simmim" else family).eval()
+    (source if family == "simmim" else source.simmim.encoder).save_pretrained(tmp_path)
+    batch = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    hidden = source.simmim.encoder(**batch, output_hidden_states=True).hidden_states  # before layer 0, 1, ...
+    for layers in (1,) if family == "modernbert" else (0, 1):  # its initialisation divides by the number of layers
+        model = SimMIMForPreTraining.from_backbone(tmp_path, num_hidden_layers=layers).eval()
+        read = model.simmim.encoder(**batch).last_hidden_state
+        expected = source.simmim.encoder.final_norm(hidden[layers]) if family == "modernbert" else hidden[layers]
+        torch.testing.assert_close(read, expected)
+        model.save_pretrained(tmp_path / f"{layers}")
+        again = SimMIMForPreTraining.from_pretrained(tmp_path / f"{layers}")
+        assert_same_weights(again, model)
+        packed = model(**{"masked_input_ids": batch["input_ids"], "labels": batch["input_ids"], **batch})
+        assert torch.isfinite(packed.loss)
+    with pytest.raises(ValueError, match="num_hidden_layers=9: the backbone has 2"):
+        SimMIMForPreTraining.from_backbone(tmp_path, num_hidden_layers=9)
