@@ -80,8 +80,7 @@ def main():
             train_text, validation_text = corpora.split_held_out(train_text)
         tokenizer = load_tokenizer(args, train_text)
         model = build_model(args, tokenizer)
-        passages = 2 if model.config.positive_view == "span" else 1  # of one document, to be cut into two spans
-        options = {"max_length": args.max_seq_length, "passages": passages}
+        options = {"max_length": args.max_seq_length, "passages": model.config.passages_per_row}
         train_dataset, counts = corpora.tokenize(train_text, tokenizer, **options)
         eval_dataset, _ = corpora.tokenize(validation_text, tokenizer, **options)
     if training_args.process_index == 0:

@@ -72,7 +72,7 @@ def main():
     with accelerator.main_process_first():  # the other processes find the tokens in the cache of datasets
         tokenizer, *texts = load_data(args)
         model = build_model(args, tokenizer)
-        options = {"max_length": args.max_seq_length, "passages": 2 if model.config.positive_view == "span" else 1}
+        options = {"max_length": args.max_seq_length, "passages": model.config.passages_per_row}
         train_dataset, validation_dataset = (corpora.tokenize(text, tokenizer, **options)[0] for text in texts)
     options = {"mlm_probability": args.mlm_probability, "whole_word_mask": args.whole_word_mask, "seed": args.seed}
     collator = DataCollatorForSimMIM.for_config(tokenizer, model.config, max_length=args.max_seq_length, **options)

@@ -173,13 +173,13 @@ class Comparison:
         self.held_out = HeldOut(held_out, collator, batch_size)
         self.curve_text = HeldOut(held_out.select(few), collator, batch_size)
 
-    def _tokenize(self, data_args, max_length: int, positive_view: str = "masked") -> pretraining.TokenizedText:
+    def _tokenize(self, data_args, max_length: int, passages: int = 1) -> pretraining.TokenizedText:
         """The text as the arms with these options read it, tokenised once for all of them."""
-        key = max_length, data_args.hard_negatives, data_args.long_texts, positive_view == "span"
+        key = max_length, data_args.hard_negatives, data_args.long_texts, passages
         if key not in self._tokenized:
             with self.args.main_process_first(desc="tokenising"):
                 self._tokenized[key] = pretraining.tokenize_text(
-                    self.train, self.held_out_texts, self.tokenizer, data_args, max_length, positive_view
+                    self.train, self.held_out_texts, self.tokenizer, data_args, max_length, passages
                 )
         return self._tokenized[key]
 
@@ -250,7 +250,7 @@ class Comparison:
             model = pretraining.build_model(model_args, tokenizer)
             max_length = min(data_args.max_seq_length, model.simmim.max_length)
             tokenizer.model_max_length = max_length
-            text = self._tokenize(data_args, max_length, model.config.positive_view)
+            text = self._tokenize(data_args, max_length, model.config.passages_per_row)
             return pretraining.build_trainer(
                 model, tokenizer, text, data_args, args, trainer_class=budget.MeasuredTrainer
             )

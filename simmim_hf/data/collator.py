@@ -23,7 +23,7 @@ from torch.utils.data import get_worker_info
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file, logging
 
-from ..model.configuration_simmim import CorruptedViews, PositiveView, SimMIMConfig, choices_of, described
+from ..model.configuration_simmim import PASSAGES, CorruptedViews, PositiveView, SimMIMConfig, choices_of, described
 
 logger = logging.get_logger(__name__)
 
@@ -218,8 +218,8 @@ class DataCollatorForSimMIM:
         columns = to_columns(features)
         if "input_ids" not in columns:
             length = self.max_length
-            if length is not None and self.positive_view == "span":  # room for both of them
-                length += self._room()
+            if length is not None:
+                length += (PASSAGES.get(self.positive_view, 1) - 1) * self._room()
             columns |= self._encode(columns["text"], length, return_special_tokens_mask=True)
         input_ids, attention_mask = self._pad_ids(columns["input_ids"], columns.get("attention_mask"))
         eligible = (attention_mask != 0) & ~np.isin(input_ids, self._special_ids)

@@ -141,7 +141,7 @@ def keep_layers(text_config: PreTrainedConfig, count: int) -> None:
     """
     if not 0 <= count <= text_config.num_hidden_layers:
         raise ValueError(
-            f"num_hidden_layers={count}: the backbone has {text_config.num_hidden_layers}. Give a number from 0 to that."
+            f"num_hidden_layers={count}: give a number from 0 to {text_config.num_hidden_layers}, which there are."
         )
     text_config.num_hidden_layers = count
     if getattr(text_config, "layer_types", None):  # the kind of attention of each

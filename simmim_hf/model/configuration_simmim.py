@@ -24,6 +24,7 @@ POSITIVE_VIEWS = {
     "snippet": "a short stretch of the same text, which may be taken out of it",
 }
 PositiveView = Literal[tuple(POSITIVE_VIEWS)]
+PASSAGES = {"span": 2}  # of a text that a row needs, where a view needs more than one
 CorruptedViews = Literal["copy", "both"]
 Negatives = Literal["other_view", "both_views"]
 Pooling = Literal["mean", "cls", "max", "attention"]
@@ -315,6 +316,11 @@ class SimMIMConfig(PreTrainedConfig):
             source, target = Path(__file__).with_name(name), Path(save_directory, name)
             if not (target.exists() and target.samefile(source)):
                 shutil.copyfile(source, target)
+
+    @property
+    def passages_per_row(self) -> int:
+        """How many passages of a text, one behind the other, a row of `positive_view` needs."""
+        return PASSAGES.get(self.positive_view, 1)
 
     @property
     def objective(self) -> Objective:

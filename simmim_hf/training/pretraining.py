@@ -24,7 +24,7 @@ from ..evaluation.measure import similarity_spearman
 from ..evaluation.metrics import retrieval_metrics, tfidf_reciprocal_rank
 from ..evaluation.tasks import load_scored_pairs
 from ..model.backbones import keep_layers
-from ..model.configuration_simmim import PositiveView, SimMIMConfig
+from ..model.configuration_simmim import SimMIMConfig
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..quantities import QUANTITIES
 from . import card, report
@@ -131,13 +131,13 @@ def tokenize_text(
     tokenizer: PreTrainedTokenizerBase,
     data_args: DataArguments,
     max_length: int,
-    positive_view: PositiveView = "masked",
+    passages: int = 1,
 ) -> TokenizedText:
     """The texts as token ids, with hard negatives where they are asked for.
 
     Args:
         max_length: of what the encoder reads at once
-        positive_view: that of the model; a row of `span` has room for two spans
+        passages: how many of them a row has room for, see `SimMIMConfig.passages_per_row`
     """
     if data_args.hard_negatives == "next":
         train = corpora.with_next_as_negative(train)
@@ -145,7 +145,7 @@ def tokenize_text(
         "max_length": max_length,
         "num_proc": data_args.preprocessing_num_workers,
         "long_texts": data_args.long_texts,
-        "passages": 2 if positive_view == "span" else 1,
+        "passages": passages,
     }
     train, train_counts = corpora.tokenize(train, tokenizer, **options)
     held_out, held_out_counts = corpora.tokenize(held_out, tokenizer, **options)
@@ -204,7 +204,7 @@ class Pretraining:
         self.tokenizer.model_max_length = self.max_length
         with args.main_process_first(desc="tokenising"):
             self.text = tokenize_text(
-                train, self.held_out, self.tokenizer, data_args, self.max_length, self.model.config.positive_view
+                train, self.held_out, self.tokenizer, data_args, self.max_length, self.model.config.passages_per_row
             )
         if args.process_index == 0:
             print(report.text_report(self.text, data_args, self.max_length))

@@ -472,5 +472,5 @@ def test_the_first_layers_of_a_backbone(family, tmp_path):
         assert_same_weights(again, model)
         packed = model(**{"masked_input_ids": batch["input_ids"], "labels": batch["input_ids"], **batch})
         assert torch.isfinite(packed.loss)
-    with pytest.raises(ValueError, match="num_hidden_layers=9: the backbone has 2"):
+    with pytest.raises(ValueError, match="num_hidden_layers=9: give a number from 0 to 2"):
         SimMIMForPreTraining.from_backbone(tmp_path, num_hidden_layers=9)
