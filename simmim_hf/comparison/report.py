@@ -22,8 +22,8 @@ TOKENS = {
 PLOTS = {"front": "Two goals at once", "curves": "Learning curves", "conflict": "Conflict of the terms"}
 NOTES = {  # what a reader has to know to read a section, by its title
     "At a glance": "Bold: the best mean over seeds, where it is better than that of the weights before training. ±: "
-    "half the width of its 95 % interval (Student's t). ≈: not distinguishable from the best by a paired t-test over seeds "
-    "at 5 %, not corrected for the number of comparisons. †: the objective has no masked term.",
+    "half the width of its 95 % interval (Student's t). ≈: not distinguishable from the best by a paired t-test over "
+    "seeds at 5 %, not corrected for the number of comparisons. †: the objective has no masked term.",
     "Two goals at once": "Large marks are means over seeds, small dots single seeds. The dashed line joins the arms "
     "whose means no other arm equals or beats in both metrics.",
     "Learning curves": "Measured on a part of the held-out text during training. Thin lines are single seeds.",
