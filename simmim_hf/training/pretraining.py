@@ -6,13 +6,13 @@ Each step is a function that a script can call; `Pretraining` takes them in the 
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, PreTrainedTokenizerBase, TrainerState, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from .. import records
@@ -26,7 +26,7 @@ from ..evaluation.tasks import load_scored_pairs
 from ..model.configuration_simmim import PositiveView, SimMIMConfig
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..quantities import QUANTITIES
-from . import card, report
+from . import card, checkpoints, report
 from .arguments import RANGES, DataArguments, ModelArguments, PretrainingArguments
 from .trainer import SimMIMTrainer, TimeLimit
 
@@ -217,6 +217,9 @@ class Pretraining:
         """
         start = self._initial_weights()  # a checkpoint to resume may be gone when training has ended
         before = self._measure()
+        if self.trainer.is_world_process_zero() and not _continues(self.checkpoint, self.args.output_dir):
+            for overwritten in checkpoints.checkpoints_in(Path(self.args.output_dir)):
+                shutil.rmtree(overwritten)  # or `last` would mean one of them
         trained = self.trainer.train(resume_from_checkpoint=self.checkpoint)
         after = self._measure()
         self.trainer.save_model(_internal_call=True)  # it would push, and there is no card yet
@@ -360,24 +363,22 @@ def check(model_args: ModelArguments, data_args: DataArguments, args: Pretrainin
 
 
 def _checkpoint_to_resume(args: PretrainingArguments) -> str | None:
-    """The checkpoint that `--resume_from_checkpoint` means; refuses to write over an earlier run."""
-    resume = args.resume_from_checkpoint
-    if resume:
-        is_folder = os.path.isdir(resume)
-        if not is_folder and resume.lower() not in ("true", "last"):
-            raise FileNotFoundError(
-                f"--resume_from_checkpoint: there is no folder `{resume}`. `last` finds the newest."
-            )
-        checkpoint = resume if is_folder else os.path.isdir(args.output_dir) and get_last_checkpoint(args.output_dir)
-        if not checkpoint:
-            raise FileNotFoundError(f"--resume_from_checkpoint: no checkpoint in `{args.output_dir}`.")
-        return checkpoint
-    if os.path.isdir(args.output_dir) and os.listdir(args.output_dir) and not args.overwrite_output_dir:
+    """The checkpoint that `--resume_from_checkpoint` means; refuses to write over another run."""
+    checkpoint = None
+    if args.resume_from_checkpoint:
+        checkpoint = checkpoints.to_resume(args.resume_from_checkpoint, args.output_dir)
+    is_empty = not os.path.isdir(args.output_dir) or not os.listdir(args.output_dir)
+    if not (is_empty or _continues(checkpoint, args.output_dir) or args.overwrite_output_dir):
         raise ValueError(
             f"--output_dir `{args.output_dir}` is not empty. Give another folder, --overwrite_output_dir to write "
             "over it, or --resume_from_checkpoint last to continue the run in it."
         )
-    return None
+    return checkpoint
+
+
+def _continues(checkpoint: str | None, output_dir: str) -> bool:
+    """Whether a checkpoint is one of the run in a folder."""
+    return bool(checkpoint) and Path(checkpoint).resolve().parent == Path(output_dir).resolve()
 
 
 def read_text_config(text_config: str | dict | None) -> dict:

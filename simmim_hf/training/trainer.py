@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import time
 from collections import defaultdict, deque
 from pathlib import Path
@@ -14,8 +15,9 @@ import numpy as np
 import torch
 import transformers.trainer
 from transformers import Trainer, TrainerCallback
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from .. import records
@@ -23,7 +25,7 @@ from ..data.collator import DataCollatorForSimMIM
 from ..model.configuration_simmim import Objective
 from ..model.losses import alignment, uniformity
 from ..model.modeling_simmim import TERMS
-from . import card
+from . import card, checkpoints
 from .arguments import METHOD_OPTIONS, check_method_options, read_weight_schedule
 
 logger = logging.get_logger(__name__)
@@ -147,6 +149,7 @@ class SimMIMTrainer(Trainer):
 
     # What `simmim pretrain` recorded for the card; without it the card states what the Trainer itself knows.
     results: dict | None = None
+    _is_saving = False
 
     def __init__(
         self,
@@ -323,20 +326,71 @@ class SimMIMTrainer(Trainer):
             output.metrics[f"{metric_key_prefix}_{name}"] = value
         return output
 
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        if resume_from_checkpoint:
+            resume_from_checkpoint = checkpoints.to_resume(resume_from_checkpoint, self.args.output_dir)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _run_epoch(self, *args, **kwargs):
+        # A checkpoint of the last step may be resumed, and Trainer would take one step more.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
+    def _get_output_dir(self, trial):
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, checkpoints.SAVING) if self._is_saving else folder
+
+    def _save_checkpoint(self, model, trial):
+        run = Path(self._get_output_dir(trial))
+        target = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        written = run / checkpoints.SAVING / target.name
+        if self.is_local_process_zero():
+            shutil.rmtree(written.parent, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._is_saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                if self.state.best_model_checkpoint == str(written):
+                    self.state.best_model_checkpoint = str(target)
+                    self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+                checkpoints.seal(written)
+                checkpoints.publish(written, target)
+                best = Path(self.state.best_model_checkpoint or target)
+                checkpoints.rotate(run, self.args.save_total_limit, keep={target, best})
+        except Exception:
+            shutil.rmtree(written.parent, ignore_errors=True)  # a disk that is full has room again
+            raise
+        finally:
+            self._is_saving = False
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(target))
+
     def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict)
         if not self.args.should_save:
+            super()._save(output_dir, state_dict)  # a sharded model is gathered by all processes
             return
-        folder = output_dir or self.args.output_dir
-        # A pickle can execute code when it is opened, and nothing reads this one.
-        os.remove(os.path.join(folder, TRAINING_ARGS_NAME))
-        arguments = {name: value for name, value in self.args.to_dict().items() if not name.endswith("_token")}
-        with open(os.path.join(folder, "training_args.json"), "w", encoding="utf-8") as file:
-            json.dump(records.without_folders(arguments), file, indent=2)
-        if isinstance(self.data_collator, DataCollatorForSimMIM):
-            self.data_collator.save_pretrained(folder)
+        folder = Path(output_dir or self.args.output_dir)
+        written = folder / checkpoints.SAVING / "model"
+        shutil.rmtree(written, ignore_errors=True)
+        try:
+            super()._save(str(written), state_dict)
+            # A pickle can execute code when it is opened, and nothing reads this one.
+            os.remove(written / TRAINING_ARGS_NAME)
+            arguments = {name: value for name, value in self.args.to_dict().items() if not name.endswith("_token")}
+            with open(written / "training_args.json", "w", encoding="utf-8") as file:
+                json.dump(records.without_folders(arguments), file, indent=2)
+            if isinstance(self.data_collator, DataCollatorForSimMIM):
+                self.data_collator.save_pretrained(written)
+            checkpoints.replace_model(written, folder)
+        finally:
+            shutil.rmtree(written.parent, ignore_errors=True)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._is_saving:  # the upload goes on in the background, and the folder is about to be renamed
+            return
         # transformers copies the configuration, but not the code to which it refers.
         self.accelerator.unwrap_model(self.model).config.save_pretrained(self.args.output_dir)
         # It also pickles the arguments into a folder that it uploads, except what begins with `_`; Trainer has no
