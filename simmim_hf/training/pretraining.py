@@ -7,12 +7,14 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, PreTrainedTokenizerBase, TrainerState, set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from .. import records
@@ -28,6 +30,7 @@ from ..model.modeling_simmim import SimMIMForPreTraining
 from ..quantities import QUANTITIES
 from . import card, checkpoints, report
 from .arguments import RANGES, DataArguments, ModelArguments, PretrainingArguments
+from .signals import Interrupted, StopAtSignal
 from .trainer import SimMIMTrainer, TimeLimit
 
 logger = logging.get_logger(__name__)
@@ -205,6 +208,8 @@ class Pretraining:
         if args.process_index == 0:
             print(report.text_report(self.text, data_args, self.max_length))
         self.trainer = build_trainer(self.model, self.tokenizer, self.text, data_args, args)
+        self.signals = StopAtSignal()
+        self.trainer.add_callback(self.signals)
 
     def run(self, argv: Sequence[str] | None = None) -> dict:
         """Trains, evaluates, saves everything into `output_dir` and prints what came out of it.
@@ -214,13 +219,24 @@ class Pretraining:
 
         Returns:
             What `results.json` holds.
+
+        Raises:
+            Interrupted: a signal came while `signals.listening()`; what was learned is saved.
         """
+        try:
+            return self._run(argv)
+        except Interrupted as end:
+            raise Interrupted(self._saved_at_a_signal()) from end
+
+    def _run(self, argv: Sequence[str] | None) -> dict:
         start = self._initial_weights()  # a checkpoint to resume may be gone when training has ended
         before = self._measure()
         if self.trainer.is_world_process_zero() and not _continues(self.checkpoint, self.args.output_dir):
             for overwritten in checkpoints.checkpoints_in(Path(self.args.output_dir)):
                 shutil.rmtree(overwritten)  # or `last` would mean one of them
         trained = self.trainer.train(resume_from_checkpoint=self.checkpoint)
+        if self.signals.came(self.args.device):
+            raise Interrupted
         after = self._measure()
         self.trainer.save_model(_internal_call=True)  # it would push, and there is no card yet
         self.trainer.save_state()
@@ -238,6 +254,17 @@ class Pretraining:
         if self.args.push_to_hub:
             self.trainer.push_to_hub()
         return results
+
+    def _saved_at_a_signal(self) -> str:
+        """Saves the last step where the signal ended an evaluation, and says how to go on."""
+        step, name = self.trainer.state.global_step, signal.Signals(self.signals.received).name
+        if not step:
+            return f"{name}: ended before the first step. Give the same command again."
+        target = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+        if not checkpoints.in_all_processes(target.is_dir()):
+            self.trainer._save_checkpoint(self.trainer.model, trial=None)
+        more = "The same command with `--resume_from_checkpoint last` goes on from it."
+        return f"{name}: ended with a checkpoint of step {step}. {more}"
 
     def _measure(self) -> dict[str, float]:
         """Held-out losses, and what the sentence vectors are worth, of the model as it is now."""
