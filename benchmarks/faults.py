@@ -1,8 +1,9 @@
 """Does a run of `simmim pretrain` that is killed, or whose newest checkpoint is damaged, come to the same weights?
 
 Kills by SIGKILL, half of them at a random moment and half just before a random operation on files, of which most are
-those of saving; then damages the newest checkpoint of a finished run in every way of `DAMAGES`. Each time the command
-is given again with `--resume_from_checkpoint last`; the final weights must be those of the unbroken run, bit for bit.
+those of saving; damages the newest checkpoint of a finished run in every way of `DAMAGES`; and lets no file grow
+beyond some kilobytes, as on a full disk. Each time the command is given again with `--resume_from_checkpoint last`;
+the final weights must be those of the unbroken run, bit for bit.
 
 python benchmarks/faults.py [--kills 8] [--seed 0] [--folder FOLDER]
 """
@@ -12,6 +13,7 @@ import itertools
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -28,7 +30,7 @@ from simmim_hf.cli import main as simmim
 from simmim_hf.training.checkpoints import MANIFEST, checkpoints_in
 
 STEPS, SAVE_STEPS = 12, 2
-NETWORK = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+NETWORK = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
 WORDS = "the old river runs under a small stone bridge while green birds sing above quiet water every morning".split()
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
 
@@ -88,7 +90,7 @@ class Run:
         self.words += ["--per_device_train_batch_size", "8", "--report_to", "none", "--disable_tqdm", "true"]
         self.words += ["--max_steps", str(STEPS), "--save_steps", str(SAVE_STEPS), "--save_total_limit", "2"]
 
-    def start(self, kill_after: float | None = None, kill_at: int | None = None) -> int:
+    def start(self, kill_after: float | None = None, kill_at: int | None = None, room: int | None = None) -> int:
         """Begins, or goes on from the newest checkpoint; the exit code."""
         words = self.words
         if self.folder.exists():
@@ -96,10 +98,12 @@ class Run:
             words = [*words, *([] if checkpoints_in(self.folder) else ["--overwrite_output_dir"])]
         child = os.fork()
         if child == 0:
-            self._run(words, kill_after, kill_at)
+            self._run(words, kill_after, kill_at, room)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
-    def _run(self, words: list[str], kill_after: float | None, kill_at: int | None) -> None:
+    def _run(self, words: list[str], kill_after: float | None, kill_at: int | None, room: int | None) -> None:
+        if room is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000 * room, 1000 * room))
         with open(self.said, "w") as said:
             os.dup2(said.fileno(), 1), os.dup2(said.fileno(), 2)
         if kill_after is not None:
@@ -130,6 +134,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=8)
     parser.add_argument("--damages", nargs="*", choices=DAMAGES, default=list(DAMAGES), help="default: all")
+    parser.add_argument(
+        "--rooms", nargs="*", type=int, default=[30, 60, 70, 100, 200], help="kilobytes; default: %(default)s"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", default=None, help="keep the runs here")
     arguments = parser.parse_args()
@@ -171,6 +178,14 @@ def main() -> None:
             newest = checkpoints_in(run.folder)[-1]
             DAMAGES[kind](newest)
             finish(run, f"{newest.name} damaged: {kind}", said=f"Skipped {newest.name}")
+        for room in arguments.rooms:
+            run = Run(folder / f"full-{room}", text)
+            status = run.start(room=room)
+            words = run.said.read_text()
+            if status != 1 or "is full" not in words.splitlines()[-1] or "Traceback" in words:
+                failures.append(f"a disk of {room} kB")
+                print(f"exit code {status}\n{words}")
+            finish(run, f"no file had more room than {room} kB: {words.splitlines()[-1]}")
     sys.exit(f"{len(failures)} came out differently" if failures else 0)
 
 

@@ -17,13 +17,15 @@ TRY_AGAIN, CTRL_C = 75, 130
 
 def pretrain(argv: list[str]) -> int:
     from .training.arguments import pretraining_parser
+    from .training.checkpoints import DiskFull
     from .training.pretraining import Pretraining
     from .training.signals import Interrupted
 
     parser = pretraining_parser()
     with ending(parser, REFUSED, ValueError, OSError):
         run = Pretraining(*parse(parser, argv))
-    with ending(parser, FAILED, FloatingPointError), ending(parser, TRY_AGAIN, Interrupted), run.signals.listening():
+    failed, interrupted = ending(parser, FAILED, FloatingPointError, DiskFull), ending(parser, TRY_AGAIN, Interrupted)
+    with failed, interrupted, run.signals.listening():
         run.run(["pretrain", *argv])
     return 0
 

@@ -1,6 +1,8 @@
 """Checkpoints that are whole or absent: written aside, listed in a manifest, renamed; and which one to resume."""
 
+import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -14,9 +16,15 @@ from transformers.utils import CONFIG_NAME, logging
 
 from .. import records
 
+
+class DiskFull(Exception):
+    """There is no room for what has to be saved."""
+
+
 logger = logging.get_logger(__name__)
 
 MANIFEST = "manifest.json"
+RECORD = "run.json"
 SAVING = "_saving"  # the folder for what is not whole yet; transformers uploads nothing that begins with `_`
 # What resuming reads, and what Trainer, FSDP, DeepSpeed (`latest`) and peft call the files or folders of it.
 PARTS = {
@@ -132,6 +140,26 @@ def to_resume(checkpoint: str | bool, output_dir: str | Path) -> str:
     if found is None:
         raise FileNotFoundError(f"--resume_from_checkpoint: no checkpoint in `{output_dir}` is whole.")
     return found
+
+
+def changes(checkpoint: str, record: dict) -> list[str]:
+    """What has another meaning in this run than in that of a checkpoint, as far as both versions recorded it."""
+    path = Path(checkpoint, RECORD)
+    before = records.read_json(path)["meaning"] if path.is_file() else {}
+    found = []
+    for part, options in json.loads(json.dumps(record["meaning"])).items():
+        for name, value in options.items():
+            old = before.get(part, {}).get(name, value)
+            if old != value:
+                found.append(f"{part} {name} was {old} and is {value}")
+    return found
+
+
+def is_full_disk(error: Exception) -> bool:
+    """Whether an error says that there is no room on the disk, in Python's words, in safetensors' or in torch's."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    words = [*(rf"os error {number}\b" for number in numbers), "PytorchStreamWriter failed", r"\bunexpected pos \d"]
+    return getattr(error, "errno", None) in numbers or bool(re.search("|".join(words), str(error)))
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

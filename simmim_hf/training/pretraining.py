@@ -5,6 +5,7 @@ Each step is a function that a script can call; `Pretraining` takes them in the 
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -208,6 +209,7 @@ class Pretraining:
         if args.process_index == 0:
             print(report.text_report(self.text, data_args, self.max_length))
         self.trainer = build_trainer(self.model, self.tokenizer, self.text, data_args, args)
+        self._refuse_another_run()
         self.signals = StopAtSignal()
         self.trainer.add_callback(self.signals)
 
@@ -222,11 +224,20 @@ class Pretraining:
 
         Raises:
             Interrupted: a signal came while `signals.listening()`; what was learned is saved.
+            FloatingPointError: too many losses, or that of the held-out text, are not finite.
+            DiskFull: there is no room to save in.
         """
         try:
             return self._run(argv)
         except Interrupted as end:
             raise Interrupted(self._saved_at_a_signal()) from end
+        except Exception as error:
+            if not checkpoints.is_full_disk(error):
+                raise
+            raise checkpoints.DiskFull(
+                f"the disk of `{self.args.output_dir}` is full, or a quota used up ({_first_line(error)}). What was "
+                "saved before is whole: make room, and the same command with `--resume_from_checkpoint last` goes on."
+            ) from error
 
     def _run(self, argv: Sequence[str] | None) -> dict:
         start = self._initial_weights()  # a checkpoint to resume may be gone when training has ended
@@ -255,6 +266,18 @@ class Pretraining:
             self.trainer.push_to_hub()
         return results
 
+    def _refuse_another_run(self) -> None:
+        if not self.checkpoint:
+            return
+        changes = "; ".join(checkpoints.changes(self.checkpoint, self.trainer.record))
+        if changes and not self.args.allow_changed:
+            raise ValueError(
+                f"--resume_from_checkpoint: `{self.checkpoint}` is of another run: {changes}. Give the same options "
+                "and text, or --allow_changed to go on with these."
+            )
+        if changes and self.args.process_index == 0:
+            print(f"Going on from {Path(self.checkpoint).name} with changes: {changes}.")
+
     def _saved_at_a_signal(self) -> str:
         """Saves the last step where the signal ended an evaluation, and says how to go on."""
         step, name = self.trainer.state.global_step, signal.Signals(self.signals.received).name
@@ -269,6 +292,11 @@ class Pretraining:
     def _measure(self) -> dict[str, float]:
         """Held-out losses, and what the sentence vectors are worth, of the model as it is now."""
         measured = self.trainer.evaluate()
+        if not math.isfinite(measured["eval_loss"]):
+            raise FloatingPointError(
+                f"The held-out loss is {measured['eval_loss']} at step {self.trainer.state.global_step}, so no model "
+                f"was saved in {self.args.output_dir}. Lower the learning rate, or set a longer warm-up."
+            )
         metrics = {name: measured[f"eval_{name}"] for name in QUANTITIES if f"eval_{name}" in measured}
         if self.data_args.built_in:
             pairs = docstrings.retrieval_pairs(self.held_out)
@@ -424,5 +452,9 @@ def read_text_config(text_config: str | dict | None) -> dict:
     except (json.JSONDecodeError, ValueError, KeyError) as error:
         raise ValueError(
             f"--text_config `{text_config}` is neither a JSON object, nor a JSON file, nor a model type of "
-            f"transformers: {str(error).splitlines()[0]}"
+            f"transformers: {_first_line(error)}"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -12,7 +12,7 @@ from helpers import TINY, corpus_lines, ragged_batch, refused, run_python, tiny_
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
-from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining, SimMIMTrainer
+from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining, SimMIMTrainer, records
 from simmim_hf.cli import main
 from simmim_hf.training import checkpoints
 
@@ -171,22 +171,66 @@ def options(folder: Path, *more: str) -> list[str]:
     return [*words, "--max_steps", "2", "--save_steps", "1", *more]
 
 
-def test_another_run_is_not_resumed_into_or_after_it_was_overwritten(tmp_path, capsys):
-    one, other = tmp_path / "one", tmp_path / "other"
-    assert main(options(one)) == 0
-    assert main(options(other, "--max_steps", "4")) == 0
+@pytest.fixture(scope="module")
+def commanded(tmp_path_factory) -> Path:
+    """The folder of a run of the command, with two checkpoints."""
+    folder = tmp_path_factory.mktemp("commanded") / "run"
+    assert main(options(folder)) == 0
+    return folder
+
+
+def test_another_run_is_not_resumed_into_or_after_it_was_overwritten(commanded, tmp_path, capsys):
+    other = shutil.copytree(commanded, tmp_path / "other")
+    shutil.copytree(other / "checkpoint-1", other / "checkpoint-9")
     before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
-    resumed = ("--resume_from_checkpoint", str(one / "checkpoint-1"))
+    resumed = ("--resume_from_checkpoint", str(commanded / "checkpoint-1"))
     assert "is not empty" in refused(capsys, *options(other, *resumed))
     assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
     assert main(options(other, *resumed, "--overwrite_output_dir")) == 0
     assert names(other) == ["checkpoint-2"]
-    assert main(options(one, "--overwrite_output_dir", "--max_steps", "1")) == 0
-    assert names(one) == ["checkpoint-1"]
+    assert (other / "model.safetensors").read_bytes() == (commanded / "model.safetensors").read_bytes()
+
+
+def test_a_changed_run_is_resumed_only_where_that_is_allowed(commanded, tmp_path, capsys):
+    run = shutil.copytree(commanded, tmp_path / "run")
+    record = json.loads((run / "checkpoint-2" / checkpoints.RECORD).read_text())
+    assert {"versions", "revision", "hardware"} < record.keys()
+    resumed = ("--resume_from_checkpoint", str(run / "checkpoint-1"))
+    changed = ("--learning_rate", "1e-3", "--optim", "adafactor", "--seed", "7", "--objective", "mlm")
+    changed += ("--mlm_probability", "0.2", "--per_device_train_batch_size", "4", "--text_config", json.dumps(TINY))
+    message = refused(capsys, *options(run, *resumed, *changed))
+    for said in (
+        "backbone num_hidden_layers was 1 and is 2; ",
+        "objective contrastive_weight was 0.3 and is 0.0; ",
+        "corruption mlm_probability was 0.3 and is 0.2; ",
+        "training learning_rate was 0.0005 and is 0.001; ",
+        "training optim was adamw_torch_fused and is adafactor; ",
+        "training per_device_train_batch_size was 8 and is 4; ",
+        "training seed was 42 and is 7; ",
+        "text training was ",
+        "--allow_changed",
+    ):
+        assert said in message
+    assert "temperature" not in message and "num_train_epochs" not in message
+    capsys.readouterr()
+    unimportant = ("--logging_steps", "1", "--max_minutes", "5", "--max_skipped_steps", "3")
+    assert main(options(run, *resumed, *unimportant, "--learning_rate", "1e-3", "--allow_changed")) == 0
+    said = capsys.readouterr().out
+    assert "Going on from checkpoint-1 with changes: training learning_rate was 0.0005 and is 0.001.\n" in said
+
+
+def test_a_fingerprint_is_that_of_the_content():
+    rows = {"text": ["a", "b", None], "input_ids": [[1, 2], [3], []], "length": [2, 1, 0]}
+    first = records.fingerprint(Dataset.from_dict(rows))
+    twice = Dataset.from_dict({name: [*column, *column] for name, column in rows.items()})
+    assert first == records.fingerprint(twice.select([3, 1, 5]))
+    for name, column in (("text", ["a", "b", "c"]), ("input_ids", [[1], [2, 3], []]), ("length", [2, 1, 1])):
+        assert records.fingerprint(Dataset.from_dict({**rows, name: column})) != first
+    assert records.fingerprint(twice.to_iterable_dataset()) is None
 
 
 @pytest.mark.slow
 def test_killed_and_damaged_runs_end_with_the_weights_of_an_unbroken_one():
-    """Run `benchmarks/faults.py` itself for more kills and every kind of damage."""
-    done = run_python(FAULTS, "--kills", "2", "--seed", "3", "--damages", "half of the optimizer", "no scheduler")
-    assert done.stdout.count("as unbroken") == 4
+    """Run `benchmarks/faults.py` itself for more kills, every kind of damage and more disks."""
+    few = ["--kills", "2", "--seed", "3", "--damages", "half of the optimizer", "--rooms", "100"]
+    assert run_python(FAULTS, *few).stdout.count("as unbroken") == 4
