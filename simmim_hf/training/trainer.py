@@ -406,10 +406,10 @@ class SimMIMTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
+            if self.state.best_model_checkpoint == str(written):
+                self.state.best_model_checkpoint = str(target)
             if self.args.should_save:
-                if self.state.best_model_checkpoint == str(written):
-                    self.state.best_model_checkpoint = str(target)
-                    self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+                self.state.save_to_json(str(written / TRAINER_STATE_NAME))  # again, for the name of the best one
                 records.write_json(written / checkpoints.RECORD, self.record)
                 checkpoints.seal(written)
                 checkpoints.publish(written, target)
