@@ -10,16 +10,22 @@ from transformers import HfArgumentParser
 from .options import option_names, parse, parse_given
 
 FAILED, REFUSED = 1, 2  # the input was right and the result is not; the input cannot work, as in argparse
+# A signal came and a checkpoint was saved: EX_TEMPFAIL of sysexits.h, try again. 128 + signal, as of a shell, would
+# look like a run that the signal killed. Ctrl-C saves nothing, and has the usual code.
+TRY_AGAIN, CTRL_C = 75, 130
 
 
 def pretrain(argv: list[str]) -> int:
     from .training.arguments import pretraining_parser
+    from .training.checkpoints import DiskFull
     from .training.pretraining import Pretraining
+    from .training.signals import Interrupted
 
     parser = pretraining_parser()
     with ending(parser, REFUSED, ValueError, OSError):
         run = Pretraining(*parse(parser, argv))
-    with ending(parser, FAILED, FloatingPointError):
+    failed, interrupted = ending(parser, FAILED, FloatingPointError, DiskFull), ending(parser, TRY_AGAIN, Interrupted)
+    with failed, interrupted, run.signals.listening():
         run.run(["pretrain", *argv])
     return 0
 
@@ -116,7 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("command", choices=list(COMMANDS), help="`simmim COMMAND --help` tells its options")
     parser.add_argument("options", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    return COMMANDS[arguments.command](arguments.options)
+    try:
+        return COMMANDS[arguments.command](arguments.options)
+    except KeyboardInterrupt:
+        parser.exit(CTRL_C, f"simmim {arguments.command}: interrupted.\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What results depend on, and JSON files that are whole or absent."""
 
+import contextlib
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -7,10 +9,13 @@ import os
 import platform
 import re
 import shlex
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import torch
+from datasets import Dataset
 from transformers import TrainingArguments
 
 
@@ -19,6 +24,29 @@ def versions() -> dict[str, str]:
     names = ("simmim_hf", "torch", "transformers", "datasets", "tokenizers", "accelerate")
     found = {name: importlib.metadata.version(name) for name in names}
     return {"python": platform.python_version(), **found}
+
+
+def git_revision() -> str | None:
+    """The commit of the repository around the working directory, `-dirty` where files changed; None outside of one."""
+    words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with contextlib.suppress(OSError):  # there may be no git
+        return subprocess.run(words, capture_output=True, text=True).stdout.strip() or None
+
+
+def fingerprint(rows) -> str | None:
+    """A checksum of the content of a dataset; None for a stream, or what is no `datasets.Dataset`."""
+    if not isinstance(rows, Dataset):
+        return None
+    checksum = hashlib.sha256(repr(rows.features).encode())
+    for table in rows.with_format("arrow").iter(batch_size=10_000):
+        for column in table.columns:
+            values = column.combine_chunks()
+            while pa.types.is_list(values.type):
+                checksum.update(values.value_lengths().to_numpy(zero_copy_only=False).tobytes())
+                values = values.flatten()
+            numbers = pa.types.is_integer(values.type) and not values.null_count
+            checksum.update(values.to_numpy().tobytes() if numbers else repr(values.to_pylist()).encode())
+    return checksum.hexdigest()[:16]
 
 
 def hardware(args: TrainingArguments) -> str:

@@ -7,6 +7,7 @@ what it found to FOLDER; the test makes the same models and batches by the funct
 import datetime
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -17,9 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainingArguments
 
 from simmim_hf import SimMIMConfig, SimMIMForPreTraining, SimMIMTrainer
+from simmim_hf.training import checkpoints
+from simmim_hf.training.signals import Interrupted, StopAtSignal
 from simmim_hf.training.trainer import TimeLimit
 
 ROWS, LENGTH, VOCAB, MASK, PAD = 8, 12, 60, 4, 0
+SIGNALLED = ("on_step_begin", "on_prediction_step")
 STRATEGIES = ("group_by_length", "random")
 PRESETS = ("clm", "mlm", "simcse", "simmim", "fused", "spans", "snippets")
 
@@ -163,6 +167,7 @@ def train(folder, batches, callbacks=(), collator=None, resume=None, **options) 
         model=make_model("fused"),
         args=arguments,
         train_dataset=batches,
+        eval_dataset=batches,
         data_collator=collator or (lambda features: features[0]),
         callbacks=list(callbacks),
     )
@@ -202,6 +207,31 @@ def time_limit(folder, rank: int) -> int:
     return train(folder, micro_batches(), [limit], max_steps=4).state.global_step
 
 
+class Signalled(TrainerCallback):
+    """Sends the second process a signal, in a step or in an evaluation."""
+
+    def __init__(self, rank: int, event: str):
+        self.sends = rank == 1
+        setattr(self, event, self._send)
+
+    def _send(self, *args, **kwargs):
+        if self.sends:
+            signal.raise_signal(signal.SIGTERM)
+            self.sends = False
+
+
+def signalled(folder, rank: int, event: str) -> tuple[int, list[str] | str]:
+    """A signal reaches the second process only: what both know of it, and the checkpoints or that evaluation ended."""
+    stop = StopAtSignal()
+    options = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 1}
+    with stop.listening():
+        try:
+            train(folder, micro_batches(), [Signalled(rank, event), stop], **options)
+        except Interrupted:
+            return stop.received, "evaluation"
+    return stop.received, [path.name for path in checkpoints.checkpoints_in(folder)]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     task, folder, rank = sys.argv[1], Path(sys.argv[2]), int(os.environ["RANK"])
@@ -213,6 +243,8 @@ if __name__ == "__main__":
         jobs = {"accumulate": lambda: accumulate(folder / "accumulate", rank)}
         for strategy in STRATEGIES:
             jobs[strategy] = lambda strategy=strategy: resume(folder / strategy, rank, strategy)
+        for event in SIGNALLED:
+            jobs[event] = lambda event=event: signalled(folder / event, rank, event)
         jobs["time limit"] = lambda: time_limit(folder / "time limit", rank)  # last, for a hang breaks the connection
     found = {}
     for name, job in jobs.items():

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerState, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
@@ -29,6 +30,7 @@ from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import build, option
 from ..training import pretraining
 from ..training.arguments import PRETRAINING
+from ..training.checkpoints import in_all_processes, last_checkpoint
 from ..training.trainer import SimMIMTrainer
 from . import budget, report, statistics
 from .arms import check_arms, config_options, refuse_decided
@@ -334,7 +336,9 @@ class Comparison:
 
     def _run(self, arm: str, seed: int) -> None:
         folder = self._run_folder(arm, seed)
-        checkpoint, state = last_checkpoint(folder)
+        checkpoint, state = last_checkpoint(folder), TrainerState()
+        if checkpoint:
+            state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
         tokens = self.budget.plan(self._trainer(arm, seed), self.rates[arm])
         trainer = self._trainer(arm, seed, **self._schedule(arm, len(tokens) - 1, state))
         gc.collect()  # the weights of earlier runs: a Trainer is part of a reference cycle
@@ -448,25 +452,6 @@ def _logged(history: list[dict], tokens: list[int], *prefixes: str) -> list[dict
         if found:
             rows.append({"step": entry["step"], "tokens": tokens[entry["step"]], **found})
     return rows
-
-
-def last_checkpoint(folder: Path) -> tuple[str | None, TrainerState]:
-    """The newest checkpoint that was written to its end, and its state; None and a new state where there is none."""
-    steps = sorted((int(path.name.split("-")[1]) for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")), reverse=True)
-    for step in steps:
-        path = folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-        with contextlib.suppress(OSError, json.JSONDecodeError):
-            return str(path), TrainerState.load_from_json(str(path / "trainer_state.json"))
-    return None, TrainerState()
-
-
-def in_all_processes(value):
-    """The value of the main process; waits until all processes are here."""
-    if not dist.is_initialized():
-        return value
-    box = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
 
 
 @contextlib.contextmanager

@@ -25,6 +25,8 @@ class SimMIMTrainingArguments(TrainingArguments):
             Evaluation has the weights of the configuration.
         conflict_steps: every so many steps, log the cosine between the gradients that the masked and the contrastive
             term have in the encoder, and the norm of each; costs two more backward passes at such a step.
+        max_skipped_steps: a step whose loss or gradient is not finite changes neither weights nor optimizer; training
+            stops when more than so many follow one another. float16 may begin with a few, until its scale fits.
 
     Raises:
         ValueError: a value that cannot work; the message names the remedy.
@@ -40,6 +42,9 @@ class SimMIMTrainingArguments(TrainingArguments):
     )
     conflict_steps: int | None = option(
         None, "Every so many steps, log the cosine between the gradients of the masked and the contrastive term."
+    )
+    max_skipped_steps: int = option(
+        20, "Steps in a row whose loss or gradient may be not finite; they are skipped, and one more stops the run."
     )
 
     def __post_init__(self):
@@ -207,6 +212,9 @@ class PretrainingArguments(SimMIMTrainingArguments):
 
     output_dir: str | None = option("simmim-pretrained", "Folder for the checkpoint, the metrics and the plot.")
     overwrite_output_dir: bool = option(False, "Write into --output_dir though it is not empty.")
+    allow_changed: bool = option(
+        False, "Resume though options or text are others than those of the checkpoint; says which."
+    )
     max_minutes: float | None = option(
         None, "Stop training after this many minutes. Default: never; 2.75 for the built-in corpus."
     )

@@ -80,7 +80,7 @@ def run_facts(trainer: Trainer) -> dict:
         "objective": options_of(model.config, OBJECTIVE_OPTIONS),
         "corruption": options_of(collator, [name for name in corruption if name != "tokenizer"]),
         "training": options_of(args, TRAINING_OPTIONS),
-        "precision": _precision(trainer),
+        "precision": precision(trainer),
         "hardware": records.hardware(args),
         "processes": args.world_size,
         "steps": state.global_step,
@@ -101,7 +101,8 @@ def options_of(owner, names: Iterable[str]) -> dict:
     return records.without_folders({name: value for name, value in values.items() if value not in (None, {}, [])})
 
 
-def _precision(trainer: Trainer) -> str:
+def precision(trainer: Trainer) -> str:
+    """The type of the weights, and that of autocast."""
     weights = str(trainer.accelerator.unwrap_model(trainer.model).dtype).removeprefix("torch.")
     autocast = AUTOCAST.get(trainer.accelerator.mixed_precision)
     precision = f"{autocast} autocast over {weights} weights" if autocast else weights

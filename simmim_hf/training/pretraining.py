@@ -5,14 +5,17 @@ Each step is a function that a script can call; `Pretraining` takes them in the 
 
 import dataclasses
 import json
+import math
 import os
+import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, PreTrainedTokenizerBase, TrainerState, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from .. import records
@@ -27,8 +30,9 @@ from ..model.backbones import keep_layers
 from ..model.configuration_simmim import SimMIMConfig
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..quantities import QUANTITIES
-from . import card, report
+from . import card, checkpoints, report
 from .arguments import RANGES, DataArguments, ModelArguments, PretrainingArguments
+from .signals import Interrupted, StopAtSignal
 from .trainer import SimMIMTrainer, TimeLimit
 
 logger = logging.get_logger(__name__)
@@ -209,6 +213,9 @@ class Pretraining:
         if args.process_index == 0:
             print(report.text_report(self.text, data_args, self.max_length))
         self.trainer = build_trainer(self.model, self.tokenizer, self.text, data_args, args)
+        self._refuse_another_run()
+        self.signals = StopAtSignal()
+        self.trainer.add_callback(self.signals)
 
     def run(self, argv: Sequence[str] | None = None) -> dict:
         """Trains, evaluates, saves everything into `output_dir` and prints what came out of it.
@@ -218,10 +225,33 @@ class Pretraining:
 
         Returns:
             What `results.json` holds.
+
+        Raises:
+            Interrupted: a signal came while `signals.listening()`; what was learned is saved.
+            FloatingPointError: too many losses, or that of the held-out text, are not finite.
+            DiskFull: there is no room to save in.
         """
+        try:
+            return self._run(argv)
+        except Interrupted as end:
+            raise Interrupted(self._saved_at_a_signal()) from end
+        except Exception as error:
+            if not checkpoints.is_full_disk(error):
+                raise
+            raise checkpoints.DiskFull(
+                f"the disk of `{self.args.output_dir}` is full, or a quota used up ({_first_line(error)}). What was "
+                "saved before is whole: make room, and the same command with `--resume_from_checkpoint last` goes on."
+            ) from error
+
+    def _run(self, argv: Sequence[str] | None) -> dict:
         start = self._initial_weights()  # a checkpoint to resume may be gone when training has ended
         before = self._measure()
+        if self.trainer.is_world_process_zero() and not _continues(self.checkpoint, self.args.output_dir):
+            for overwritten in checkpoints.checkpoints_in(Path(self.args.output_dir)):
+                shutil.rmtree(overwritten)  # or `last` would mean one of them
         trained = self.trainer.train(resume_from_checkpoint=self.checkpoint)
+        if self.signals.came(self.args.device):
+            raise Interrupted
         after = self._measure()
         self.trainer.save_model(_internal_call=True)  # it would push, and there is no card yet
         self.trainer.save_state()
@@ -240,9 +270,37 @@ class Pretraining:
             self.trainer.push_to_hub()
         return results
 
+    def _refuse_another_run(self) -> None:
+        if not self.checkpoint:
+            return
+        changes = "; ".join(checkpoints.changes(self.checkpoint, self.trainer.record))
+        if changes and not self.args.allow_changed:
+            raise ValueError(
+                f"--resume_from_checkpoint: `{self.checkpoint}` is of another run: {changes}. Give the same options "
+                "and text, or --allow_changed to go on with these."
+            )
+        if changes and self.args.process_index == 0:
+            print(f"Going on from {Path(self.checkpoint).name} with changes: {changes}.")
+
+    def _saved_at_a_signal(self) -> str:
+        """Saves the last step where the signal ended an evaluation, and says how to go on."""
+        step, name = self.trainer.state.global_step, signal.Signals(self.signals.received).name
+        if not step:
+            return f"{name}: ended before the first step. Give the same command again."
+        target = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+        if not checkpoints.in_all_processes(target.is_dir()):
+            self.trainer._save_checkpoint(self.trainer.model, trial=None)
+        more = "The same command with `--resume_from_checkpoint last` goes on from it."
+        return f"{name}: ended with a checkpoint of step {step}. {more}"
+
     def _measure(self) -> dict[str, float]:
         """Held-out losses, and what the sentence vectors are worth, of the model as it is now."""
         measured = self.trainer.evaluate()
+        if not math.isfinite(measured["eval_loss"]):
+            raise FloatingPointError(
+                f"The held-out loss is {measured['eval_loss']} at step {self.trainer.state.global_step}, so no model "
+                f"was saved in {self.args.output_dir}. Lower the learning rate, or set a longer warm-up."
+            )
         metrics = {name: measured[f"eval_{name}"] for name in QUANTITIES if f"eval_{name}" in measured}
         if self.data_args.built_in:
             pairs = docstrings.retrieval_pairs(self.held_out)
@@ -364,24 +422,22 @@ def check(model_args: ModelArguments, data_args: DataArguments, args: Pretrainin
 
 
 def _checkpoint_to_resume(args: PretrainingArguments) -> str | None:
-    """The checkpoint that `--resume_from_checkpoint` means; refuses to write over an earlier run."""
-    resume = args.resume_from_checkpoint
-    if resume:
-        is_folder = os.path.isdir(resume)
-        if not is_folder and resume.lower() not in ("true", "last"):
-            raise FileNotFoundError(
-                f"--resume_from_checkpoint: there is no folder `{resume}`. `last` finds the newest."
-            )
-        checkpoint = resume if is_folder else os.path.isdir(args.output_dir) and get_last_checkpoint(args.output_dir)
-        if not checkpoint:
-            raise FileNotFoundError(f"--resume_from_checkpoint: no checkpoint in `{args.output_dir}`.")
-        return checkpoint
-    if os.path.isdir(args.output_dir) and os.listdir(args.output_dir) and not args.overwrite_output_dir:
+    """The checkpoint that `--resume_from_checkpoint` means; refuses to write over another run."""
+    checkpoint = None
+    if args.resume_from_checkpoint:
+        checkpoint = checkpoints.to_resume(args.resume_from_checkpoint, args.output_dir)
+    is_empty = not os.path.isdir(args.output_dir) or not os.listdir(args.output_dir)
+    if not (is_empty or _continues(checkpoint, args.output_dir) or args.overwrite_output_dir):
         raise ValueError(
             f"--output_dir `{args.output_dir}` is not empty. Give another folder, --overwrite_output_dir to write "
             "over it, or --resume_from_checkpoint last to continue the run in it."
         )
-    return None
+    return checkpoint
+
+
+def _continues(checkpoint: str | None, output_dir: str) -> bool:
+    """Whether a checkpoint is one of the run in a folder."""
+    return bool(checkpoint) and Path(checkpoint).resolve().parent == Path(output_dir).resolve()
 
 
 def read_text_config(text_config: str | dict | None) -> dict:
@@ -400,5 +456,9 @@ def read_text_config(text_config: str | dict | None) -> dict:
     except (json.JSONDecodeError, ValueError, KeyError) as error:
         raise ValueError(
             f"--text_config `{text_config}` is neither a JSON object, nor a JSON file, nor a model type of "
-            f"transformers: {str(error).splitlines()[0]}"
+            f"transformers: {_first_line(error)}"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -3,9 +3,12 @@
 import contextlib
 import copy
 import dataclasses
+import functools
 import json
+import math
 import os
 import random
+import shutil
 import time
 from collections import defaultdict, deque
 from pathlib import Path
@@ -14,8 +17,9 @@ import numpy as np
 import torch
 import transformers.trainer
 from transformers import Trainer, TrainerCallback
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from .. import records
@@ -23,13 +27,17 @@ from ..data.collator import DataCollatorForSimMIM
 from ..model.configuration_simmim import Objective
 from ..model.losses import alignment, uniformity
 from ..model.modeling_simmim import TERMS
-from . import card
-from .arguments import METHOD_OPTIONS, check_method_options, read_weight_schedule
+from . import card, checkpoints
+from .arguments import METHOD_OPTIONS, SimMIMTrainingArguments, check_method_options, read_weight_schedule
 
 logger = logging.get_logger(__name__)
 
 # What the collator reads beside the arguments of the model's forward; `length` groups sequences of similar length.
 COLLATOR_COLUMNS = ["text", "negative", "special_tokens_mask", "length"]
+# The options that change when training stops, what is logged and how much memory is used, but not what is learned;
+# and what a configuration says of other things than the network.
+MEANINGLESS = ("max_minutes", "max_skipped_steps", "conflict_steps", "chunk_size", "gradient_checkpointing")
+UNRELATED = ("transformers_version", "architectures", "_name_or_path", "dtype")
 
 
 class SimilarLengthSampler(LengthGroupedSampler):
@@ -114,9 +122,15 @@ class Meter:
         self.sums: dict[str, torch.Tensor | float] = defaultdict(float)
         self.weights: dict[str, torch.Tensor | float] = defaultdict(float)
 
-    def add(self, values: dict[str, torch.Tensor], weight: torch.Tensor | int) -> None:
+    def add(
+        self, values: dict[str, torch.Tensor], weight: torch.Tensor | int, counts: torch.Tensor | None = None
+    ) -> None:
+        """Adds values, which count for nothing where `counts` is false."""
         for name, value in values.items():
-            self.sums[name] = self.sums[name] + value.detach().float() * weight
+            value = value.detach().float() * weight
+            if counts is not None:
+                value, weight = value.where(counts, 0.0), weight * counts
+            self.sums[name] = self.sums[name] + value
             self.weights[name] = self.weights[name] + weight
 
     def read(self, accelerator) -> dict[str, float]:
@@ -137,16 +151,19 @@ class SimMIMTrainer(Trainer):
     uniformity (Wang & Isola 2020) and the tokens that the encoder reads, in all and per second (of every view, over
     all processes, without padding); it evaluates the same quantities; it weights the micro-batches of gradient
     accumulation by their numbers of corrupted positions and sequences, so that accumulation is exact for every term;
-    it stops at a loss that is not finite, before the optimizer sees it; it saves the collator's settings with every
-    checkpoint, and the training arguments as JSON; and its model card states what is known of the run.
+    it skips a step whose loss or gradient is not finite, and stops at too many in a row; its checkpoints are whole or
+    absent, `resume_from_checkpoint=True` takes the newest whole one, and each has the collator's settings, the
+    training arguments as JSON, and a record of what the run depends on; and its model card states what is known.
 
     Args:
         args: `SimMIMTrainingArguments`, or transformers' own
-        chunk_size, weight_schedule, conflict_steps: as in `SimMIMTrainingArguments`, and instead of what stands there
+        chunk_size, weight_schedule, conflict_steps, max_skipped_steps: as in `SimMIMTrainingArguments`, and instead of
+            what stands there
     """
 
     # What `simmim pretrain` recorded for the card; without it the card states what the Trainer itself knows.
     results: dict | None = None
+    _is_saving = False
 
     def __init__(
         self,
@@ -154,6 +171,7 @@ class SimMIMTrainer(Trainer):
         chunk_size: int | None = None,
         weight_schedule: dict[str, list[tuple[float, float]]] | None = None,
         conflict_steps: int | None = None,
+        max_skipped_steps: int | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
@@ -171,8 +189,10 @@ class SimMIMTrainer(Trainer):
             )
         self.args = copy.copy(self.args)  # other Trainers may share them
         given = {"chunk_size": chunk_size, "weight_schedule": weight_schedule, "conflict_steps": conflict_steps}
+        given["max_skipped_steps"] = max_skipped_steps
         for name in METHOD_OPTIONS:  # transformers' own arguments do not have them
-            setattr(self.args, name, given[name] if given[name] is not None else getattr(self.args, name, None))
+            default = getattr(self.args, name, getattr(SimMIMTrainingArguments, name))
+            setattr(self.args, name, given[name] if given[name] is not None else default)
         self.args.weight_schedule = read_weight_schedule(self.args.weight_schedule)
         check_method_options(self.args, self._unwrapped_model().config)
         if self.args.chunk_size is not None:
@@ -183,6 +203,7 @@ class SimMIMTrainer(Trainer):
         self._conflict_measured_at = None
         self._training_meter, self._evaluation_meter = Meter(), Meter()
         self._tokens, self._tokens_since = 0, None
+        self._is_finite, self._skipped, self._skipped_in_a_row = True, 0, 0
         self._shares: deque[dict[str, float]] = deque()
         self._evaluation_collator = self.data_collator
         self.add_callback(SamplerEpoch())
@@ -275,25 +296,43 @@ class SimMIMTrainer(Trainer):
     @torch.no_grad()
     def _observe(self, training: bool, outputs, counts: dict[str, torch.Tensor]) -> None:
         meter = self._training_meter if training else self._evaluation_meter
+        finite = outputs.loss.isfinite() if training else None  # otherwise the step is skipped
         for name, count in counts.items():
-            meter.add({name: outputs[name]}, count)
+            meter.add({name: outputs[name]}, count, finite)
         if outputs.original_embeds is not None:
             quantities = {"alignment": alignment(outputs.original_embeds, outputs.masked_embeds)}
             if len(outputs.original_embeds) > 1:
                 quantities["uniformity"] = uniformity(outputs.original_embeds)
-            meter.add(quantities, counts["contrastive_loss"])
+            meter.add(quantities, counts["contrastive_loss"], finite)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if self._tokens_since is None:
             self._tokens_since = time.monotonic()
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"The loss is {loss.item()} at step {self.state.global_step + 1}: training stopped before this step "
-                f"changed the weights, and earlier checkpoints in {self.args.output_dir} stay. Lower the learning "
-                f"rate (now {self._get_learning_rate():g}), set a longer warm-up, or raise the temperature."
-            )
+        self._is_finite = loss.isfinite() & self._is_finite
         return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """The norm of the whole gradient; takes a gradient away that is not finite, or of a loss that is not."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        is_finite = bool(self._is_finite) and (norm is None or math.isfinite(norm))
+        wrong = self.accelerator.reduce(torch.tensor(float(not is_finite), device=self.args.device), reduction="sum")
+        self._is_finite = True
+        if not wrong:
+            self._skipped_in_a_row = 0
+            return norm
+        model.zero_grad()  # without one, the optimizer leaves the weights and its state as they are
+        self._skipped += 1
+        self._skipped_in_a_row += 1
+        # DeepSpeed has made its step by now.
+        if self._skipped_in_a_row > (0 if self.is_deepspeed_enabled else self.args.max_skipped_steps):
+            raise FloatingPointError(
+                f"The loss or its gradient is not finite at step {self.state.global_step + 1}, nor in the "
+                f"{self._skipped_in_a_row - 1} before it (--max_skipped_steps): they changed no weights, and the "
+                f"checkpoints in {self.args.output_dir} stay. Lower the learning rate (now "
+                f"{self._get_learning_rate():g}), set a longer warm-up, or raise the temperature."
+            )
+        return norm
 
     def _conflict_is_due(self, terms: dict[str, torch.Tensor]) -> bool:
         step = self.state.global_step
@@ -313,6 +352,8 @@ class SimMIMTrainer(Trainer):
             if "loss" in logs and seconds > 0:
                 logs["tokens_per_second"] = round(tokens / seconds)
             self._tokens, self._tokens_since = 0, None
+            if self._skipped:
+                logs["skipped_steps"], self._skipped = self._skipped, 0
         # With `start_time` transformers would add its own tokens per second, over the whole run, to each entry.
         super().log(logs)
 
@@ -323,20 +364,89 @@ class SimMIMTrainer(Trainer):
             output.metrics[f"{metric_key_prefix}_{name}"] = value
         return output
 
+    @functools.cached_property
+    def record(self) -> dict:
+        """What this run depends on: its `meaning`, without which it would be another run, and where it ran."""
+        config, args, collator = self._unwrapped_model().config, self.args, self.data_collator
+        fields = dataclasses.fields(collator) if isinstance(collator, DataCollatorForSimMIM) else []
+        backbone, text = config.text_config.to_dict(), {"training": self.train_dataset, "held-out": self.eval_dataset}
+        training = {name: getattr(args, name, None) for name in card.TRAINING_OPTIONS if name not in MEANINGLESS}
+        meaning = {
+            "backbone": {name: backbone[name] for name in backbone if name not in UNRELATED},
+            "objective": {name: getattr(config, name) for name in card.OBJECTIVE_OPTIONS},
+            "corruption": {field.name: getattr(collator, field.name) for field in fields if field.name != "tokenizer"},
+            "training": {**training, "precision": card.precision(self), "processes": args.world_size},
+            "text": {name: records.fingerprint(rows) for name, rows in text.items()},
+        }
+        ran = {"versions": records.versions(), "hardware": records.hardware(args), "revision": records.git_revision()}
+        return {"meaning": records.without_folders(meaning), **ran}
+
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        if resume_from_checkpoint:
+            resume_from_checkpoint = checkpoints.to_resume(resume_from_checkpoint, self.args.output_dir)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _run_epoch(self, *args, **kwargs):
+        # A checkpoint of the last step may be resumed, and Trainer would take one step more.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
+    def _get_output_dir(self, trial):
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, checkpoints.SAVING) if self._is_saving else folder
+
+    def _save_checkpoint(self, model, trial):
+        run = Path(self._get_output_dir(trial))
+        target = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        written = run / checkpoints.SAVING / target.name
+        if self.is_local_process_zero():
+            shutil.rmtree(written.parent, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._is_saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.state.best_model_checkpoint == str(written):
+                self.state.best_model_checkpoint = str(target)
+            if self.args.should_save:
+                self.state.save_to_json(str(written / TRAINER_STATE_NAME))  # again, for the name of the best one
+                records.write_json(written / checkpoints.RECORD, self.record)
+                checkpoints.seal(written)
+                checkpoints.publish(written, target)
+                best = Path(self.state.best_model_checkpoint or target)
+                checkpoints.rotate(run, self.args.save_total_limit, keep={target, best})
+        except Exception:
+            shutil.rmtree(written.parent, ignore_errors=True)  # a disk that is full has room again
+            raise
+        finally:
+            self._is_saving = False
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(target))
+
     def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict)
         if not self.args.should_save:
+            super()._save(output_dir, state_dict)  # a sharded model is gathered by all processes
             return
-        folder = output_dir or self.args.output_dir
-        # A pickle can execute code when it is opened, and nothing reads this one.
-        os.remove(os.path.join(folder, TRAINING_ARGS_NAME))
-        arguments = {name: value for name, value in self.args.to_dict().items() if not name.endswith("_token")}
-        with open(os.path.join(folder, "training_args.json"), "w", encoding="utf-8") as file:
-            json.dump(records.without_folders(arguments), file, indent=2)
-        if isinstance(self.data_collator, DataCollatorForSimMIM):
-            self.data_collator.save_pretrained(folder)
+        folder = Path(output_dir or self.args.output_dir)
+        written = folder / checkpoints.SAVING / "model"
+        shutil.rmtree(written, ignore_errors=True)
+        try:
+            super()._save(str(written), state_dict)
+            # A pickle can execute code when it is opened, and nothing reads this one.
+            os.remove(written / TRAINING_ARGS_NAME)
+            arguments = {name: value for name, value in self.args.to_dict().items() if not name.endswith("_token")}
+            with open(written / "training_args.json", "w", encoding="utf-8") as file:
+                json.dump(records.without_folders(arguments), file, indent=2)
+            if isinstance(self.data_collator, DataCollatorForSimMIM):
+                self.data_collator.save_pretrained(written)
+            checkpoints.replace_model(written, folder)
+        finally:
+            shutil.rmtree(written.parent, ignore_errors=True)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._is_saving:  # the upload goes on in the background, and the folder is about to be renamed
+            return
         # transformers copies the configuration, but not the code to which it refers.
         self.accelerator.unwrap_model(self.model).config.save_pretrained(self.args.output_dir)
         # It also pickles the arguments into a folder that it uploads, except what begins with `_`; Trainer has no

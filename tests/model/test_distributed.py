@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -182,6 +183,14 @@ def test_simmim_trainer_resumes_exactly_on_two_processes(trained, strategy):
         assert len(result["whole"]["losses"]) == 15
         assert result["resumed"]["ids"] == result["whole"]["ids"][7:]
         assert result["resumed"]["losses"] == pytest.approx(result["whole"]["losses"], abs=1e-9)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all(trained):
+    for result in of(trained, "on_step_begin"):
+        assert result == (signal.SIGTERM, ["checkpoint-1"])
+    for result in of(trained, "on_prediction_step"):
+        assert result == (signal.SIGTERM, "evaluation")
 
 
 @pytest.mark.slow

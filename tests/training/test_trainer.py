@@ -486,28 +486,56 @@ def test_every_checkpoint_has_the_collator(tmp_path):
 
 
 class Poison(TrainerCallback):
-    """Makes the embeddings not-a-number from a step on."""
+    """Makes the embeddings, or only their gradient, not-a-number in these steps; keeps what training has before."""
 
-    def __init__(self, step: int):
-        self.step, self.active = step, False
+    def __init__(self, steps, gradient: bool = False):
+        self.steps, self.gradient = steps, gradient
 
-    def on_step_begin(self, args, state, control, model=None, **kwargs):
-        if state.global_step + 1 == self.step:
-            self.weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-            model.simmim.encoder.embeddings.register_forward_hook(lambda *args: args[-1] * float("nan"))
+    def on_step_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
+        if state.global_step + 1 not in self.steps:
+            return
+        self.before = training_state(model, optimizer)
+        embeddings = model.simmim.encoder.embeddings
+        if self.gradient:
+            self.hook = embeddings.word_embeddings.weight.register_hook(lambda gradient: gradient * float("nan"))
+        else:
+            self.hook = embeddings.register_forward_hook(lambda *args: args[-1] * float("nan"))
+
+    def on_step_end(self, args, state, control, model=None, optimizer=None, **kwargs):
+        if state.global_step in self.steps:
+            self.hook.remove()
+            self.after = training_state(model, optimizer)
+
+
+def training_state(model, optimizer) -> list[torch.Tensor]:
+    moments = [tensor for state in optimizer.state.values() for tensor in state.values()]
+    return [tensor.detach().clone() for tensor in (*model.parameters(), *moments)]
+
+
+@pytest.mark.parametrize(("accumulation", "gradient"), [(1, False), (2, False), (1, True)])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path, accumulation, gradient):
+    poison = Poison([4, 5], gradient)
+    options = {"max_steps": 8, "gradient_accumulation_steps": accumulation, "logging_steps": 2}
+    trainer = make_trainer(tmp_path, callbacks=[poison], **options)
+    trainer.train()
+    assert all(torch.equal(*pair) for pair in zip(poison.before, poison.after, strict=True))
+    assert [row.get("skipped_steps") for row in rows_with(trainer, "loss")] == [None, 1, 1, None]
+    assert all(torch.tensor([row["loss"], row["mlm_loss"]]).isfinite().all() for row in rows_with(trainer, "loss"))
+    assert not all(torch.equal(a, b) for a, b in zip(poison.after, trainer.model.parameters()))
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path, accumulation):
-    poison = Poison(4)
+def test_too_many_such_steps_stop_before_the_weights_change(tmp_path, accumulation):
+    poison = Poison(range(4, 9))
     options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": accumulation}
     trainer = make_trainer(tmp_path, callbacks=[poison], **options)
-    with pytest.raises(FloatingPointError, match=r"nan at step 4\b"):
+    trainer.args.max_skipped_steps = 1
+    with pytest.raises(FloatingPointError, match=r"not finite at step 5, nor in the 1 before"):
         trainer.train()
-    for name, parameter in trainer.model.named_parameters():
-        assert torch.equal(parameter, poison.weights[name]), name
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2"]
-    loaded = SimMIMForPreTraining.from_pretrained(tmp_path / "checkpoint-2")
+    for ours, theirs in zip(trainer.model.parameters(), poison.before):
+        assert torch.equal(ours, theirs)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    loaded = SimMIMForPreTraining.from_pretrained(tmp_path / "checkpoint-4")
     assert loaded(**fixed_batch([5, 7])).loss.isfinite()
 
 
