@@ -186,6 +186,15 @@ def test_simmim_trainer_resumes_exactly_on_two_processes(trained, strategy):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", worker.STRATEGIES)
+def test_two_processes_read_every_row_once_an_epoch(trained, strategy):
+    processes = [result["whole"]["ids"] for result in of(trained, strategy)]
+    for first in (0, 5, 10):  # 5 steps of 2 x 4 rows
+        read = [row for batches in processes for batch in batches[first : first + 5] for row in batch]
+        assert sorted(read) == list(range(40))
+
+
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all(trained):
     for result in of(trained, "on_step_begin"):
         assert result == (signal.SIGTERM, ["checkpoint-1"])
