@@ -280,7 +280,7 @@ class Comparison:
             if steps < FEWEST_STEPS:
                 raise ValueError(
                     f"--budget_{self.budget.unit} {self.budget.amount:g} is enough for {steps} steps of the arm "
-                    f"`{arm}`: give {FEWEST_STEPS / steps:.0f} times as much or more, or smaller batches "
+                    f"`{arm}`: give {self.budget.amount * FEWEST_STEPS / steps:.2g} or more, or smaller batches "
                     "(--per_device_train_batch_size)."
                 )
         if self.is_main:
