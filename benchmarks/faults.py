@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("--folder", default=None, help="keep the runs here")
     arguments = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    sys.stdout.reconfigure(line_buffering=True)  # nothing is left for a fork to print again
     torch.set_num_threads(1)
     rng = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as temporary:

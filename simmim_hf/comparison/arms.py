@@ -17,6 +17,7 @@ DECIDED = {
     "streaming": "a comparison plans its steps from the lengths of all texts: leave it out",
     "similarity_file": "give the file as a task: --tasks",
     "resume_from_checkpoint": "a comparison that was interrupted goes on by itself: leave it out",
+    "allow_changed": "a comparison that has changed is another one: leave it out",
     "overwrite_output_dir": "give another --output_dir",
     "push_to_hub": "push the winner afterwards",
 }

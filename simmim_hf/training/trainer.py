@@ -203,7 +203,7 @@ class SimMIMTrainer(Trainer):
         self._conflict_measured_at = None
         self._training_meter, self._evaluation_meter = Meter(), Meter()
         self._tokens, self._tokens_since = 0, None
-        self._is_finite, self._skipped, self._skipped_in_a_row = True, 0, 0
+        self._skipped = 0
         self._shares: deque[dict[str, float]] = deque()
         self._evaluation_collator = self.data_collator
         self.add_callback(SamplerEpoch())
@@ -322,17 +322,24 @@ class SimMIMTrainer(Trainer):
             self._skipped_in_a_row = 0
             return norm
         model.zero_grad()  # without one, the optimizer leaves the weights and its state as they are
-        self._skipped += 1
-        self._skipped_in_a_row += 1
+        self._skipped, self._skipped_in_a_row = self._skipped + 1, self._skipped_in_a_row + 1
+        self._skipped_at = self.state.global_step + 1
         # DeepSpeed has made its step by now.
-        if self._skipped_in_a_row > (0 if self.is_deepspeed_enabled else self.args.max_skipped_steps):
+        self._stop_unless_finite(0 if self.is_deepspeed_enabled else self.args.max_skipped_steps)
+        return norm
+
+    def _finalize_training(self, *args, **kwargs):
+        self._stop_unless_finite(1)  # what ends in several such steps has not come back to its way
+        return super()._finalize_training(*args, **kwargs)
+
+    def _stop_unless_finite(self, skipped: int) -> None:
+        if self._skipped_in_a_row > skipped:
             raise FloatingPointError(
-                f"The loss or its gradient is not finite at step {self.state.global_step + 1}, nor in the "
+                f"The loss or its gradient is not finite at step {self._skipped_at}, nor in the "
                 f"{self._skipped_in_a_row - 1} before it (--max_skipped_steps): they changed no weights, and the "
                 f"checkpoints in {self.args.output_dir} stay. Lower the learning rate (now "
                 f"{self._get_learning_rate():g}), set a longer warm-up, or raise the temperature."
             )
-        return norm
 
     def _conflict_is_due(self, terms: dict[str, torch.Tensor]) -> bool:
         step = self.state.global_step
@@ -384,6 +391,7 @@ class SimMIMTrainer(Trainer):
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         if resume_from_checkpoint:
             resume_from_checkpoint = checkpoints.to_resume(resume_from_checkpoint, self.args.output_dir)
+        self._is_finite, self._skipped_in_a_row = True, 0
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _run_epoch(self, *args, **kwargs):

@@ -322,7 +322,7 @@ def test_an_arm_that_diverges_fails_alone_and_is_shown(files, tmp_path):
     states = {run["arm"]: run["status"] for run in results["runs"]}
     assert states == {"mlm": "finished", "wild": "failed"}
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "## Runs without a result" in report and "| wild | 42 | The loss is nan at step" in report
+    assert "## Runs without a result" in report and "| wild | 42 | The loss or its gradient is not" in report
     assert "| wild | 0 of 1 | - |" in report
     with recorded() as runs:
         compare(files, tmp_path / "out", arms, seeds=1)

@@ -524,6 +524,11 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path, accumulation
     assert not all(torch.equal(a, b) for a, b in zip(poison.after, trainer.model.parameters()))
 
 
+def test_a_training_that_ends_in_such_steps_is_no_training(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"not finite at step 4, nor in the 1 before"):
+        make_trainer(tmp_path, callbacks=[Poison([3, 4])], max_steps=4).train()
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_too_many_such_steps_stop_before_the_weights_change(tmp_path, accumulation):
     poison = Poison(range(4, 9))
