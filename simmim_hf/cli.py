@@ -13,13 +13,14 @@ FAILED, REFUSED = 1, 2  # the input was right and the result is not; the input c
 
 
 def pretrain(argv: list[str]) -> int:
+    from .data.corpora import DataError
     from .training.arguments import pretraining_parser
     from .training.pretraining import Pretraining
 
     parser = pretraining_parser()
     with ending(parser, REFUSED, ValueError, OSError):
         run = Pretraining(*parse(parser, argv))
-    with ending(parser, FAILED, FloatingPointError):
+    with ending(parser, FAILED, FloatingPointError), ending(parser, REFUSED, DataError):
         run.run(["pretrain", *argv])
     return 0
 
@@ -98,11 +99,13 @@ def parser_of(arguments: type | tuple[type, ...], usage: str, description: str) 
 
 @contextlib.contextmanager
 def ending(parser: argparse.ArgumentParser, status: int, *errors: type[Exception]):
-    """Ends the command with a status and the message of the error, where one of these errors is raised."""
+    """Ends the command with a status and the message of the error in one line, where one of these is raised."""
     try:
         yield
     except errors as error:
-        parser.exit(status, f"{parser.prog}: {'error: ' if status == REFUSED else ''}{error}\n")
+        # A worker of a DataLoader puts its traceback before the message.
+        message = " ".join(str(error).rpartition("DataError: ")[2].split())
+        parser.exit(status, f"{parser.prog}: {'error: ' if status == REFUSED else ''}{message}\n")
 
 
 COMMANDS = {"pretrain": pretrain, "compare": compare, "evaluate": evaluate, "card": card, "export": export}

@@ -235,8 +235,8 @@ def read_files(
         return dataset.to_iterable_dataset() if streaming else dataset
     options = {"sample_by": TEXT_UNITS[unit]} if ending == ".txt" else {}
     if FORMATS[ending] == "csv":
-        # Only an empty cell is missing: "None", "NA" and "null" are words too. Without a column of row names a comma at
-        # the end of each row does not move the texts under another title.
+        # Only an empty cell is missing: "None", "NA" and "null" are words too. Without a column of row names a comma
+        # at the end of each row does not move the texts under another title.
         options = {"sep": ",", "keep_default_na": False, "na_values": [""], "index_col": False}
     if ending == ".tsv":
         # A quotation mark is part of the text: files of STS and GLUE have unpaired ones, which would swallow rows.
@@ -279,7 +279,8 @@ def _naming(file: str):
         yield
     except Exception as error:
         remedy = "convert it to UTF-8" if "utf-8" in _one_line(error) else "correct it or leave it out"
-        raise DataError(f"cannot read text from {file}{_first_bad_line(file)}: {_one_line(error)}; {remedy}") from error
+        where = f"{file}{_first_bad_line(file)}"
+        raise DataError(f"cannot read text from {where}: {_one_line(error)}; {remedy}") from error
 
 
 @contextlib.contextmanager
@@ -290,7 +291,7 @@ def _no_field_left_out():
         try:
             yield
         except ParserWarning as error:
-            raise ValueError("its rows have more fields than titles: put texts with commas in quotation marks") from error
+            raise ValueError("rows have more fields than titles: put texts with commas in quotation marks") from error
 
 
 def _first_bad_line(file: str) -> str:

@@ -14,7 +14,15 @@ from helpers import run_python
 from transformers import AutoTokenizer, BertTokenizer, CanineTokenizer
 
 from simmim_hf.data import corpora, docstrings
-from simmim_hf.data.corpora import DataError, load_hub_text, load_text, load_tokenizer, split_held_out, tokenize, train_tokenizer
+from simmim_hf.data.corpora import (
+    DataError,
+    load_hub_text,
+    load_text,
+    load_tokenizer,
+    split_held_out,
+    tokenize,
+    train_tokenizer,
+)
 
 TEXTS = ["a first line", "None", "the last one"]  # "None" is a word, not a missing value
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
@@ -129,7 +137,7 @@ def test_bad_files(tmp_path, streaming):
         "header.csv": ("text,n\n", "header.csv' has no rows"),
         "nothing.txt.gz": (gzip.compress(b""), "nothing.txt.gz' has no rows"),
         "nothing.parquet": (contents(".parquet", []), "nothing.parquet' has no rows"),
-        "commas.csv": ("text,n\na, b,1\nc, d,2\n", "commas.csv: its rows have more fields than titles"),
+        "commas.csv": ("text,n\na, b,1\nc, d,2\n", "commas.csv: rows have more fields than titles"),
         "latin.txt": (("good\n" * 9 + "caf\xe9\n").encode("latin-1"), "latin.txt, line 10"),
         "broken.jsonl": ('{"text": "a', "broken.jsonl"),
     }
