@@ -156,7 +156,7 @@ class SimMIMTrainer(Trainer):
         conflict_steps: int | None = None,
         **kwargs,
     ):
-        # On a CPU, oneDNN keeps what it compiled for the last 1,024 shapes, and batches without padding have new ones at
+        # On a CPU, oneDNN keeps what it compiled for the last 1,024 shapes. Batches without padding have new ones at
         # every step: memory grew by hundreds of megabytes. One step needs fewer than 64. It is read at the first use.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
         super().__init__(*args, **kwargs)
