@@ -34,6 +34,8 @@ setup(
         "jinja2>=3.1",
         "matplotlib>=3.8",
         "numpy>=1.26",
+        "pandas>=2",
+        "psutil>=5.9",
         "pyyaml>=6",
         "safetensors>=0.5",
         "scikit-learn>=1.4",

@@ -16,6 +16,7 @@ TRY_AGAIN, CTRL_C = 75, 130
 
 
 def pretrain(argv: list[str]) -> int:
+    from .data.corpora import DataError
     from .training.arguments import pretraining_parser
     from .training.checkpoints import DiskFull
     from .training.pretraining import Pretraining
@@ -25,7 +26,7 @@ def pretrain(argv: list[str]) -> int:
     with ending(parser, REFUSED, ValueError, OSError):
         run = Pretraining(*parse(parser, argv))
     failed, interrupted = ending(parser, FAILED, FloatingPointError, DiskFull), ending(parser, TRY_AGAIN, Interrupted)
-    with failed, interrupted, run.signals.listening():
+    with failed, interrupted, ending(parser, REFUSED, DataError), run.signals.listening():
         run.run(["pretrain", *argv])
     return 0
 
@@ -104,11 +105,13 @@ def parser_of(arguments: type | tuple[type, ...], usage: str, description: str) 
 
 @contextlib.contextmanager
 def ending(parser: argparse.ArgumentParser, status: int, *errors: type[Exception]):
-    """Ends the command with a status and the message of the error, where one of these errors is raised."""
+    """Ends the command with a status and the message of the error in one line, where one of these is raised."""
     try:
         yield
     except errors as error:
-        parser.exit(status, f"{parser.prog}: {'error: ' if status == REFUSED else ''}{error}\n")
+        # A worker of a DataLoader puts its traceback before the message.
+        message = " ".join(str(error).rpartition("DataError: ")[2].split())
+        parser.exit(status, f"{parser.prog}: {'error: ' if status == REFUSED else ''}{message}\n")
 
 
 COMMANDS = {"pretrain": pretrain, "compare": compare, "evaluate": evaluate, "card": card, "export": export}

@@ -110,8 +110,8 @@ class DataCollatorForSimMIM:
     mean_span_length: float | None = _option(
         None,
         "Corrupt spans with geometric lengths of this mean, in tokens or, with whole_word_mask, words.",
-        lambda value: value is None or value >= 1,
-        "1 or more (SpanBERT: 3.8), or None",
+        lambda value: value is None or 1 <= value <= 4096,
+        "a number from 1 to 4096 (SpanBERT: 3.8), or None",
     )
     max_length: int | None = _option(
         None,
@@ -119,7 +119,12 @@ class DataCollatorForSimMIM:
         lambda value: value is None or value >= 3,
         "3 or more, which leaves room for text",
     )
-    pad_to_multiple_of: int | None = _option(None, "Round the padded length up to a multiple of this.")
+    pad_to_multiple_of: int | None = _option(
+        None,
+        "Round the padded length up to a multiple of this.",
+        lambda value: value is None or 1 <= value <= 4096,
+        "a number from 1 to 4096, such as 8, or None",
+    )
     seed: int = _option(0, "Another seed gives other corruptions of the same batches.")
     positive_view: PositiveView = _option("masked", "As in `SimMIMConfig`.")
     deletion_probability: float = _option(
@@ -183,13 +188,22 @@ class DataCollatorForSimMIM:
                     f"{type(self.tokenizer).__name__} has no {kind} token. Add one with tokenizer.add_special_tokens("
                     f'{{"{kind}_token": "{token}"}}), then call model.resize_token_embeddings(len(tokenizer)).'
                 )
-        for option in fields(self)[1:]:
-            value, choices = getattr(self, option.name), choices_of(option)
+        self.check_options({option.name: getattr(self, option.name) for option in fields(self)[1:]})
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """Refuses values of fields that cannot work, also before there is a tokenizer.
+
+        Raises:
+            ValueError: a setting outside its range; the message names the range.
+        """
+        for option in fields(cls)[1:]:
+            value, choices = options.get(option.name, option.default), choices_of(option)
             if choices and value not in choices:
                 raise ValueError(f"{option.name}={value!r}: choose from {choices}.")
             if not option.metadata["allows"](value):
                 raise ValueError(f"{option.name}={value}: choose {option.metadata['choose']}.")
-        mask, random = self.mask_replace_prob, self.random_replace_prob
+        mask, random = (options.get(name, getattr(cls, name)) for name in ("mask_replace_prob", "random_replace_prob"))
         if mask + random > 1 + 1e-9:
             raise ValueError(
                 f"mask_replace_prob={mask} and random_replace_prob={random} sum to more than 1: lower one of them."

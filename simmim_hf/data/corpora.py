@@ -1,20 +1,28 @@
 """Text in, datasets out: files, Hub datasets, held-out splits, tokenizers and token ids."""
 
+import collections
+import contextlib
 import csv
 import glob
 import hashlib
+import importlib.util
 import io
 import itertools
+import json
 import os
+import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import fsspec
+import pyarrow
 import pyarrow.parquet
-from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets, load_dataset
+from datasets import Dataset, DatasetInfo, Features, IterableDataset, List, Value, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
+from datasets.iterable_dataset import ArrowExamplesIterable
+from pandas.errors import ParserWarning
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
@@ -28,7 +36,13 @@ SUPPORTED = f"{', '.join(FORMATS)}, each also with {', '.join(COMPRESSIONS[1:])}
 
 LINES_A_BLOCK = 20
 STRING_TYPES = ("string", "large_string", "string_view")
+ROWS_AT_ONCE = 1000  # of a stream
+LONGEST_WORD = 100  # characters; BERT's tokenizer makes [UNK] of a longer one
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # BERT's order: the ids 0 to 4
+
+
+class DataError(ValueError):
+    """Text that cannot be read; the message names the file, where in it, and the remedy."""
 
 
 # Files and the Hub
@@ -55,8 +69,8 @@ def load_text(
 
     Raises:
         FileNotFoundError: a path that does not exist, or a glob or folder without a supported file.
-        ValueError: an unsupported or unreadable file, no text in the files, no such text column, or a unit that these
-            files do not have.
+        ValueError: an unsupported or unreadable file (a `DataError`, which a stream raises when it comes to it), no
+            text in the files, no such text column, or a unit that these files do not have.
     """
     groups: dict[tuple[str, bool, str], list[str]] = {}
     for file, unit in text_units(paths, text_unit).items():
@@ -65,12 +79,23 @@ def load_text(
     parts = []
     for (ending, compressed, unit), files in groups.items():
         where = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-        try:
-            dataset = read_files(ending, compressed, files, streaming, unit)
-            features = _features(dataset)
-        except (DatasetGenerationError, ValueError) as error:
-            raise ValueError(f"cannot read text from {where}: {error.__cause__ or error}") from error
-        parts.append(_text_columns(dataset, features, text_column, where))
+        with _naming(files[0]), _no_field_left_out():
+            features = _features(read_files(ending, compressed, files[:1], True, unit))
+        source, columns = _choose_columns(features, text_column, where)
+        rows = {"files": files, "form": (ending, compressed, unit), "columns": (source, *columns[1:])}
+        if streaming:
+            # Faster than a generator of single rows, of which each is checked.
+            target = Features({column: Value("string") for column in columns})
+            dataset = IterableDataset(ArrowExamplesIterable(_tables, rows), DatasetInfo(features=target))
+        else:
+            try:
+                with _no_field_left_out():
+                    dataset = read_files(ending, compressed, files, False, unit)
+            except (DatasetGenerationError, ValueError) as error:
+                collections.deque(_tables(**rows), maxlen=0)  # reads file by file, and so says which it is
+                raise DataError(f"{where} do not fit together: {_one_line(error)}. Give fewer of them.") from error
+            dataset = _select_columns(dataset, source, columns)
+        parts.append(_without_blanks(dataset, columns, where))
     if len({tuple(part.column_names) for part in parts}) > 1:
         raise ValueError("some of the files have a column 'negative' and some do not: load them separately")
     return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
@@ -89,8 +114,7 @@ def text_units(paths: str | list[str], text_unit: TextUnit | None = None) -> dic
     """
     units = {}
     for file in _find_files([paths] if isinstance(paths, (str, os.PathLike)) else paths):
-        if os.path.getsize(file) == 0:
-            raise ValueError(f"{file!r} is an empty file: remove it from the data")
+        _check_file(file)
         is_table = file_format(file)[0] != ".txt"
         if text_unit == "row" and not is_table:
             raise ValueError(f"text_unit is 'row', and {file!r} has none: choose from {', '.join(TEXT_UNITS)}")
@@ -100,12 +124,29 @@ def text_units(paths: str | list[str], text_unit: TextUnit | None = None) -> dic
     return units
 
 
+def _check_file(file: str) -> None:
+    """Refuses a file of which the beginning shows that it cannot be used."""
+    ending, compression = file_format(file)
+    if os.path.getsize(file) == 0:
+        raise ValueError(f"{file!r} is an empty file: remove it from the data")
+    if compression == ".zst" and not importlib.util.find_spec("zstandard"):
+        raise ValueError(f"{file!r} needs the package zstandard: pip install zstandard")
+    with _naming(file), fsspec.open(file, "rb", compression="infer") as opened:
+        stream = io.BufferedReader(opened)  # not every compression gives lines
+        if ending == ".parquet":
+            content = io.BytesIO(stream.read()) if compression else stream
+            first = [*range(pyarrow.parquet.ParquetFile(content).metadata.num_rows)][:1]
+        elif FORMATS[ending] == "csv":
+            first = list(itertools.islice(filter(bytes.strip, stream), 1, 2))  # under the header
+        else:
+            first = list(itertools.islice(stream, 1))
+    if not first:
+        raise ValueError(f"{file!r} has no rows: remove it from the data")
+
+
 def _unit_of_lines(file: str) -> str:
-    try:
-        with fsspec.open(file, "rt", compression="infer", encoding="utf-8") as lines:
-            first = [line.strip() for line in itertools.islice(lines, 10_000)]
-    except (OSError, EOFError, ValueError):  # whoever reads it says what is wrong with it
-        return "line"
+    with _naming(file), fsspec.open(file, "rt", compression="infer", encoding="utf-8") as lines:
+        first = [line.strip() for line in itertools.islice(lines, 10_000)]
     blank = sum(not line for line in first)
     return "paragraph" if blank * LINES_A_BLOCK >= len(first) and any(first) and blank else "line"
 
@@ -140,7 +181,8 @@ def load_hub_text(
         raise FileNotFoundError(f"dataset {name!r} is no local folder and the Hub is out of reach: {error}") from error
     except DatasetGenerationError as error:
         raise ValueError(f"cannot read the dataset {name!r}: {error.__cause__ or error}") from error
-    return _text_columns(dataset, features, text_column, name)
+    source, columns = _choose_columns(features, text_column, name)
+    return _without_blanks(_select_columns(dataset, source, columns), columns, name)
 
 
 def file_format(path: str) -> tuple[str, str] | None:
@@ -193,8 +235,9 @@ def read_files(
         return dataset.to_iterable_dataset() if streaming else dataset
     options = {"sample_by": TEXT_UNITS[unit]} if ending == ".txt" else {}
     if FORMATS[ending] == "csv":
-        # Only an empty cell is missing: "None", "NA" and "null" are words too.
-        options = {"sep": ",", "keep_default_na": False, "na_values": [""]}
+        # Only an empty cell is missing: "None", "NA" and "null" are words too. Without a column of row names a comma
+        # at the end of each row does not move the texts under another title.
+        options = {"sep": ",", "keep_default_na": False, "na_values": [""], "index_col": False}
     if ending == ".tsv":
         # A quotation mark is part of the text: files of STS and GLUE have unpaired ones, which would swallow rows.
         options |= {"sep": "\t", "quoting": csv.QUOTE_NONE}
@@ -212,8 +255,68 @@ def _features(dataset) -> Features:
     return dataset.features or Dataset.from_list(list(dataset.take(100))).features
 
 
-def _text_columns(dataset, features: Features, text_column: str | None, where: str):
-    """Select and rename the text columns, drop the blank rows, and make sure that something is left."""
+def _tables(files: list[str], form: tuple[str, bool, str], columns: tuple[str, ...]) -> Iterator[tuple]:
+    """The texts, and negatives where a second column is named, as keys and tables; the error of a file names it."""
+    ending, compressed, unit = form
+    for file in files:
+        with _naming(file):
+            tables = read_files(ending, compressed, [file], True, unit).with_format("arrow").iter(ROWS_AT_ONCE)
+        for number in itertools.count():
+            with _naming(file), _no_field_left_out():
+                table = next(tables, None)
+                if table is None:
+                    break
+                if missing := set(columns) - set(table.column_names):
+                    raise ValueError(f"there is no column {missing.pop()!r} as in the files before it")
+                texts = [table[column].cast(pyarrow.string()) for column in columns]
+            yield (file, number), pyarrow.table(texts, ["text", "negative"][: len(texts)])
+
+
+@contextlib.contextmanager
+def _naming(file: str):
+    """Makes any error of reading a file, of which each format and compression has its own, one that names the file."""
+    try:
+        yield
+    except Exception as error:
+        remedy = "convert it to UTF-8" if "utf-8" in _one_line(error) else "correct it or leave it out"
+        where = f"{file}{_first_bad_line(file)}"
+        raise DataError(f"cannot read text from {where}: {_one_line(error)}; {remedy}") from error
+
+
+@contextlib.contextmanager
+def _no_field_left_out():
+    """Makes it an error that rows have more fields than there are titles: a comma without quotation marks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ParserWarning)
+        try:
+            yield
+        except ParserWarning as error:
+            raise ValueError("rows have more fields than titles: put texts with commas in quotation marks") from error
+
+
+def _first_bad_line(file: str) -> str:
+    """Where a file stops being text, or .jsonl JSON, as far as it can be read."""
+    is_json = file_format(file)[0] == ".jsonl"
+    with contextlib.suppress(Exception), fsspec.open(file, "rb", compression="infer") as stream:
+        lines = io.BufferedReader(stream) if file_format(file)[0] != ".parquet" else ()
+        for number, line in enumerate(lines, start=1):
+            try:
+                text = line.decode("utf-8-sig")
+                if is_json and text.strip():
+                    json.loads(text)
+            except ValueError:
+                return f", line {number}"
+    return ""
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, DatasetGenerationError):
+        error = error.__cause__ or error
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+
+
+def _choose_columns(features: Features, text_column: str | None, where: str) -> tuple[str, list[str]]:
+    """The column that holds the text, and the columns of the result."""
     if not features:
         raise ValueError(f"{where} holds no text: it has no rows")
     strings = [name for name, kind in features.items() if getattr(kind, "dtype", None) in (*STRING_TYPES, "null")]
@@ -226,13 +329,20 @@ def _text_columns(dataset, features: Features, text_column: str | None, where: s
         if column not in strings:
             state = "is not a column of strings" if column in features else "does not exist"
             raise ValueError(f"the column {column!r} of {where} {state}; columns: {', '.join(features)}")
-    columns = ["text", "negative"] if "negative" in features and text_column != "negative" else ["text"]
+    return text_column, ["text", "negative"] if "negative" in features and text_column != "negative" else ["text"]
+
+
+def _select_columns(dataset, text_column: str, columns: list[str]):
+    """The text columns alone, under the names of the result."""
     dataset = dataset.select_columns([text_column, *columns[1:]])
     if text_column != "text":
         dataset = dataset.rename_column(text_column, "text")
     target = Features({column: Value("string") for column in columns})
-    if dataset.features != target:
-        dataset = dataset.cast(target)
+    return dataset if dataset.features == target else dataset.cast(target)
+
+
+def _without_blanks(dataset, columns: list[str], where: str):
+    """Drops the blank rows, and makes sure that something is left."""
     dataset = dataset.filter(_not_blank, batched=True, input_columns=columns, **_progress(dataset, "Dropping blanks"))
     if next(iter(dataset), None) is None:
         raise ValueError(f"{where} holds no text: all of its rows are blank")
@@ -286,7 +396,8 @@ def split_held_out(
             chosen.add(group)
             room -= sizes[group]
     chosen = chosen or {min(sizes, key=lambda group: (sizes[group], group))}
-    held_out = dataset.select([row for row, group in enumerate(hashes) if group in chosen])
+    # A group that is larger than all of the room is cut, and the rest of it is on neither side.
+    held_out = dataset.select([row for row, group in enumerate(hashes) if group in chosen][:max_rows])
     known = set(held_out["text"][:])
     rows = enumerate(zip(hashes, dataset["text"][:]))
     kept = [row for row, (group, text) in rows if group not in chosen and text not in known]
@@ -329,7 +440,9 @@ def train_tokenizer(
 
     def train(size: int, first_tokens: list[str], show_progress: bool) -> dict[str, int]:
         tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
+        # Uncut, one word of a million characters takes many minutes.
+        words = [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.FixedLength(LONGEST_WORD)]
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizers.Sequence(words)
         trainer = trainers.WordPieceTrainer(
             vocab_size=size,
             special_tokens=first_tokens,
@@ -398,7 +511,7 @@ def with_next_as_negative(dataset: Dataset) -> Dataset:
     Raises:
         ValueError: fewer than two texts.
     """
-    texts = list(dataset["text"])
+    texts = dataset["text"][:]
     if len(texts) < 2:
         raise ValueError("hard negatives are the neighbours of a text, and there is only one text.")
     if "negative" in dataset.column_names:
@@ -470,10 +583,10 @@ def tokenize(
         **_progress(dataset, "Tokenizing"),
     )
     rows = tokenized.remove_columns(["dropped", "is_first"])
+    if next(iter(rows), None) is None:
+        raise ValueError("none of the texts has a token that the tokenizer knows how to make")
     if streaming:
         return rows, None
-    if not len(tokenized):
-        raise ValueError("none of the texts has a token that the tokenizer knows how to make")
     documents, tokens, dropped = (sum(tokenized[name][:]) for name in ("is_first", "length", "dropped"))
     return rows, TokenCounts(documents, len(rows), tokens, dropped)
 

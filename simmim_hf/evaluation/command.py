@@ -69,6 +69,7 @@ class Evaluation:
     def __init__(self, args: EvaluationArguments):
         self.args = args
         self.device = _device(args.device)
+        os.makedirs(args.output_dir, exist_ok=True)  # found out here rather than when everything is measured
         self.mteb_tasks = _mteb_tasks(args.mteb) if args.mteb else []
         self.tasks = load_tasks(args.tasks or (), args.seed)
         self.tokenizer = corpora.load_tokenizer(args.model)

@@ -1,6 +1,7 @@
 """What a SimMIM checkpoint is: a text backbone of transformers plus the options of the joint objective."""
 
 import difflib
+import math
 import os
 import shutil
 from collections.abc import Iterable
@@ -340,10 +341,10 @@ class SimMIMConfig(PreTrainedConfig):
             if choices and value not in choices:
                 near = nearest(str(value), filter(None, choices))
                 raise ValueError(f"`{option.name}` is {value!r}.{near} Choose from {choices}.")
-        if not self.temperature > 0:
+        if not 0 < self.temperature < math.inf:
             raise ValueError(f"`temperature` is {self.temperature}: it must be above 0; 0.05 is usual for cosine.")
         for name in WEIGHTS:
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` is {getattr(self, name)}: a weight must be 0 or above; 0 leaves it out.")
         if not any(getattr(self, name) for name in WEIGHTS):
             raise ValueError(

@@ -1,10 +1,14 @@
 """The options of a training: those of the method for every script, and those of `simmim pretrain`."""
 
+import contextlib
+import math
 from dataclasses import dataclass, fields
 from typing import get_args, get_origin
 
 import torch
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, Trainer, TrainingArguments, get_scheduler
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.utils import is_liger_kernel_available
 
 from ..data import corpora
 from ..data.collator import DataCollatorForSimMIM
@@ -244,9 +248,78 @@ class PretrainingArguments(SimMIMTrainingArguments):
     report_to: None | str | list[str] = option("tensorboard", "Where to log: tensorboard, wandb, ..., all or none.")  # noqa: RUF036
 
     def __post_init__(self):
+        check_ranges(self)
         # transformers takes bfloat16 on a CPU only where the CPU was asked for.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        super().__post_init__()
+        with refusing("the options of the training"):
+            super().__post_init__()
+
+
+# The least and the most of options that are numbers, where nothing else refuses what cannot work.
+TINY, HUGE = 1e-9, 1e300
+RANGES_OF_OPTIONS = {
+    **dict.fromkeys(["per_device_train_batch_size", "per_device_eval_batch_size"], (1, 1e6)),
+    **dict.fromkeys(["gradient_accumulation_steps", "max_steps", "eval_accumulation_steps", "ddp_timeout"], (1, 1e9)),
+    **dict.fromkeys(["preprocessing_num_workers", "dataloader_prefetch_factor"], (1, 1e4)),
+    "dataloader_num_workers": (0, 1e4),
+    **dict.fromkeys(["seed", "data_seed"], (0, 4e9)),
+    **dict.fromkeys(["learning_rate", "weight_decay", "max_grad_norm"], (0, HUGE)),
+    **dict.fromkeys(["warmup_steps", "eval_delay", "neftune_noise_alpha"], (0, HUGE)),
+    **dict.fromkeys(["adam_beta1", "adam_beta2"], (0, 0.999999)),
+    "adam_epsilon": (HUGE**-1, 1),
+    **dict.fromkeys(["num_train_epochs", "logging_steps", "save_steps", "eval_steps"], (TINY, HUGE)),
+    "max_minutes": (TINY, math.inf),
+    "vocab_size": (10, 1e9),
+    "max_seq_length": (3, 1e9),
+}
+NOT_GIVEN = {"max_steps": -1}  # what transformers has in place of None
+
+
+def check_ranges(options) -> None:
+    """Refuses numbers with which nothing can be trained; `options` is a dataclass of this module.
+
+    Raises:
+        ValueError: the message names the option, its value and the range.
+    """
+    for name, (least, most) in RANGES_OF_OPTIONS.items():
+        value = getattr(options, name, None)
+        if value is None or value == NOT_GIVEN.get(name):
+            continue
+        if not least <= value <= most:  # nan is in no range
+            start = "above 0" if 0 < least <= TINY else f"from {least:g}"
+            raise ValueError(f"--{name} is {value}: give a number {start} to {most:g}.")
+
+
+@contextlib.contextmanager
+def refusing(what: str):
+    """Makes any error a refusal in one line: each library behind an option has its own errors."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"there is no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        raise ValueError(f"{what}: {' '.join(reason.split())}") from error
+
+
+def check_training(args: TrainingArguments) -> None:
+    """Makes what the options name, as Trainer does later, for one parameter: whatever is missing shows here.
+
+    Raises:
+        ValueError: a package that is not installed, or arguments that an optimizer or a schedule does not take.
+    """
+    with refusing(f"--report_to {' '.join(args.report_to)}"):
+        for callback in get_reporting_integration_callbacks(args.report_to):
+            callback()
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise ValueError("--use_liger_kernel needs a package: pip install liger-kernel, or leave it out.")
+    layer = torch.nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    if not args.optim_target_modules:  # which are looked for in the real model
+        with refusing(f"--optim {args.optim.value}, --optim_args {args.optim_args}"):
+            optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, layer)
+            optimizer = optimizer_class(layer.parameters(), **options)
+    kind, kwargs = args.lr_scheduler_type, args.lr_scheduler_kwargs
+    with refusing(f"--lr_scheduler_type {kind.value}, --lr_scheduler_kwargs {kwargs}"):
+        get_scheduler(kind, optimizer, args.get_warmup_steps(100), 100, scheduler_specific_kwargs=kwargs)
 
 
 PRETRAINING = (ModelArguments, DataArguments, PretrainingArguments)

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+import torch
 from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, PreTrainedTokenizerBase, TrainerState, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -27,11 +29,19 @@ from ..evaluation.measure import similarity_spearman
 from ..evaluation.metrics import retrieval_metrics, tfidf_reciprocal_rank
 from ..evaluation.tasks import load_scored_pairs
 from ..model.backbones import keep_layers
-from ..model.configuration_simmim import SimMIMConfig
+from ..model.configuration_simmim import COMMON_OPTIONS, SimMIMConfig, nearest
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..quantities import QUANTITIES
 from . import card, checkpoints, report
-from .arguments import RANGES, DataArguments, ModelArguments, PretrainingArguments
+from .arguments import (
+    RANGES,
+    DataArguments,
+    ModelArguments,
+    PretrainingArguments,
+    check_ranges,
+    check_training,
+    refusing,
+)
 from .signals import Interrupted, StopAtSignal
 from .trainer import SimMIMTrainer, TimeLimit
 
@@ -48,6 +58,10 @@ TINY_BERT = {
 # The built-in corpus is small, and the first command of a newcomer ends within four minutes on two cores.
 BUILT_IN_DEFAULTS = {"vocab_size": 8192, "num_train_epochs": 0.8, "max_minutes": 2.75, "learning_rate": 1e-3}
 DEFAULTS = {"vocab_size": 30522, "num_train_epochs": 1.0, "max_minutes": None, "learning_rate": 5e-4}
+
+
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
+TOKEN_IDS = [f"{kind}_token_id" for kind in ("pad", "bos", "eos", "cls", "sep")]
 
 
 class TokenizedText(NamedTuple):
@@ -92,7 +106,10 @@ def read_text(data_args: DataArguments, seed: int) -> tuple[Dataset | IterableDa
             data_args.validation_file, data_args.text_column, text_unit=data_args.text_unit
         )
     if data_args.streaming:
-        return train.skip(1000), Dataset.from_list(list(train.take(1000)))
+        held_out = Dataset.from_list(list(train.take(1000)))
+        if next(iter(train.skip(1000)), None) is None:
+            raise ValueError(f"a stream holds out its first 1,000 texts, and has {len(held_out)}: --validation_file.")
+        return train.skip(1000), held_out
     return corpora.split_held_out(train, data_args.validation_split_percentage / 100, seed=seed)
 
 
@@ -123,7 +140,7 @@ def build_model(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase) 
     config = SimMIMConfig(text_config=text_config, **options)
     if model_args.num_hidden_layers is not None:
         keep_layers(config.text_config, model_args.num_hidden_layers)
-    for name in (f"{kind}_token_id" for kind in ("pad", "bos", "eos", "cls", "sep")):
+    for name in TOKEN_IDS:
         if hasattr(config.text_config, name):
             setattr(config.text_config, name, getattr(tokenizer, name))
     return SimMIMForPreTraining(config)
@@ -152,6 +169,9 @@ def tokenize_text(
         "passages": passages,
     }
     train, train_counts = corpora.tokenize(train, tokenizer, **options)
+    if train_counts is None:
+        # Without an end: Trainer counts all steps of a stream as one epoch, and skips within it when it resumes.
+        train = train.repeat(None)
     held_out, held_out_counts = corpora.tokenize(held_out, tokenizer, **options)
     return TokenizedText(train, held_out, train_counts, held_out_counts)
 
@@ -198,6 +218,7 @@ class Pretraining:
         fill_defaults(model_args, data_args, args)
         self.checkpoint = _checkpoint_to_resume(args)
         check(model_args, data_args, args)
+        os.makedirs(args.output_dir, exist_ok=True)  # where it cannot be made, nothing is read
         self.scored_pairs = load_scored_pairs(data_args.similarity_file) if data_args.similarity_file else None
         set_seed(args.seed)
         with args.main_process_first(desc="reading the corpus"):
@@ -394,7 +415,11 @@ def check(model_args: ModelArguments, data_args: DataArguments, args: Pretrainin
     Raises:
         ValueError: the message names the value and the remedy.
     """
-    config = SimMIMConfig(text_config=read_text_config(model_args.text_config), **model_args.config_options())
+    for options in (model_args, data_args):
+        check_ranges(options)
+    check_training(args)
+    config = check_model(model_args)
+    DataCollatorForSimMIM.check_options(data_args.collator_options())
     if config.contrastive_weight and args.per_device_train_batch_size * args.world_size < 2:
         raise ValueError(
             "--per_device_train_batch_size 1 leaves a contrastive objective without negatives. Give 2 or more "
@@ -419,6 +444,38 @@ def check(model_args: ModelArguments, data_args: DataArguments, args: Pretrainin
             f"--validation_split_percentage is {data_args.validation_split_percentage}: give a number between 0 and "
             "100, or a --validation_file."
         )
+
+
+def check_model(model_args: ModelArguments) -> SimMIMConfig:
+    """The configuration of a model from scratch; refuses one that cannot be built, by building it without memory.
+
+    Raises:
+        ValueError: an option of the backbone that does not exist, or a value or size that cannot work.
+    """
+    text_config = dict(read_text_config(model_args.text_config))
+    given = isinstance(model_args.text_config, dict) or str(model_args.text_config).lstrip().startswith("{")
+    with refusing("--text_config"):
+        default = AutoConfig.for_model(text_config.get("model_type", "bert"))
+        known = [*vars(default), *default.attribute_map, *COMMON_OPTIONS]
+        for name, value in text_config.items():
+            if given and name not in known:  # a file may come from another version of transformers
+                raise ValueError(f"`{default.model_type}` has no option `{name}`.{nearest(name, known)}")
+            if name in SIZES and isinstance(value, int) and value < 1:
+                raise ValueError(f"`{name}` is {value}: give 1 or more.")
+    text_config |= {"vocab_size": model_args.vocab_size} | {name: 0 for name in TOKEN_IDS if name in known}
+    with refusing("the model cannot be built"):
+        config = SimMIMConfig(text_config=text_config, **model_args.config_options())
+        if model_args.num_hidden_layers is not None and not model_args.model_name_or_path:
+            keep_layers(config.text_config, model_args.num_hidden_layers)
+        with torch.device("meta"):
+            size = 4 * sum(parameter.numel() for parameter in SimMIMForPreTraining(config).parameters())
+    memory = psutil.virtual_memory().total
+    if size > memory:
+        raise ValueError(
+            f"the weights would take {size / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f}: lower the sizes "
+            "in --text_config, --vocab_size or --projection_dim."
+        )
+    return config
 
 
 def _checkpoint_to_resume(args: PretrainingArguments) -> str | None:
@@ -451,9 +508,9 @@ def read_text_config(text_config: str | dict | None) -> dict:
             return json.loads(text_config)
         if os.path.isfile(text_config):
             with open(text_config, encoding="utf-8") as file:
-                return json.load(file)
+                return dict(json.load(file))
         return AutoConfig.for_model(text_config).to_dict()
-    except (json.JSONDecodeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise ValueError(
             f"--text_config `{text_config}` is neither a JSON object, nor a JSON file, nor a model type of "
             f"transformers: {_first_line(error)}"

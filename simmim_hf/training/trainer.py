@@ -174,6 +174,9 @@ class SimMIMTrainer(Trainer):
         max_skipped_steps: int | None = None,
         **kwargs,
     ):
+        # On a CPU, oneDNN keeps what it compiled for the last 1,024 shapes. Batches without padding have new ones at
+        # every step: memory grew by hundreds of megabytes. One step needs fewer than 64. It is read at the first use.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
         super().__init__(*args, **kwargs)
         if self.args.n_gpu > 1:
             logger.warning(
@@ -239,10 +242,11 @@ class SimMIMTrainer(Trainer):
     @contextlib.contextmanager
     def _with_evaluation_collator(self):
         training_collator, self.data_collator = self.data_collator, self._evaluation_collator
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False  # it is for training
         try:
             yield
         finally:
-            self.data_collator = training_collator
+            self.data_collator, self.args.dataloader_drop_last = training_collator, drop_last
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)

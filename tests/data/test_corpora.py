@@ -14,7 +14,15 @@ from helpers import run_python
 from transformers import AutoTokenizer, BertTokenizer, CanineTokenizer
 
 from simmim_hf.data import corpora, docstrings
-from simmim_hf.data.corpora import load_hub_text, load_text, load_tokenizer, split_held_out, tokenize, train_tokenizer
+from simmim_hf.data.corpora import (
+    DataError,
+    load_hub_text,
+    load_text,
+    load_tokenizer,
+    split_held_out,
+    tokenize,
+    train_tokenizer,
+)
 
 TEXTS = ["a first line", "None", "the last one"]  # "None" is a word, not a missing value
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
@@ -126,8 +134,11 @@ def test_bad_files(tmp_path, streaming):
         "notes.md": ("text", "unsupported ending"),
         "empty.txt": ("", "empty file"),
         "blank.txt": (" \n\n\t\n", "holds no text"),
-        "header.csv": ("text,n\n", "header.csv"),
-        "nothing.txt.gz": (gzip.compress(b""), "nothing.txt.gz"),
+        "header.csv": ("text,n\n", "header.csv' has no rows"),
+        "nothing.txt.gz": (gzip.compress(b""), "nothing.txt.gz' has no rows"),
+        "nothing.parquet": (contents(".parquet", []), "nothing.parquet' has no rows"),
+        "commas.csv": ("text,n\na, b,1\nc, d,2\n", "commas.csv: rows have more fields than titles"),
+        "latin.txt": (("good\n" * 9 + "caf\xe9\n").encode("latin-1"), "latin.txt, line 10"),
         "broken.jsonl": ('{"text": "a', "broken.jsonl"),
     }
     for name, (content, message) in cases.items():
@@ -135,6 +146,25 @@ def test_bad_files(tmp_path, streaming):
             load_text(write(tmp_path / name, content), streaming=streaming)
     with pytest.raises(ValueError, match="no text files given"):
         load_text([])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_fault_late_in_a_folder_names_its_file(tmp_path, streaming):
+    for number in range(6):
+        rows = [json.dumps({"text": f"row {row}"}) for row in range(2500)] + ['{"text": "a'] * (number == 4)
+        write(tmp_path / f"{number}.jsonl", "\n".join(rows))
+    with pytest.raises(DataError, match=r"4\.jsonl, line 2501: .*correct it or leave it out"):
+        list(load_text(str(tmp_path), streaming=streaming))
+    for name, rows in (("a", "text,n\nb,1\n"), ("b", "body,n\nb,1\n")):
+        write(tmp_path / f"other/{name}.csv", rows)
+    with pytest.raises(DataError, match=r"b\.csv: there is no column 'text'"):
+        list(load_text(str(tmp_path / "other"), streaming=streaming))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_comma_at_the_end_of_each_row_moves_no_column(tmp_path, streaming):
+    path = write(tmp_path / "data.csv", "text,other\na,x,\nb,y,\n")
+    assert list(load_text(path, streaming=streaming)) == [{"text": "a"}, {"text": "b"}]
 
 
 def test_hub_text_from_a_folder(tmp_path):
@@ -266,6 +296,12 @@ def test_split_is_never_empty():
         assert len(train) == len(held_out) == 1
 
 
+def test_split_of_few_distinct_texts_respects_its_maximum():
+    train, held_out = split_held_out(Dataset.from_dict({"text": ["a", "b", "c"] * 100}), 0.1, max_rows=7)
+    assert len(held_out) == 7 and len(train) == 200
+    assert not set(train["text"]) & set(held_out["text"])
+
+
 def test_split_errors():
     two = Dataset.from_dict({"text": ["a", "b"]})
     for match, dataset, options in (
@@ -322,6 +358,12 @@ def test_rare_characters_do_not_fill_the_vocabulary():
     texts = ["plain words of english"] * 3000 + ["".join(chr(0x4E00 + number) for number in range(4))]
     vocab = train_tokenizer(texts, 100, show_progress=False).get_vocab()
     assert "一" not in vocab and "english" in vocab
+
+
+def test_one_endless_word_does_not_stall_the_training_of_a_tokenizer():
+    """Uncut, the trainer would join its characters to tokens of any length."""
+    texts = ["plain words of english", "ab" * 100_000]
+    assert max(map(len, train_tokenizer(texts, 200, show_progress=False).get_vocab())) <= corpora.LONGEST_WORD + 2
 
 
 def test_bare_vocabulary(shared_data):

@@ -1,0 +1,55 @@
+"""Every option of `simmim pretrain` is checked before text is read: no traceback, one line, exit code 2."""
+
+import json
+
+import pytest
+from helpers import TINY, refused
+
+NOT_READ = "no-such-file.txt"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--learning_rate nan", "--learning_rate is nan"),
+        ("--per_device_train_batch_size 0", "--per_device_train_batch_size is 0"),
+        ("--per_device_eval_batch_size 0", "--per_device_eval_batch_size is 0"),
+        ("--gradient_accumulation_steps 0", "--gradient_accumulation_steps is 0"),
+        ("--gradient_accumulation_steps -1", "--gradient_accumulation_steps is -1"),
+        ("--num_train_epochs nan", "--num_train_epochs is nan"),
+        ("--num_train_epochs 0", "--num_train_epochs is 0.0: give a number above 0"),
+        ("--max_minutes 0", "--max_minutes is 0.0"),
+        ("--max_minutes nan", "--max_minutes is nan"),
+        ("--adam_beta1 2", "--adam_beta1 is 2.0"),
+        ("--max_seq_length 2", "--max_seq_length is 2"),
+        ("--mlm_probability 0", "mlm_probability=0.0"),
+        ("--temperature inf", "`temperature` is inf"),
+        ("--lr_scheduler_type cosine_with_min_lr", "min_lr"),
+        ('--lr_scheduler_kwargs {"a":1}', "--lr_scheduler_kwargs"),
+        ("--optim_args nonsense", "--optim_args nonsense"),
+        ("--report_to nowhere", "--report_to nowhere"),
+        ("--deepspeed x.json", "deepspeed"),
+        ("--use_liger_kernel", "pip install liger-kernel"),
+        ('--text_config {"hidden_size":0}', "`hidden_size` is 0"),
+        ('--text_config {"hidden_size":"wide"}', "hidden_size"),
+        ('--text_config {"hiden_size":64}', "Did you mean `hidden_size`?"),
+        ('--text_config {"hidden_act":"nope"}', "there is no 'nope'"),
+        ('--text_config {"hidden_size":1200000}', "the weights would take"),
+        ("--projection_dim 10000000000", "the weights would take"),
+        ("--vocab_size 100000000000", "--vocab_size is 100000000000"),
+        ("--output_dir /dev/null/x", "/dev/null/x"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_text_is_read(tmp_path, capsys, given, said):
+    options = ["--train_file", NOT_READ, "--output_dir", tmp_path / "run", "--use_cpu", "--report_to", "none"]
+    message = refused(capsys, "pretrain", *options, *given.split(" ", 1))
+    assert said in message and "error:" in message and NOT_READ not in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("model_type", ["modernbert", "gpt2", json.dumps(TINY)])
+def test_what_works_is_not_refused(tmp_path, capsys, model_type):
+    """What is missing then is the text only."""
+    options = ["--train_file", NOT_READ, "--output_dir", tmp_path / "run", "--use_cpu", "--text_config", model_type]
+    schedule = ["--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-5}']
+    assert NOT_READ in refused(capsys, "pretrain", *options, *schedule, "--optim", "adafactor", "--max_steps", "-1")
