@@ -154,7 +154,7 @@ class DataCollatorForSimMIM:
         "a number between 0 and 1, or a pair (shortest, longest)",
     )
     snippet_removal: float = _option(
-        0.5,
+        0.25,
         "With positive_view snippet: how often it is taken out of the text that it is compared with: at 0 the views "
         "share all of its words, at 1 none.",
         lambda value: 0 <= value <= 1,
