@@ -31,6 +31,7 @@ from ..options import build, option
 from ..training import pretraining
 from ..training.arguments import PRETRAINING
 from ..training.checkpoints import in_all_processes, last_checkpoint
+from ..training.checks import check
 from ..training.trainer import SimMIMTrainer
 from . import budget, report, statistics
 from .arms import check_arms, config_options, refuse_decided
@@ -190,7 +191,7 @@ class Comparison:
         defaults = {"report_to": "none", "max_minutes": math.inf, "overwrite_output_dir": True}
         arguments = build(PRETRAINING, {**defaults, **options})
         pretraining.fill_defaults(*arguments)
-        pretraining.check(*arguments)
+        check(*arguments)
         return arguments
 
     def _initial(self, seed: int) -> Path:

@@ -1,14 +1,14 @@
 """The options of a training: those of the method for every script, and those of `simmim pretrain`."""
 
 import contextlib
+import json
 import math
+import os
 from dataclasses import dataclass, fields
 from typing import get_args, get_origin
 
 import torch
-from transformers import HfArgumentParser, Trainer, TrainingArguments, get_scheduler
-from transformers.integrations import get_reporting_integration_callbacks
-from transformers.utils import is_liger_kernel_available
+from transformers import AutoConfig, HfArgumentParser, TrainingArguments
 
 from ..data import corpora
 from ..data.collator import DataCollatorForSimMIM
@@ -116,8 +116,17 @@ ObjectiveOptions = options_of(SimMIMConfig, leave_out=["text_config", "tie_word_
 CorruptionOptions = options_of(
     DataCollatorForSimMIM, leave_out=["max_length", "seed", "positive_view", "corrupted_views"]
 )  # these have other names on the command line, or follow from other options
-
 RANGES = [each.name for each in fields(CorruptionOptions) if get_origin(each.type) is list]  # one number, or two
+
+# From scratch without `--text_config`: the tiny BERT of Turc et al. 2019, which learns something on a CPU in minutes.
+TINY_BERT = {
+    "model_type": "bert",
+    "num_hidden_layers": 2,
+    "hidden_size": 128,
+    "num_attention_heads": 2,
+    "intermediate_size": 512,
+}
+TOKEN_IDS = [f"{kind}_token_id" for kind in ("pad", "bos", "eos", "cls", "sep")]  # that a backbone is told
 
 
 @dataclass
@@ -300,26 +309,24 @@ def refusing(what: str):
         raise ValueError(f"{what}: {' '.join(reason.split())}") from error
 
 
-def check_training(args: TrainingArguments) -> None:
-    """Makes what the options name, as Trainer does later, for one parameter: whatever is missing shows here.
-
-    Raises:
-        ValueError: a package that is not installed, or arguments that an optimizer or a schedule does not take.
-    """
-    with refusing(f"--report_to {' '.join(args.report_to)}"):
-        for callback in get_reporting_integration_callbacks(args.report_to):
-            callback()
-    if args.use_liger_kernel and not is_liger_kernel_available():
-        raise ValueError("--use_liger_kernel needs a package: pip install liger-kernel, or leave it out.")
-    layer = torch.nn.Linear(1, 1, bias=False)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
-    if not args.optim_target_modules:  # which are looked for in the real model
-        with refusing(f"--optim {args.optim.value}, --optim_args {args.optim_args}"):
-            optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, layer)
-            optimizer = optimizer_class(layer.parameters(), **options)
-    kind, kwargs = args.lr_scheduler_type, args.lr_scheduler_kwargs
-    with refusing(f"--lr_scheduler_type {kind.value}, --lr_scheduler_kwargs {kwargs}"):
-        get_scheduler(kind, optimizer, args.get_warmup_steps(100), 100, scheduler_specific_kwargs=kwargs)
+def read_text_config(text_config: str | dict | None) -> dict:
+    """The backbone's options from a JSON object, a JSON file, or a model type; `TINY_BERT` where nothing is given."""
+    if text_config is None:
+        return dict(TINY_BERT)
+    if isinstance(text_config, dict):
+        return text_config
+    try:
+        if text_config.lstrip().startswith("{"):
+            return json.loads(text_config)
+        if os.path.isfile(text_config):
+            with open(text_config, encoding="utf-8") as file:
+                return dict(json.load(file))
+        return AutoConfig.for_model(text_config).to_dict()
+    except (TypeError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"--text_config `{text_config}` is neither a JSON object, nor a JSON file, nor a model type of "
+            f"transformers: {str(error).splitlines()[0]}"
+        ) from error
 
 
 PRETRAINING = (ModelArguments, DataArguments, PretrainingArguments)

@@ -4,7 +4,6 @@ Each step is a function that a script can call; `Pretraining` takes them in the 
 """
 
 import dataclasses
-import json
 import math
 import os
 import shutil
@@ -13,10 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
-import torch
 from datasets import Dataset, IterableDataset
-from transformers import AutoConfig, PreTrainedTokenizerBase, TrainerState, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerState, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
@@ -29,39 +26,20 @@ from ..evaluation.measure import similarity_spearman
 from ..evaluation.metrics import retrieval_metrics, tfidf_reciprocal_rank
 from ..evaluation.tasks import load_scored_pairs
 from ..model.backbones import keep_layers
-from ..model.configuration_simmim import COMMON_OPTIONS, SimMIMConfig, nearest
+from ..model.configuration_simmim import SimMIMConfig
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..quantities import QUANTITIES
 from . import card, checkpoints, report
-from .arguments import (
-    RANGES,
-    DataArguments,
-    ModelArguments,
-    PretrainingArguments,
-    check_ranges,
-    check_training,
-    refusing,
-)
+from .arguments import TOKEN_IDS, DataArguments, ModelArguments, PretrainingArguments, read_text_config
+from .checks import check
 from .signals import Interrupted, StopAtSignal
 from .trainer import SimMIMTrainer, TimeLimit
 
 logger = logging.get_logger(__name__)
 
-# From scratch without `--text_config`: the tiny BERT of Turc et al. 2019, which learns something on a CPU in minutes.
-TINY_BERT = {
-    "model_type": "bert",
-    "num_hidden_layers": 2,
-    "hidden_size": 128,
-    "num_attention_heads": 2,
-    "intermediate_size": 512,
-}
 # The built-in corpus is small, and the first command of a newcomer ends within four minutes on two cores.
 BUILT_IN_DEFAULTS = {"vocab_size": 8192, "num_train_epochs": 0.8, "max_minutes": 2.75, "learning_rate": 1e-3}
 DEFAULTS = {"vocab_size": 30522, "num_train_epochs": 1.0, "max_minutes": None, "learning_rate": 5e-4}
-
-
-SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
-TOKEN_IDS = [f"{kind}_token_id" for kind in ("pad", "bos", "eos", "cls", "sep")]
 
 
 class TokenizedText(NamedTuple):
@@ -409,75 +387,6 @@ class Pretraining:
         return {**facts, "options": card.options_of(data, options)}
 
 
-def check(model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments) -> None:
-    """Refuses what could only fail, or learn nothing, once training runs.
-
-    Raises:
-        ValueError: the message names the value and the remedy.
-    """
-    for options in (model_args, data_args):
-        check_ranges(options)
-    check_training(args)
-    config = check_model(model_args)
-    DataCollatorForSimMIM.check_options(data_args.collator_options())
-    if config.contrastive_weight and args.per_device_train_batch_size * args.world_size < 2:
-        raise ValueError(
-            "--per_device_train_batch_size 1 leaves a contrastive objective without negatives. Give 2 or more "
-            "(64 is usual), or an objective without a contrastive term: --objective mlm."
-        )
-    for name in RANGES:
-        if len(getattr(data_args, name)) > 2:
-            raise ValueError(f"--{name} takes one number, or a start and an end, not {getattr(data_args, name)}.")
-    if data_args.hard_negatives == "next" and data_args.streaming:
-        raise ValueError("--hard_negatives next needs the whole text: leave --streaming out.")
-    if data_args.train_file and data_args.dataset_name:
-        raise ValueError("Give --train_file or --dataset_name, not both.")
-    if args.bf16_full_eval or args.fp16_full_eval:
-        raise ValueError(
-            "--bf16_full_eval and --fp16_full_eval would leave the weights in half precision, for the first "
-            "evaluation comes before training. Give --bf16 or --fp16, which evaluate in it too."
-        )
-    if data_args.streaming and args.max_steps <= 0:
-        raise ValueError("--streaming does not know where an epoch ends: give --max_steps.")
-    if not 0 < data_args.validation_split_percentage < 100:
-        raise ValueError(
-            f"--validation_split_percentage is {data_args.validation_split_percentage}: give a number between 0 and "
-            "100, or a --validation_file."
-        )
-
-
-def check_model(model_args: ModelArguments) -> SimMIMConfig:
-    """The configuration of a model from scratch; refuses one that cannot be built, by building it without memory.
-
-    Raises:
-        ValueError: an option of the backbone that does not exist, or a value or size that cannot work.
-    """
-    text_config = dict(read_text_config(model_args.text_config))
-    given = isinstance(model_args.text_config, dict) or str(model_args.text_config).lstrip().startswith("{")
-    with refusing("--text_config"):
-        default = AutoConfig.for_model(text_config.get("model_type", "bert"))
-        known = [*vars(default), *default.attribute_map, *COMMON_OPTIONS]
-        for name, value in text_config.items():
-            if given and name not in known:  # a file may come from another version of transformers
-                raise ValueError(f"`{default.model_type}` has no option `{name}`.{nearest(name, known)}")
-            if name in SIZES and isinstance(value, int) and value < 1:
-                raise ValueError(f"`{name}` is {value}: give 1 or more.")
-    text_config |= {"vocab_size": model_args.vocab_size} | {name: 0 for name in TOKEN_IDS if name in known}
-    with refusing("the model cannot be built"):
-        config = SimMIMConfig(text_config=text_config, **model_args.config_options())
-        if model_args.num_hidden_layers is not None and not model_args.model_name_or_path:
-            keep_layers(config.text_config, model_args.num_hidden_layers)
-        with torch.device("meta"):
-            size = 4 * sum(parameter.numel() for parameter in SimMIMForPreTraining(config).parameters())
-    memory = psutil.virtual_memory().total
-    if size > memory:
-        raise ValueError(
-            f"the weights would take {size / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f}: lower the sizes "
-            "in --text_config, --vocab_size or --projection_dim."
-        )
-    return config
-
-
 def _checkpoint_to_resume(args: PretrainingArguments) -> str | None:
     """The checkpoint that `--resume_from_checkpoint` means; refuses to write over another run."""
     checkpoint = None
@@ -495,26 +404,6 @@ def _checkpoint_to_resume(args: PretrainingArguments) -> str | None:
 def _continues(checkpoint: str | None, output_dir: str) -> bool:
     """Whether a checkpoint is one of the run in a folder."""
     return bool(checkpoint) and Path(checkpoint).resolve().parent == Path(output_dir).resolve()
-
-
-def read_text_config(text_config: str | dict | None) -> dict:
-    """The backbone's options from a JSON object, a JSON file, or a model type; `TINY_BERT` where nothing is given."""
-    if text_config is None:
-        return dict(TINY_BERT)
-    if isinstance(text_config, dict):
-        return text_config
-    try:
-        if text_config.lstrip().startswith("{"):
-            return json.loads(text_config)
-        if os.path.isfile(text_config):
-            with open(text_config, encoding="utf-8") as file:
-                return dict(json.load(file))
-        return AutoConfig.for_model(text_config).to_dict()
-    except (TypeError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"--text_config `{text_config}` is neither a JSON object, nor a JSON file, nor a model type of "
-            f"transformers: {_first_line(error)}"
-        ) from error
 
 
 def _first_line(error: Exception) -> str:

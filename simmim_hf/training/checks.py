@@ -1,0 +1,115 @@
+"""What `simmim pretrain` refuses before it reads text: everything that could only fail, or learn nothing, later."""
+
+import psutil
+import torch
+from transformers import AutoConfig, Trainer, TrainingArguments, get_scheduler
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.utils import is_liger_kernel_available
+
+from ..data.collator import DataCollatorForSimMIM
+from ..model.backbones import keep_layers
+from ..model.configuration_simmim import COMMON_OPTIONS, SimMIMConfig, nearest
+from ..model.modeling_simmim import SimMIMForPreTraining
+from .arguments import (
+    RANGES,
+    TOKEN_IDS,
+    DataArguments,
+    ModelArguments,
+    PretrainingArguments,
+    check_ranges,
+    read_text_config,
+    refusing,
+)
+
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
+
+
+def check(model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments) -> None:
+    """Refuses what could only fail, or learn nothing, once training runs.
+
+    Raises:
+        ValueError: the message names the value and the remedy.
+    """
+    for options in (model_args, data_args):
+        check_ranges(options)
+    check_training(args)
+    config = check_model(model_args)
+    DataCollatorForSimMIM.check_options(data_args.collator_options())
+    if config.contrastive_weight and args.per_device_train_batch_size * args.world_size < 2:
+        raise ValueError(
+            "--per_device_train_batch_size 1 leaves a contrastive objective without negatives. Give 2 or more "
+            "(64 is usual), or an objective without a contrastive term: --objective mlm."
+        )
+    for name in RANGES:
+        if len(getattr(data_args, name)) > 2:
+            raise ValueError(f"--{name} takes one number, or a start and an end, not {getattr(data_args, name)}.")
+    if data_args.hard_negatives == "next" and data_args.streaming:
+        raise ValueError("--hard_negatives next needs the whole text: leave --streaming out.")
+    if data_args.train_file and data_args.dataset_name:
+        raise ValueError("Give --train_file or --dataset_name, not both.")
+    if args.bf16_full_eval or args.fp16_full_eval:
+        raise ValueError(
+            "--bf16_full_eval and --fp16_full_eval would leave the weights in half precision, for the first "
+            "evaluation comes before training. Give --bf16 or --fp16, which evaluate in it too."
+        )
+    if data_args.streaming and args.max_steps <= 0:
+        raise ValueError("--streaming does not know where an epoch ends: give --max_steps.")
+    if not 0 < data_args.validation_split_percentage < 100:
+        raise ValueError(
+            f"--validation_split_percentage is {data_args.validation_split_percentage}: give a number between 0 and "
+            "100, or a --validation_file."
+        )
+
+
+def check_model(model_args: ModelArguments) -> SimMIMConfig:
+    """The configuration of a model from scratch; refuses one that cannot be built, by building it without memory.
+
+    Raises:
+        ValueError: an option of the backbone that does not exist, or a value or size that cannot work.
+    """
+    text_config = dict(read_text_config(model_args.text_config))
+    given = isinstance(model_args.text_config, dict) or str(model_args.text_config).lstrip().startswith("{")
+    with refusing("--text_config"):
+        default = AutoConfig.for_model(text_config.get("model_type", "bert"))
+        known = [*vars(default), *default.attribute_map, *COMMON_OPTIONS]
+        for name, value in text_config.items():
+            if given and name not in known:  # a file may come from another version of transformers
+                raise ValueError(f"`{default.model_type}` has no option `{name}`.{nearest(name, known)}")
+            if name in SIZES and isinstance(value, int) and value < 1:
+                raise ValueError(f"`{name}` is {value}: give 1 or more.")
+    text_config |= {"vocab_size": model_args.vocab_size} | {name: 0 for name in TOKEN_IDS if name in known}
+    with refusing("the model cannot be built"):
+        config = SimMIMConfig(text_config=text_config, **model_args.config_options())
+        if model_args.num_hidden_layers is not None and not model_args.model_name_or_path:
+            keep_layers(config.text_config, model_args.num_hidden_layers)
+        with torch.device("meta"):
+            size = 4 * sum(parameter.numel() for parameter in SimMIMForPreTraining(config).parameters())
+    memory = psutil.virtual_memory().total
+    if size > memory:
+        raise ValueError(
+            f"the weights would take {size / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f}: lower the sizes "
+            "in --text_config, --vocab_size or --projection_dim."
+        )
+    return config
+
+
+def check_training(args: TrainingArguments) -> None:
+    """Makes what the options name, as Trainer does later, for one parameter: whatever is missing shows here.
+
+    Raises:
+        ValueError: a package that is not installed, or arguments that an optimizer or a schedule does not take.
+    """
+    with refusing(f"--report_to {' '.join(args.report_to)}"):
+        for callback in get_reporting_integration_callbacks(args.report_to):
+            callback()
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise ValueError("--use_liger_kernel needs a package: pip install liger-kernel, or leave it out.")
+    layer = torch.nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    if not args.optim_target_modules:  # which are looked for in the real model
+        with refusing(f"--optim {args.optim.value}, --optim_args {args.optim_args}"):
+            optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, layer)
+            optimizer = optimizer_class(layer.parameters(), **options)
+    kind, kwargs = args.lr_scheduler_type, args.lr_scheduler_kwargs
+    with refusing(f"--lr_scheduler_type {kind.value}, --lr_scheduler_kwargs {kwargs}"):
+        get_scheduler(kind, optimizer, args.get_warmup_steps(100), 100, scheduler_specific_kwargs=kwargs)
