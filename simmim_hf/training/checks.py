@@ -11,7 +11,6 @@ from ..model.backbones import keep_layers
 from ..model.configuration_simmim import COMMON_OPTIONS, SimMIMConfig, nearest
 from ..model.modeling_simmim import SimMIMForPreTraining
 from .arguments import (
-    RANGES,
     TOKEN_IDS,
     DataArguments,
     ModelArguments,
@@ -40,9 +39,6 @@ def check(model_args: ModelArguments, data_args: DataArguments, args: Pretrainin
             "--per_device_train_batch_size 1 leaves a contrastive objective without negatives. Give 2 or more "
             "(64 is usual), or an objective without a contrastive term: --objective mlm."
         )
-    for name in RANGES:
-        if len(getattr(data_args, name)) > 2:
-            raise ValueError(f"--{name} takes one number, or a start and an end, not {getattr(data_args, name)}.")
     if data_args.hard_negatives == "next" and data_args.streaming:
         raise ValueError("--hard_negatives next needs the whole text: leave --streaming out.")
     if data_args.train_file and data_args.dataset_name:

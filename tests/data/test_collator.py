@@ -407,7 +407,7 @@ def test_save_and_load(tokenizer, tmp_path):
         ({"mask_replace_prob": 1.1}, r"mask_replace_prob=1.1.*0 to 1"),
         ({"random_replace_prob": -0.1}, r"random_replace_prob=-0.1.*0 to 1"),
         ({"mask_replace_prob": 0.8, "random_replace_prob": 0.3}, r"0.8.*0.3.*more than 1.*lower"),
-        ({"mean_span_length": 0.5}, r"mean_span_length=0.5.*1 or more"),
+        ({"mean_span_length": 0.5}, r"mean_span_length=0.5.*from 1 to 4096"),
         ({"max_length": 2}, r"max_length=2.*3 or more"),
     ],
 )

@@ -93,7 +93,7 @@ def test_default_units(tmp_path):
 
 
 def test_units_that_do_not_exist(tmp_path):
-    (tmp_path / "a.txt").write_text("a text\n")
+    (tmp_path / "a.txt").write_text("text\none text\n")
     with pytest.raises(
         ValueError, match=r"text_unit is 'row', and .*a.txt' has none: choose from line, paragraph, file"
     ):

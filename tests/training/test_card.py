@@ -291,7 +291,7 @@ def test_a_resumed_run_says_from_where(run, tmp_path):
     options += ["--save_steps", "2", "--save_total_limit", "1"]
     assert main(["pretrain", *options, "--max_steps", "2"]) == 0
     first = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert main(["pretrain", *options, "--max_steps", "6", "--resume_from_checkpoint", "last"]) == 0
+    assert main(["pretrain", *options, "--max_steps", "6", "--resume_from_checkpoint", "last", "--allow_changed"]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["resumed_at_step"] == 2 and results["steps"] == 6
     assert (
