@@ -69,7 +69,6 @@ class Evaluation:
     def __init__(self, args: EvaluationArguments):
         self.args = args
         self.device = _device(args.device)
-        os.makedirs(args.output_dir, exist_ok=True)  # found out here rather than when everything is measured
         self.mteb_tasks = _mteb_tasks(args.mteb) if args.mteb else []
         self.tasks = load_tasks(args.tasks or (), args.seed)
         self.tokenizer = corpora.load_tokenizer(args.model)
@@ -83,6 +82,7 @@ class Evaluation:
             self.language_model = load_language_model(args.model, self.device)
             if "masked" in self.language_model.options:
                 masked_rows([], self.tokenizer, args.mlm_probability, args.seed)  # refuses a bad tokenizer or share
+        os.makedirs(args.output_dir, exist_ok=True)  # found out here rather than when everything is measured
 
     def run(self, argv: Sequence[str] | None = None) -> dict:
         """Measures everything, writes `results.json` and `results.md`, and prints the table.
