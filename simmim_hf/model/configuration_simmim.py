@@ -44,8 +44,8 @@ OBJECTIVES = {
     "simmim": JOINT,
     "fused": {**JOINT, "clm_weight": 1.0},
     "spans": {**JOINT, **TWO_VIEWS, "positive_view": "span"},
-    # At a temperature of 0.05 the contrastive gradient in the encoder is ten times as long as the masked one. At weight
-    # 0.1 they are equal, and masked-token prediction leaves its plateau late.
+    # At a temperature of 0.05 the contrastive gradient in the encoder is ten times as long as the masked one. They are
+    # equal at a weight of 0.1, where masked-token prediction leaves its plateau late.
     "snippets": {**JOINT, **TWO_VIEWS, "positive_view": "snippet", "contrastive_weight": 0.05},
 }
 
