@@ -12,6 +12,7 @@ from transformers import AutoConfig, HfArgumentParser, TrainingArguments
 
 from ..data import corpora
 from ..data.collator import DataCollatorForSimMIM
+from ..model.backbones import keep_layers
 from ..model.configuration_simmim import OBJECTIVES, WEIGHTS, SimMIMConfig
 from ..options import option, options_of
 
@@ -162,6 +163,21 @@ class ModelArguments(ObjectiveOptions):
             preset.pop("pooling", None)  # that of the model stays
         options = {each.name: getattr(self, each.name) for each in fields(ObjectiveOptions)}
         return {**preset, **{name: value for name, value in options.items() if value is not None}}
+
+    def new_config(self, vocab_size: int, token_ids: dict[str, int | None]) -> SimMIMConfig:
+        """The configuration of a model from scratch.
+
+        Args:
+            token_ids: of the special tokens by the names `TOKEN_IDS`, of which the backbone takes those that it has
+        """
+        text_config = {**read_text_config(self.text_config), "vocab_size": vocab_size}
+        config = SimMIMConfig(text_config=text_config, **self.config_options())
+        if self.num_hidden_layers is not None and not self.model_name_or_path:
+            keep_layers(config.text_config, self.num_hidden_layers)
+        for name, token_id in token_ids.items():
+            if hasattr(config.text_config, name):
+                setattr(config.text_config, name, token_id)
+        return config
 
 
 @dataclass

@@ -16,11 +16,6 @@ from transformers.utils import CONFIG_NAME, logging
 
 from .. import records
 
-
-class DiskFull(Exception):
-    """There is no room for what has to be saved."""
-
-
 logger = logging.get_logger(__name__)
 
 MANIFEST = "manifest.json"
@@ -34,6 +29,10 @@ PARTS = {
     "random state": ("rng_state*.pth",),
 }
 DEEPSPEED = "latest"
+
+
+class DiskFull(Exception):
+    """There is no room for what has to be saved."""
 
 
 def seal(folder: Path) -> None:

@@ -7,7 +7,6 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import is_liger_kernel_available
 
 from ..data.collator import DataCollatorForSimMIM
-from ..model.backbones import keep_layers
 from ..model.configuration_simmim import COMMON_OPTIONS, SimMIMConfig, nearest
 from ..model.modeling_simmim import SimMIMForPreTraining
 from .arguments import (
@@ -63,7 +62,7 @@ def check_model(model_args: ModelArguments) -> SimMIMConfig:
     Raises:
         ValueError: an option of the backbone that does not exist, or a value or size that cannot work.
     """
-    text_config = dict(read_text_config(model_args.text_config))
+    text_config = read_text_config(model_args.text_config)
     given = isinstance(model_args.text_config, dict) or str(model_args.text_config).lstrip().startswith("{")
     with refusing("--text_config"):
         default = AutoConfig.for_model(text_config.get("model_type", "bert"))
@@ -73,11 +72,8 @@ def check_model(model_args: ModelArguments) -> SimMIMConfig:
                 raise ValueError(f"`{default.model_type}` has no option `{name}`.{nearest(name, known)}")
             if name in SIZES and isinstance(value, int) and value < 1:
                 raise ValueError(f"`{name}` is {value}: give 1 or more.")
-    text_config |= {"vocab_size": model_args.vocab_size} | {name: 0 for name in TOKEN_IDS if name in known}
     with refusing("the model cannot be built"):
-        config = SimMIMConfig(text_config=text_config, **model_args.config_options())
-        if model_args.num_hidden_layers is not None and not model_args.model_name_or_path:
-            keep_layers(config.text_config, model_args.num_hidden_layers)
+        config = model_args.new_config(model_args.vocab_size, dict.fromkeys(TOKEN_IDS, 0))
         with torch.device("meta"):
             size = 4 * sum(parameter.numel() for parameter in SimMIMForPreTraining(config).parameters())
     memory = psutil.virtual_memory().total

@@ -25,12 +25,10 @@ from ..evaluation.language_modelling import unigram_cross_entropy
 from ..evaluation.measure import similarity_spearman
 from ..evaluation.metrics import retrieval_metrics, tfidf_reciprocal_rank
 from ..evaluation.tasks import load_scored_pairs
-from ..model.backbones import keep_layers
-from ..model.configuration_simmim import SimMIMConfig
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..quantities import QUANTITIES
 from . import card, checkpoints, report
-from .arguments import TOKEN_IDS, DataArguments, ModelArguments, PretrainingArguments, read_text_config
+from .arguments import TOKEN_IDS, DataArguments, ModelArguments, PretrainingArguments
 from .checks import check
 from .signals import Interrupted, StopAtSignal
 from .trainer import SimMIMTrainer, TimeLimit
@@ -84,10 +82,10 @@ def read_text(data_args: DataArguments, seed: int) -> tuple[Dataset | IterableDa
             data_args.validation_file, data_args.text_column, text_unit=data_args.text_unit
         )
     if data_args.streaming:
-        held_out = Dataset.from_list(list(train.take(1000)))
-        if next(iter(train.skip(1000)), None) is None:
-            raise ValueError(f"a stream holds out its first 1,000 texts, and has {len(held_out)}: --validation_file.")
-        return train.skip(1000), held_out
+        first = list(train.take(1001))
+        if len(first) <= 1000:
+            raise ValueError(f"a stream holds out its first 1,000 texts, and has {len(first)}: --validation_file.")
+        return train.skip(1000), Dataset.from_list(first[:1000])
     return corpora.split_held_out(train, data_args.validation_split_percentage / 100, seed=seed)
 
 
@@ -107,20 +105,13 @@ def get_tokenizer(
 
 def build_model(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> SimMIMForPreTraining:
     """The model to start from, or one with random weights, with room for all tokens."""
-    options = model_args.config_options()
     if model_args.model_name_or_path:
-        options |= {"dtype": "float32", "num_hidden_layers": model_args.num_hidden_layers}
-        model = SimMIMForPreTraining.from_backbone(model_args.model_name_or_path, **options)
+        options = {"num_hidden_layers": model_args.num_hidden_layers, **model_args.config_options()}
+        model = SimMIMForPreTraining.from_backbone(model_args.model_name_or_path, dtype="float32", **options)
         if len(tokenizer) > model.config.vocab_size:
             model.resize_token_embeddings(len(tokenizer))
         return model
-    text_config = {**read_text_config(model_args.text_config), "vocab_size": len(tokenizer)}
-    config = SimMIMConfig(text_config=text_config, **options)
-    if model_args.num_hidden_layers is not None:
-        keep_layers(config.text_config, model_args.num_hidden_layers)
-    for name in TOKEN_IDS:
-        if hasattr(config.text_config, name):
-            setattr(config.text_config, name, getattr(tokenizer, name))
+    config = model_args.new_config(len(tokenizer), {name: getattr(tokenizer, name) for name in TOKEN_IDS})
     return SimMIMForPreTraining(config)
 
 
