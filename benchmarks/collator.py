@@ -16,7 +16,7 @@ from pathlib import Path
 from transformers import DataCollatorForLanguageModeling
 
 from simmim_hf import DataCollatorForSimMIM
-from simmim_hf.data import corpora
+from simmim_hf.data import corpora, tokenization
 
 
 def main() -> None:
@@ -34,10 +34,12 @@ def main() -> None:
 
     text = corpora.load_text(arguments.text)
     if arguments.tokenizer:
-        tokenizer = corpora.load_tokenizer(arguments.tokenizer)
+        tokenizer = tokenization.load_tokenizer(arguments.tokenizer)
     else:
-        tokenizer = corpora.train_tokenizer(text["text"])
-    tokens, _ = corpora.tokenize(text.select(range(min(arguments.rows, len(text)))), tokenizer, arguments.max_length)
+        tokenizer = tokenization.train_tokenizer(text["text"])
+    tokens, _ = tokenization.tokenize(
+        text.select(range(min(arguments.rows, len(text)))), tokenizer, arguments.max_length
+    )
     rows, size = [{"input_ids": ids} for ids in tokens["input_ids"]], arguments.batch_size
     collators = {
         "simmim_hf": DataCollatorForSimMIM(tokenizer, whole_word_mask=arguments.whole_word_mask),

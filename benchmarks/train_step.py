@@ -37,7 +37,7 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from simmim_hf import DataCollatorForSimMIM, SimMIMConfig, SimMIMForPreTraining
-from simmim_hf.data import corpora
+from simmim_hf.data import corpora, tokenization
 from simmim_hf.model.losses import contrastive_cross_entropy, similarity_matrix
 
 TEMPERATURE = 0.05
@@ -169,7 +169,7 @@ def make_batches(arguments, tokenizer, device) -> list[dict]:
     if not arguments.paragraphs:
         sentences = [s for line in text["text"] for s in re.split(r"(?<=[a-z][.!?]) (?=[A-Z])", line)]
         text = Dataset.from_dict({"text": sentences}).shuffle(seed=0)
-    tokens, _ = corpora.tokenize(text, tokenizer, arguments.max_length)
+    tokens, _ = tokenization.tokenize(text, tokenizer, arguments.max_length)
     if arguments.paragraphs:
         tokens = tokens.filter(lambda row: row["length"] == arguments.max_length)
     multiple = arguments.max_length if arguments.pad_to_max_length else None
@@ -236,9 +236,9 @@ def main() -> None:
     device = torch.device(arguments.device)
     in_bfloat16 = CONTENDERS if arguments.bf16 else {"simmim_bf16"}
     dtypes = {name: torch.bfloat16 if name in in_bfloat16 else torch.float32 for name in arguments.contenders}
-    tokenizer = corpora.load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
+    tokenizer = tokenization.load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
     if tokenizer is None:
-        tokenizer = corpora.train_tokenizer(corpora.load_text(arguments.text)["text"])
+        tokenizer = tokenization.train_tokenizer(corpora.load_text(arguments.text)["text"])
     batches = make_batches(arguments, tokenizer, device)
     config = BertConfig(
         vocab_size=len(tokenizer),

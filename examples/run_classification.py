@@ -23,7 +23,7 @@ from downstream import (
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, EvalPrediction, Trainer
 
-from simmim_hf.data import corpora
+from simmim_hf.data import tokenization
 
 
 @dataclass
@@ -50,7 +50,7 @@ def main():
     number_of, names = find_classes(data, args.label_column)
     data = limit_train(data, args, training_args.seed)
 
-    tokenizer = corpora.load_tokenizer(args.model_name_or_path)
+    tokenizer = tokenization.load_tokenizer(args.model_name_or_path)
     label2id = {name: number for number, name in names.items()}
     model = load_model(AutoModelForSequenceClassification, args, id2label=names, label2id=label2id)
 

@@ -17,7 +17,7 @@ from downstream import DownstreamArguments, evaluate, limit_train, load_model, l
 from transformers import AutoConfig, AutoModelForCausalLM, DataCollatorForLanguageModeling, EvalPrediction, Trainer
 
 from simmim_hf import SimMIMForPreTraining, encode
-from simmim_hf.data import corpora
+from simmim_hf.data import tokenization
 
 
 @dataclass
@@ -58,7 +58,7 @@ def coherence(texts: list[str], name: str) -> float | None:
     sentences = [sentence for text in texts for sentence in text]
     same_text = np.repeat(np.arange(len(texts)), list(map(len, texts)))
     model = SimMIMForPreTraining.from_backbone(name, pooling="mean", dtype="float32").base_model
-    vectors = encode(model, corpora.load_tokenizer(name), sentences, max_length=128)
+    vectors = encode(model, tokenization.load_tokenizer(name), sentences, max_length=128)
     cosines = (vectors[:-1] * vectors[1:]).sum(1)[same_text[:-1] == same_text[1:]]
     return float(cosines.mean()) if len(cosines) else None
 
@@ -66,10 +66,10 @@ def coherence(texts: list[str], name: str) -> float | None:
 def main():
     args, training_args = parse(ScriptArguments)
     data = limit_train(load_splits(args, args.text_column), args, training_args.seed)
-    tokenizer = corpora.load_tokenizer(args.model_name_or_path)
+    tokenizer = tokenization.load_tokenizer(args.model_name_or_path)
     for split, rows in data.items():
         rows = rows.select_columns(args.text_column).rename_columns({args.text_column: "text"})
-        data[split], _ = corpora.tokenize(rows, tokenizer, args.max_seq_length)
+        data[split], _ = tokenization.tokenize(rows, tokenizer, args.max_seq_length)
     held_out = data.get("test", data.get("validation"))
     length = args.prompt_length + args.max_new_tokens
     prompts = held_out.filter(lambda row: row["length"] > length)[: args.num_prompts]["input_ids"]

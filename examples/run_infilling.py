@@ -17,7 +17,7 @@ from downstream import load_file, save_results
 from transformers import HfArgumentParser, PreTrainedTokenizerBase, set_seed
 
 from simmim_hf import SimMIMForMaskedLM, SimMIMForPreTraining
-from simmim_hf.data import corpora
+from simmim_hf.data import tokenization
 
 
 @dataclass
@@ -118,7 +118,7 @@ def main():
     if not args.texts and not args.evaluate:
         raise ValueError("Give --texts with gaps, or --evaluate with a file of held-out texts.")
     set_seed(args.seed)
-    tokenizer, model = corpora.load_tokenizer(args.model_name_or_path), load_model(args.model_name_or_path)
+    tokenizer, model = tokenization.load_tokenizer(args.model_name_or_path), load_model(args.model_name_or_path)
     results = {}
     if args.texts:
         results["filled"] = {text: fill(text, model, tokenizer, args) for text in args.texts}

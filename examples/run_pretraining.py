@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 from simmim_hf import DataCollatorForSimMIM, SimMIMConfig, SimMIMForPreTraining
-from simmim_hf.data import corpora
+from simmim_hf.data import corpora, tokenization
 from simmim_hf.model.configuration_simmim import OBJECTIVES
 
 
@@ -47,8 +47,8 @@ class ScriptArguments:
 def load_tokenizer(args: ScriptArguments, text):
     name = args.tokenizer_name_or_path or args.model_name_or_path
     if name is not None:
-        return corpora.load_tokenizer(name)
-    return corpora.train_tokenizer(text["text"], args.vocab_size)
+        return tokenization.load_tokenizer(name)
+    return tokenization.train_tokenizer(text["text"], args.vocab_size)
 
 
 def build_model(args: ScriptArguments, tokenizer) -> SimMIMForPreTraining:
@@ -81,8 +81,8 @@ def main():
         tokenizer = load_tokenizer(args, train_text)
         model = build_model(args, tokenizer)
         options = {"max_length": args.max_seq_length, "passages": model.config.passages_per_row}
-        train_dataset, counts = corpora.tokenize(train_text, tokenizer, **options)
-        eval_dataset, _ = corpora.tokenize(validation_text, tokenizer, **options)
+        train_dataset, counts = tokenization.tokenize(train_text, tokenizer, **options)
+        eval_dataset, _ = tokenization.tokenize(validation_text, tokenizer, **options)
     if training_args.process_index == 0:
         print(f"{counts.documents} training texts, {counts.tokens} tokens; {len(eval_dataset)} rows for evaluation")
 

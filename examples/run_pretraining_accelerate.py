@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
 from simmim_hf import DataCollatorForSimMIM, SimMIMConfig, SimMIMForPreTraining
-from simmim_hf.data import corpora
+from simmim_hf.data import corpora, tokenization
 from simmim_hf.model.configuration_simmim import OBJECTIVES
 
 
@@ -50,7 +50,7 @@ def load_data(args: argparse.Namespace):
     else:
         train_text, validation_text = corpora.split_held_out(train_text)
     name = args.tokenizer_name_or_path or args.model_name_or_path
-    tokenizer = corpora.load_tokenizer(name) if name else corpora.train_tokenizer(train_text["text"])
+    tokenizer = tokenization.load_tokenizer(name) if name else tokenization.train_tokenizer(train_text["text"])
     return tokenizer, train_text, validation_text
 
 
@@ -73,7 +73,7 @@ def main():
         tokenizer, *texts = load_data(args)
         model = build_model(args, tokenizer)
         options = {"max_length": args.max_seq_length, "passages": model.config.passages_per_row}
-        train_dataset, validation_dataset = (corpora.tokenize(text, tokenizer, **options)[0] for text in texts)
+        train_dataset, validation_dataset = (tokenization.tokenize(text, tokenizer, **options)[0] for text in texts)
     options = {"mlm_probability": args.mlm_probability, "whole_word_mask": args.whole_word_mask, "seed": args.seed}
     collator = DataCollatorForSimMIM.for_config(tokenizer, model.config, max_length=args.max_seq_length, **options)
     batch_size = args.per_device_train_batch_size

@@ -18,7 +18,7 @@ from datasets import Dataset, DatasetDict
 from downstream import DownstreamArguments, limit_train, load_model, load_splits, parse, save_results, sizes
 from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer
 
-from simmim_hf.data import corpora
+from simmim_hf.data import tokenization
 
 
 @dataclass
@@ -68,7 +68,7 @@ def word_f1(predicted: list[str], right: list[str]) -> float:
 def main():
     args, training_args = parse(ScriptArguments)
     data = load_splits(args, "question", "context")
-    tokenizer = corpora.load_tokenizer(args.model_name_or_path)
+    tokenizer = tokenization.load_tokenizer(args.model_name_or_path)
     check(data, tokenizer, args)
     data = limit_train(data.map(with_answers), args, training_args.seed)
     model = load_model(AutoModelForQuestionAnswering, args)

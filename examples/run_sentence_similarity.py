@@ -17,7 +17,7 @@ from torch import nn
 from transformers import Trainer
 
 from simmim_hf import SimMIMForPreTraining, SimMIMModel
-from simmim_hf.data import corpora
+from simmim_hf.data import tokenization
 from simmim_hf.evaluation.measure import similarity_spearman
 from simmim_hf.model.losses import contrastive_cross_entropy, similarity_matrix
 
@@ -52,7 +52,7 @@ def main():
         if not 0 <= min(rows["score"]) <= max(rows["score"]) <= args.max_score:
             raise ValueError(f"The {split} data has scores below 0 or above {args.max_score}: set --max_score.")
     data = limit_train(data, args, training_args.seed)
-    tokenizer, model = corpora.load_tokenizer(args.model_name_or_path), load_encoder(args)
+    tokenizer, model = tokenization.load_tokenizer(args.model_name_or_path), load_encoder(args)
     max_length = min(args.max_seq_length, model.max_length)
 
     def collate(rows: list[dict]) -> dict[str, torch.Tensor]:

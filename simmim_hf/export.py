@@ -23,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 
 from . import records
-from .data.corpora import load_tokenizer
+from .data.tokenization import load_tokenizer
 from .model import modeling_simmim
 from .model.backbones import can_be_decoder, class_with_head, is_decoder_family, native_head, without_pooler
 from .model.configuration_simmim import SimMIMConfig

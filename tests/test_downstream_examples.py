@@ -23,7 +23,7 @@ from transformers import (
     EvalPrediction,
 )
 
-from simmim_hf.data import corpora
+from simmim_hf.data import tokenization
 from simmim_hf.evaluation.measure import similarity_spearman
 
 SCRIPTS = {
@@ -91,7 +91,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return corpora.train_tokenizer([row["text"] for row in rows(200, 2)], 250, show_progress=False)
+    return tokenization.train_tokenizer([row["text"] for row in rows(200, 2)], 250, show_progress=False)
 
 
 @pytest.fixture(scope="module")

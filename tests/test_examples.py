@@ -11,7 +11,7 @@ from helpers import EXAMPLES, TINY, environment, run_python
 from transformers import AutoModelForPreTraining, AutoTokenizer, BertConfig, BertForMaskedLM
 
 from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining
-from simmim_hf.data import corpora
+from simmim_hf.data import tokenization
 
 SCRIPTS = ("run_pretraining.py", "run_pretraining_accelerate.py")
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -46,7 +46,7 @@ def text_file(tmp_path_factory):
 def backbone(tmp_path_factory, text_file):
     """A saved BERT with its head and tokenizer."""
     folder = tmp_path_factory.mktemp("backbone")
-    tokenizer = corpora.train_tokenizer(text_file.read_text().split("\n"), 99, show_progress=False)
+    tokenizer = tokenization.train_tokenizer(text_file.read_text().split("\n"), 99, show_progress=False)
     tokenizer.save_pretrained(folder)
     BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **TINY)).save_pretrained(folder)
     return folder

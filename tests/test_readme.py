@@ -11,7 +11,7 @@ from helpers import TINY
 from transformers import BertConfig, BertForMaskedLM
 
 from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining, cli
-from simmim_hf.data import corpora
+from simmim_hf.data import tokenization
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 TEXT = ["The capital of France is Paris.", "A sentence about rivers, stones and gardens.", "Another one."] * 30
@@ -31,7 +31,7 @@ def folder(tmp_path, monkeypatch):
     """The folder a reader would be in: their text, a checkpoint of their own, and the Hub's models by their ids."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "corpus.txt").write_text("\n".join(TEXT))
-    tokenizer = corpora.train_tokenizer(TEXT, 99, show_progress=False)
+    tokenizer = tokenization.train_tokenizer(TEXT, 99, show_progress=False)
     base = tmp_path / "google-bert" / "bert-base-uncased"
     BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **TINY)).save_pretrained(base)
     tokenizer.save_pretrained(base)

@@ -20,7 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from .. import records
-from ..data import corpora
+from ..data import tokenization
 from ..evaluation.language_modelling import load_language_model, unigram_cross_entropy
 from ..evaluation.measure import measure
 from ..evaluation.metrics import tfidf_reciprocal_rank
@@ -249,7 +249,7 @@ class Comparison:
         try:
             model_args, data_args, args = self._arguments(options)
             set_seed(seed)
-            tokenizer = corpora.load_tokenizer(initial)
+            tokenizer = tokenization.load_tokenizer(initial)
             model = pretraining.build_model(model_args, tokenizer)
             max_length = min(data_args.max_seq_length, model.simmim.max_length)
             tokenizer.model_max_length = max_length

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .. import quantities, records
-from ..data import corpora
+from ..data import tokenization
 from ..model.configuration_simmim import Pooling, SimMIMConfig
 from ..options import option
 from .encoding import load_encoder
@@ -71,7 +71,7 @@ class Evaluation:
         self.device = _device(args.device)
         self.mteb_tasks = _mteb_tasks(args.mteb) if args.mteb else []
         self.tasks = load_tasks(args.tasks or (), args.seed)
-        self.tokenizer = corpora.load_tokenizer(args.model)
+        self.tokenizer = tokenization.load_tokenizer(args.model)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token  # padding is masked, so that any token will do
         self.encoder = load_encoder(args.model, args.pooling).to(self.device)

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..data import corpora
+from ..data import tokenization
 from . import language_modelling, metrics
 from .encoding import encode
 from .tasks import Task
@@ -135,7 +135,7 @@ def _plain_text(
         options = language_model.options[direction]
         return language_modelling.predict_tokens(language_model.model, rows, batch_size, desc, **options)
 
-    rows, _ = corpora.tokenize(task.test, tokenizer, max_length, long_texts="truncate")
+    rows, _ = tokenization.tokenize(task.test, tokenizer, max_length, long_texts="truncate")
     truncated = sum(len(whole) > max_length for whole in tokenizer(task.test["text"][:], verbose=False)["input_ids"])
     ids = rows["input_ids"][:]
     values = {"texts": len(ids), "tokens": sum(map(len, ids)), "truncated": truncated}
@@ -149,7 +149,7 @@ def _plain_text(
         loss, _ = predict("causal", language_modelling.next_token_rows(ids), "Next tokens")
         values |= {"clm_loss": loss, "perplexity": float(np.exp(loss))}
     if task.train is not None:
-        train, _ = corpora.tokenize(task.train, tokenizer, max_length, long_texts="truncate")
+        train, _ = tokenization.tokenize(task.train, tokenizer, max_length, long_texts="truncate")
         values["unigram_cross_entropy"] = language_modelling.unigram_cross_entropy(train, rows, tokenizer)
     return values
 

@@ -10,7 +10,7 @@ from typing import get_args, get_origin
 import torch
 from transformers import AutoConfig, HfArgumentParser, TrainingArguments
 
-from ..data import corpora
+from ..data import corpora, tokenization
 from ..data.collator import DataCollatorForSimMIM
 from ..model.backbones import keep_layers
 from ..model.configuration_simmim import OBJECTIVES, WEIGHTS, SimMIMConfig
@@ -202,7 +202,7 @@ class DataArguments(CorruptionOptions):
     long_texts: str = option(
         "split",
         "A document longer than --max_seq_length is split into passages, or is truncated to its first.",
-        choices=list(get_args(corpora.LongTexts)),
+        choices=list(get_args(tokenization.LongTexts)),
     )
     streaming: bool = option(False, "Read while training instead of first; needs --max_steps.")
     validation_split_percentage: float = option(5, "Part of the training text that is held out, 2,000 rows at most.")

@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from .. import records
-from ..data import corpora, docstrings
+from ..data import corpora, docstrings, tokenization
 from ..data.collator import DataCollatorForSimMIM
 from ..evaluation.encoding import encode
 from ..evaluation.language_modelling import unigram_cross_entropy
@@ -45,8 +45,8 @@ class TokenizedText(NamedTuple):
 
     train: Dataset | IterableDataset
     held_out: Dataset
-    train_counts: corpora.TokenCounts | None
-    held_out_counts: corpora.TokenCounts
+    train_counts: tokenization.TokenCounts | None
+    held_out_counts: tokenization.TokenCounts
 
 
 def fill_defaults(model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments) -> None:
@@ -98,9 +98,11 @@ def get_tokenizer(
     """The tokenizer that the options name, that of a checkpoint to resume, or one that is trained on the text."""
     name = model_args.tokenizer_name or model_args.model_name_or_path or checkpoint
     if name:
-        return corpora.load_tokenizer(name)
+        return tokenization.load_tokenizer(name)
     texts = train if isinstance(train, Dataset) else train.take(100_000)
-    return corpora.train_tokenizer((row["text"] for row in texts), model_args.vocab_size, show_progress=show_progress)
+    return tokenization.train_tokenizer(
+        (row["text"] for row in texts), model_args.vocab_size, show_progress=show_progress
+    )
 
 
 def build_model(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> SimMIMForPreTraining:
@@ -137,11 +139,11 @@ def tokenize_text(
         "long_texts": data_args.long_texts,
         "passages": passages,
     }
-    train, train_counts = corpora.tokenize(train, tokenizer, **options)
+    train, train_counts = tokenization.tokenize(train, tokenizer, **options)
     if train_counts is None:
         # Without an end: Trainer counts all steps of a stream as one epoch, and skips within it when it resumes.
         train = train.repeat(None)
-    held_out, held_out_counts = corpora.tokenize(held_out, tokenizer, **options)
+    held_out, held_out_counts = tokenization.tokenize(held_out, tokenizer, **options)
     return TokenizedText(train, held_out, train_counts, held_out_counts)
 
 

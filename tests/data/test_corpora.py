@@ -13,16 +13,14 @@ from datasets import Dataset, IterableDataset
 from helpers import run_python
 from transformers import AutoTokenizer, BertTokenizer, CanineTokenizer
 
-from simmim_hf.data import corpora, docstrings
+from simmim_hf.data import corpora, docstrings, tokenization
 from simmim_hf.data.corpora import (
     DataError,
     load_hub_text,
     load_text,
-    load_tokenizer,
     split_held_out,
-    tokenize,
-    train_tokenizer,
 )
+from simmim_hf.data.tokenization import load_tokenizer, tokenize, train_tokenizer
 
 TEXTS = ["a first line", "None", "the last one"]  # "None" is a word, not a missing value
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
@@ -340,7 +338,7 @@ def test_trained_tokenizer_round_trip(tmp_path, lowercase):
 @pytest.mark.slow
 def test_training_a_tokenizer_is_deterministic():
     code = (
-        "from simmim_hf.data.corpora import *; import pathlib, sys\n"
+        "from simmim_hf.data.tokenization import *; import pathlib, sys\n"
         "texts = pathlib.Path(sys.argv[1]).read_text().splitlines()\n"
         "print(sorted(train_tokenizer(texts, 600, show_progress=False).get_vocab().items()))"
     )
@@ -363,7 +361,7 @@ def test_rare_characters_do_not_fill_the_vocabulary():
 def test_one_endless_word_does_not_stall_the_training_of_a_tokenizer():
     """Uncut, the trainer would join its characters to tokens of any length."""
     texts = ["plain words of english", "ab" * 100_000]
-    assert max(map(len, train_tokenizer(texts, 200, show_progress=False).get_vocab())) <= corpora.LONGEST_WORD + 2
+    assert max(map(len, train_tokenizer(texts, 200, show_progress=False).get_vocab())) <= tokenization.LONGEST_WORD + 2
 
 
 def test_bare_vocabulary(shared_data):

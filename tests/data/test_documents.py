@@ -7,7 +7,8 @@ import pytest
 from datasets import Dataset
 from helpers import tiny_tokenizer
 
-from simmim_hf.data.corpora import load_text, split_held_out, text_units, tokenize
+from simmim_hf.data.corpora import load_text, split_held_out, text_units
+from simmim_hf.data.tokenization import tokenize
 
 CLS, SEP = 2, 3
 

@@ -10,7 +10,7 @@ from helpers import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from simmim_hf import SimMIMForMaskedLM
-from simmim_hf.data.corpora import tokenize
+from simmim_hf.data.tokenization import tokenize
 from simmim_hf.evaluation.language_modelling import (
     load_language_model,
     masked_rows,

@@ -9,7 +9,7 @@ from helpers import tiny_model, tiny_tokenizer
 from transformers import BertConfig
 
 from simmim_hf import SimMIMConfig, SimMIMForPreTraining
-from simmim_hf.data.corpora import load_tokenizer
+from simmim_hf.data.tokenization import load_tokenizer
 from simmim_hf.evaluation import encode
 from simmim_hf.evaluation.encoding import load_encoder
 from simmim_hf.evaluation.language_modelling import load_language_model

@@ -46,7 +46,7 @@ def test_a_fault_late_in_a_stream_ends_in_one_line(tmp_path, capsys):
 
 def tokenizer(tmp_path):
     """One that is there, for a tokenizer that is trained reads the whole stream."""
-    from simmim_hf.data.corpora import train_tokenizer
+    from simmim_hf.data.tokenization import train_tokenizer
 
     train_tokenizer(corpus_lines(40), 200, show_progress=False).save_pretrained(tmp_path / "tokenizer")
     return tmp_path / "tokenizer"
