@@ -145,6 +145,11 @@ def load_checkpoint(name_or_path: str) -> SimMIMPreTrainedModel:
     return getattr(modeling_simmim, (config.architectures or ["SimMIMModel"])[0]).from_pretrained(name_or_path)
 
 
+def _is_plain(config: SimMIMConfig) -> bool:
+    """Whether the pooling is one that other libraries have."""
+    return config.pooling != "attention" and config.pooled_layers == "last"
+
+
 @torch.no_grad()
 def export_backbone(
     model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike
@@ -159,8 +164,8 @@ def export_backbone(
         ValueError: transformers' own class cannot read as the model was trained to.
     """
     _check_padding(model, tokenizer)
-    if model.config.pooling == "attention":
-        logger.warning("The query of the attention pooling stays behind: transformers' own class has no place for it.")
+    if not _is_plain(model.config):
+        logger.warning("The pooling stays behind: transformers' own class has no place for it.")
     native = native_model(model)
     native.save_pretrained(folder)
     _fitted(model, tokenizer).save_pretrained(folder)
@@ -182,8 +187,9 @@ def export_sentence_transformers(
     """Writes a folder that `SentenceTransformer(folder)` opens.
 
     Its modules are the native backbone, the configured pooling and, for the cosine, `Normalize`: its vectors are then
-    `pooler_output` divided by its length. There are no prompts. sentence-transformers has no attention pooling: a
-    checkpoint with it is the checkpoint itself, code included, and opens with `trust_remote_code=True`.
+    `pooler_output` divided by its length. There are no prompts. sentence-transformers has no attention pooling,
+    nor one of two layers: such a checkpoint is written as it is, code included, and opens with
+    `trust_remote_code=True`.
 
     Returns:
         The largest difference of these vectors, relative to the largest value.
@@ -199,7 +205,7 @@ def export_sentence_transformers(
 
     _check_padding(model, tokenizer)
     config = model.config
-    by_itself = config.pooling == "attention"
+    by_itself = not _is_plain(config)
     encoder = copy.deepcopy(model.base_model) if by_itself else _bare_encoder(model, _native_config(model))
     options = {} if by_itself else without_pooler(type(encoder))
     with tempfile.TemporaryDirectory() as plain:

@@ -272,9 +272,11 @@ def test_sentence_transformers_gives_the_pooled_vectors(family, pooling, similar
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("similarity", ["cosine", "dot"])
-def test_attention_pooling_opens_with_the_code_of_the_checkpoint(similarity, tmp_path):
-    model = tiny_model(pooling="attention", similarity=similarity)
+@pytest.mark.parametrize(
+    ("similarity", "options"), [("cosine", {"pooling": "attention"}), ("dot", {"pooled_layers": "first_last"})]
+)
+def test_a_pooling_of_our_own_opens_with_the_code_of_the_checkpoint(similarity, options, tmp_path):
+    model = tiny_model(**options, similarity=similarity)
     tokenizer = tokenizer_for(model)
     assert export.export_sentence_transformers(model, tokenizer, tmp_path / "vectors") < 1e-5
     script = f"""
@@ -292,12 +294,13 @@ torch.save(model.encode({TEXTS!r}, convert_to_tensor=True), {str(tmp_path / "see
     torch.testing.assert_close(torch.load(tmp_path / "seen.pt"), expected, **CLOSE)
 
 
-def test_a_backbone_leaves_the_attention_pooling_behind_and_says_so(tmp_path, monkeypatch):
+@pytest.mark.parametrize("options", [{"pooling": "attention"}, {"pooled_layers": "first_last"}])
+def test_a_backbone_leaves_a_pooling_of_our_own_behind_and_says_so(options, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(export.logger, "warning", said.append)
-    model = tiny_model(pooling="attention")
+    model = tiny_model(**options)
     assert export.export_backbone(model, tokenizer_for(model), tmp_path) < 1e-5
-    assert any("attention pooling stays behind" in line for line in said)
+    assert any("pooling stays behind" in line for line in said)
 
 
 def test_sentence_transformers_trains_the_export(tmp_path):

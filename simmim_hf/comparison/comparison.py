@@ -25,7 +25,7 @@ from ..evaluation.language_modelling import load_language_model, unigram_cross_e
 from ..evaluation.measure import measure
 from ..evaluation.metrics import tfidf_reciprocal_rank
 from ..evaluation.tasks import load_tasks
-from ..model.configuration_simmim import OBJECTIVES, WEIGHTS
+from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import build, option
 from ..training import pretraining
@@ -241,8 +241,9 @@ class Comparison:
         """The Trainer of an arm, from the initial weights of a seed; `more` are options of `simmim pretrain`."""
         initial = str(self._initial(seed))
         options = {"learning_rate": self.args.learning_rate, **self.options, **self.arms[arm]}
-        pooling = config_options(options).get("pooling", "mean")  # also where an arm's preset has another
-        options |= {"model_name_or_path": initial, "text_config": None, "seed": seed, "pooling": pooling}
+        wanted = config_options(options)  # what an arm's preset makes of vectors is kept too
+        options |= {name: wanted.get(name, getattr(SimMIMConfig, name)) for name in VECTOR_OPTIONS}
+        options |= {"model_name_or_path": initial, "text_config": None, "seed": seed}
         options |= {"output_dir": str(self._run_folder(arm, seed)), **more}
         if not self._is_joint(arm):
             options.pop("conflict_steps", None)

@@ -29,6 +29,7 @@ PASSAGES = {"span": 2}  # of a text that a row needs, where a view needs more th
 CorruptedViews = Literal["copy", "both"]
 Negatives = Literal["other_view", "both_views"]
 Pooling = Literal["mean", "cls", "max", "attention"]
+PooledLayers = Literal["last", "first_last"]
 Similarity = Literal["cosine", "dot"]
 ContrastiveLoss = Literal["info_nce", "decoupled"]
 StopGradient = Literal["original", "positive"]
@@ -44,12 +45,19 @@ OBJECTIVES = {
     "simmim": JOINT,
     "fused": {**JOINT, "clm_weight": 1.0},
     "spans": {**JOINT, **TWO_VIEWS, "positive_view": "span"},
-    # At a temperature of 0.05 the contrastive gradient in the encoder is ten times as long as the masked one. They are
-    # equal at a weight of 0.1, where masked-token prediction leaves its plateau late.
-    "snippets": {**JOINT, **TWO_VIEWS, "positive_view": "snippet", "contrastive_weight": 0.05},
+    # At a temperature of 0.05 the contrastive gradient in the encoder is six to ten times as long as the masked one.
+    "snippets": {
+        **JOINT,
+        **TWO_VIEWS,
+        "positive_view": "snippet",
+        "contrastive_weight": 0.3,
+        "pooled_layers": "first_last",
+    },
 }
 
 WEIGHTS = tuple(JOINT)
+# What makes a vector of a text; a checkpoint that is continued keeps its own.
+VECTOR_OPTIONS = ("pooling", "pooled_layers")
 
 # Every checkpoint opens in every class, also where this package is not installed: with the files of this folder beside
 # its weights and `trust_remote_code=True`. The files import each other, torch and transformers only.
@@ -212,6 +220,11 @@ class SimMIMConfig(PreTrainedConfig):
         "mean",
         "How token vectors become the sequence vector; `cls` is the first token, `attention` a mean weighted by a "
         "learned score of each token.",
+    )
+    pooled_layers: PooledLayers = _option(
+        "last",
+        "Whose token vectors are pooled: those of the last layer, or `first_last`, the mean of these and of what the "
+        "first layer is given (`avg_first_last` of Gao et al. 2021): masked-token prediction needs the last ones too.",
     )
     similarity: Similarity = _option("cosine", "Of two sequence vectors.")
     temperature: float | int = _option(0.05, "Divides the similarities.")

@@ -183,6 +183,18 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         self.base_model.encoder.set_input_embeddings(value)
 
 
+class TokenStates(NamedTuple):
+    """Token vectors: those of the last layer, and those that are pooled."""
+
+    last: torch.Tensor
+    pooled: torch.Tensor
+
+    def each(self, function) -> "TokenStates":
+        """The results of a function, which is called once where both are the same."""
+        last = function(self.last)
+        return TokenStates(last, last if self.pooled is self.last else function(self.pooled))
+
+
 class SimMIMModel(SimMIMPreTrainedModel):
     """The shared encoder: any text model of transformers, with the configured pooling."""
 
@@ -193,6 +205,8 @@ class SimMIMModel(SimMIMPreTrainedModel):
         text_config = as_decoder(config.text_config) if is_decoder else config.text_config
         self.encoder = build_encoder(text_config)
         self.pooler = SimMIMPooling(config)
+        # Without layers there is one set of token vectors.
+        self._pools_first = config.pooled_layers == "first_last" and getattr(text_config, "num_hidden_layers", 1) > 0
         if self.encoder.config._attn_implementation == "sdpa" and self.encoder._supports_attention_backend:
             self.encoder.config._attn_implementation = ATTENTION
         self._parameters_of_forward = set(inspect.signature(self.encoder.forward).parameters)
@@ -240,16 +254,16 @@ class SimMIMModel(SimMIMPreTrainedModel):
         is_causal = self.config.objective.is_causal if is_causal is None else is_causal
         plain = input_ids is not None and position_ids is None and not any(kwargs.values())
         if plain and is_causal and not self._causal_by_nature and self._packs(input_ids.device):
-            tokens, packing = self.encode(input_ids, attention_mask, token_type_ids, is_causal)
-            outputs = ModelOutput(last_hidden_state=packing.unpack(tokens))  # (batch, length, hidden)
+            states, packing = self.encode(input_ids, attention_mask, token_type_ids, is_causal)
+            states, outputs = states.each(packing.unpack), ModelOutput()  # (batch, length, hidden) each
         else:
             kwargs |= {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
             outputs = self._encode_padded(input_ids, attention_mask, token_type_ids, is_causal, **kwargs)
-        hidden = outputs.last_hidden_state
+            states = self._states(outputs)
         return modeling_outputs.BaseModelOutputWithPooling(
-            last_hidden_state=hidden,
-            pooler_output=self.pooler(hidden, attention_mask),
-            hidden_states=outputs.get("hidden_states"),
+            last_hidden_state=states.last,
+            pooler_output=self.pooler(states.pooled, attention_mask),
+            hidden_states=outputs.get("hidden_states") if kwargs.get("output_hidden_states") else None,
             attentions=outputs.get("attentions"),
         )
 
@@ -259,24 +273,29 @@ class SimMIMModel(SimMIMPreTrainedModel):
         attention_mask: torch.Tensor,
         token_type_ids: torch.Tensor | None = None,
         is_causal: bool | None = None,
-    ) -> tuple[torch.Tensor, Packing]:
+    ) -> tuple[TokenStates, Packing]:
         """The hidden states of the real tokens only, computed without padding where the backbone allows it.
 
         Args:
             input_ids, attention_mask, token_type_ids: (batch, length)
 
         Returns:
-            (tokens, hidden), and the packing that leads back to the (batch, length) grid.
+            (tokens, hidden) each, and the packing that leads back to the (batch, length) grid.
         """
         packing = Packing.of(attention_mask)
         is_causal = self.config.objective.is_causal if is_causal is None else is_causal
         self._prove_direction(is_causal, input_ids.device)
         if self._packs(input_ids.device):
             return self._encode_packed(input_ids, packing, token_type_ids, is_causal), packing
-        outputs = self._encode_padded(input_ids, attention_mask, token_type_ids, is_causal)  # (batch, length, hidden)
-        return packing.pack(outputs.last_hidden_state), packing
+        states = self._states(self._encode_padded(input_ids, attention_mask, token_type_ids, is_causal))
+        return states.each(packing.pack), packing  # (batch, length, hidden) -> (tokens, hidden)
 
-    def _encode_packed(self, input_ids, packing, token_type_ids=None, is_causal=False) -> torch.Tensor:
+    def _states(self, outputs: ModelOutput) -> TokenStates:
+        """What the backbone returned, as the heads and the pooling take it."""
+        last = outputs.last_hidden_state
+        return TokenStates(last, (outputs.hidden_states[0] + last) / 2 if self._pools_first else last)
+
+    def _encode_packed(self, input_ids, packing, token_type_ids=None, is_causal=False) -> TokenStates:
         columns = {"input_ids": input_ids, "token_type_ids": token_type_ids}  # (batch, length)
         columns = {name: packing.pack(x)[None] for name, x in columns.items() if x is not None}  # (1, tokens)
         outputs = self.encoder(
@@ -286,8 +305,9 @@ class SimMIMModel(SimMIMPreTrainedModel):
             attention_mask=torch.ones(1, 1, 1, 1, device=input_ids.device),
             is_causal=is_causal,
             packing=packing,
+            **({"output_hidden_states": True} if self._pools_first else {}),
         )
-        return outputs.last_hidden_state[0]  # (tokens, hidden)
+        return self._states(outputs).each(lambda states: states[0])  # (1, tokens, hidden) -> (tokens, hidden)
 
     def _encode_padded(
         self, input_ids, attention_mask, token_type_ids=None, is_causal=False, position_ids=None, **kwargs
@@ -298,6 +318,8 @@ class SimMIMModel(SimMIMPreTrainedModel):
             kwargs["is_causal"] = is_causal
         elif is_causal:
             attention_mask = self._causal_mask(attention_mask)
+        if self._pools_first:
+            kwargs["output_hidden_states"] = True
         return self.encoder(
             **self._accepted(token_type_ids=token_type_ids, position_ids=position_ids, use_cache=False),
             input_ids=input_ids,
@@ -346,7 +368,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
         family, mask = self.config.text_config.model_type, torch.ones_like(text)
         try:
             with _evaluating(self, device):
-                first, second = (self.encode(ids, mask, is_causal=is_causal)[0][0] for ids in (text, other))
+                first, second = (self.encode(ids, mask, is_causal=is_causal)[0].last[0] for ids in (text, other))
         except Exception as error:
             self._proven_directions.remove(is_causal)
             way = "from left to right" if is_causal else "in both directions"
@@ -368,7 +390,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
         packing = Packing.of(attention_mask)
         try:
             with _evaluating(self, device):
-                packed = self._encode_packed(input_ids, packing)
+                packed = self._encode_packed(input_ids, packing).last
                 padded = self._encode_padded(input_ids, attention_mask).last_hidden_state
                 padded = packing.pack(padded)  # (rows, length, hidden) -> (tokens, hidden), as `packed`
             tolerance = 1e-4 if packed.dtype in (torch.float32, torch.float64) else 5e-2
@@ -1195,10 +1217,11 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         # Before the encoder: a GPU tells how many there are once it has done all that it was given.
         is_predicted = (targets != IGNORE_INDEX) & attention_mask.bool()  # (rows, length)
         predicted, count = is_predicted.flatten().nonzero().squeeze(1), is_predicted.sum()  # (predicted,), ()
-        hidden, packing = self.simmim.encode(input_ids, attention_mask, token_type_ids, is_causal)  # (tokens, hidden)
+        states, packing = self.simmim.encode(input_ids, attention_mask, token_type_ids, is_causal)
+        hidden = states.last  # (tokens, hidden)
         vectors = hidden.new_empty(len(input_ids), 0)
         if pools:
-            vectors = self.simmim.pooler.packed(hidden, packing, attention_mask)  # (rows, hidden)
+            vectors = self.simmim.pooler.packed(states.pooled, packing, attention_mask)  # (rows, hidden)
             if self.projection is not None:
                 vectors = self.projection(vectors)  # (rows, projection_dim)
         if not predicts:

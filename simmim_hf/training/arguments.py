@@ -13,8 +13,12 @@ from transformers import AutoConfig, HfArgumentParser, TrainingArguments
 from ..data import corpora, tokenization
 from ..data.collator import DataCollatorForSimMIM
 from ..model.backbones import keep_layers
-from ..model.configuration_simmim import OBJECTIVES, WEIGHTS, SimMIMConfig
+from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig
 from ..options import option, options_of
+
+# By the name of the objective. Masked-token prediction leaves its plateau in time where the contrastive term is weak,
+# and the vectors catch up while the learning rate comes down.
+SCHEDULES = {"snippets": "contrastive_weight=0:0.03,0.7:0.03,1:0.3"}
 
 
 @dataclass
@@ -43,7 +47,8 @@ class SimMIMTrainingArguments(TrainingArguments):
     weight_schedule: list[str] | None = option(
         None,
         "Weights that change in training, as points share_of_training:weight. An MLM-only phase: "
-        "contrastive_weight=0:0,0.3:0,0.3:1",
+        f"contrastive_weight=0:0,0.3:0,0.3:1. Default: {'; '.join(f'{k}: {w}' for k, w in SCHEDULES.items())}, unless "
+        "the weight is given.",
     )
     conflict_steps: int | None = option(
         None, "Every so many steps, log the cosine between the gradients of the masked and the contrastive term."
@@ -159,8 +164,8 @@ class ModelArguments(ObjectiveOptions):
         """The options of `SimMIMConfig` that were given, over those of the objective."""
         # A checkpoint that is continued may come from another objective.
         preset = {name: getattr(SimMIMConfig, name) for name in BY_OBJECTIVE} | OBJECTIVES[self.objective]
-        if self.model_name_or_path:
-            preset.pop("pooling", None)  # that of the model stays
+        if self.model_name_or_path:  # whose vectors stay what they are
+            preset = {name: value for name, value in preset.items() if name not in VECTOR_OPTIONS}
         options = {each.name: getattr(self, each.name) for each in fields(ObjectiveOptions)}
         return {**preset, **{name: value for name, value in options.items() if value is not None}}
 

@@ -28,7 +28,7 @@ from ..evaluation.tasks import load_scored_pairs
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..quantities import QUANTITIES
 from . import card, checkpoints, report
-from .arguments import TOKEN_IDS, DataArguments, ModelArguments, PretrainingArguments
+from .arguments import SCHEDULES, TOKEN_IDS, DataArguments, ModelArguments, PretrainingArguments, read_weight_schedule
 from .checks import check
 from .signals import Interrupted, StopAtSignal
 from .trainer import SimMIMTrainer, TimeLimit
@@ -57,6 +57,10 @@ def fill_defaults(model_args: ModelArguments, data_args: DataArguments, args: Pr
         owner = model_args if hasattr(model_args, name) else args
         if getattr(owner, name) is None:
             setattr(owner, name, default)
+    if args.weight_schedule is None and model_args.objective in SCHEDULES:
+        schedule = read_weight_schedule([SCHEDULES[model_args.objective]])
+        if all(getattr(model_args, name) is None for name in schedule):
+            args.weight_schedule = schedule
     args.dataloader_pin_memory &= args.device.type == "cuda"
 
 

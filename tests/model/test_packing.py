@@ -30,8 +30,8 @@ SHAPES = {"ragged": LENGTHS, "ones": [1, 1, 1], "equal": [6, 6, 6], "single": [7
 def encoded(model, batch, is_causal, packs):
     """(batch, length, hidden), zeros at padding, on the packed or on the padded path."""
     model.simmim._can_pack = packs
-    hidden, packing = model.simmim.encode(batch["input_ids"], batch["attention_mask"], is_causal=is_causal)
-    return packing.unpack(hidden)
+    states, packing = model.simmim.encode(batch["input_ids"], batch["attention_mask"], is_causal=is_causal)
+    return packing.unpack(states.last)
 
 
 def with_another_token(batch, row, column):
@@ -387,9 +387,9 @@ def test_variable_length_kernels_are_given_what_they_document(monkeypatch, famil
     model = tiny_model(family)
     batch = ragged_batch([9, 1, 5, 12])
     columns = (batch["input_ids"], batch["attention_mask"])
-    expected = model.base_model.encode(*columns, is_causal=is_causal)[0]
+    expected = model.base_model.encode(*columns, is_causal=is_causal)[0].last
     monkeypatch.setattr(packing, "varlen_kernel", lambda device, dtype: varlen_reference)
-    actual = model.base_model.encode(*columns, is_causal=is_causal)[0]
+    actual = model.base_model.encode(*columns, is_causal=is_causal)[0].last
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -428,7 +428,7 @@ def test_the_variable_length_kernel_equals_the_groups_on_cuda(monkeypatch, famil
     model = tiny_model(family).to("cuda", torch.bfloat16)
     batch = {name: x.cuda() for name, x in ragged_batch([9, 1, 5, 12]).items()}
     columns = (batch["input_ids"], batch["attention_mask"])
-    actual = model.base_model.encode(*columns, is_causal=is_causal)[0]
+    actual = model.base_model.encode(*columns, is_causal=is_causal)[0].last
     monkeypatch.setattr(packing, "varlen_kernel", lambda device, dtype: None)
-    expected = model.base_model.encode(*columns, is_causal=is_causal)[0]
+    expected = model.base_model.encode(*columns, is_causal=is_causal)[0].last
     torch.testing.assert_close(actual, expected, atol=3e-2, rtol=3e-2)

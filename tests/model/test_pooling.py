@@ -1,4 +1,4 @@
-"""A mean over tokens that are weighted by a learned score."""
+"""A mean over tokens that are weighted by a learned score, and the layers whose tokens are pooled."""
 
 import pytest
 import torch
@@ -6,22 +6,37 @@ from helpers import FAMILIES, batch_of_two_views, padded, ragged_batch, real_row
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForTokenClassification
 
 from simmim_hf import SimMIMConfig, SimMIMForPreTraining, SimMIMModel
+from simmim_hf.model.configuration_simmim import OBJECTIVES
+from simmim_hf.model.modeling_simmim import pool
+from simmim_hf.training.arguments import DEFAULT_OBJECTIVE, ModelArguments
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 LENGTHS = [9, 1, 5, 14, 5]
 
 
+def texts():
+    return {name: x for name, x in ragged_batch(LENGTHS).items() if name in ("input_ids", "attention_mask")}
+
+
+def packed_vectors(model, batch):
+    """(rows, hidden), as in training."""
+    states, packing = model.encode(batch["input_ids"], batch["attention_mask"])
+    return model.pooler.packed(states.pooled, packing, batch["attention_mask"])
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_packed_equals_padded_equals_the_formula(family, side):
-    model = tiny_model(family, pooling="attention").simmim
+@pytest.mark.parametrize(("side", "layers"), [("right", "last"), ("left", "first_last")])
+def test_packed_equals_padded_equals_the_formula(family, side, layers):
+    model = tiny_model(family, pooling="attention", pooled_layers=layers).simmim
     pad = FAMILIES[family].get("pad_token_id", 0)
     batch = ragged_batch(LENGTHS, side, pad)
     outputs = model(batch["input_ids"], batch["attention_mask"])
-    packed = model.pooler.packed(*model.encode(batch["input_ids"], batch["attention_mask"]), batch["attention_mask"])
+    packed = packed_vectors(model, batch)
     torch.testing.assert_close(packed, outputs.pooler_output, **CLOSE)
     for row, vector in zip(real_rows(batch["input_ids"], batch["attention_mask"]), packed, strict=True):
         (hidden,) = model(row).last_hidden_state  # (length, hidden)
+        if layers == "first_last":
+            hidden = (hidden + model(row, output_hidden_states=True).hidden_states[0][0]) / 2
         weights = (hidden @ model.pooler.query).exp()
         torch.testing.assert_close(vector, (weights[:, None] * hidden).sum(0) / weights.sum(), **CLOSE)
 
@@ -44,7 +59,7 @@ def test_large_scores_stay_finite():
     with torch.no_grad():
         model.pooler.query *= 1e4
     batch = ragged_batch(LENGTHS)
-    packed = model.pooler.packed(*model.encode(batch["input_ids"], batch["attention_mask"]), batch["attention_mask"])
+    packed = packed_vectors(model, batch)
     assert packed.isfinite().all()
     torch.testing.assert_close(packed, model(batch["input_ids"], batch["attention_mask"]).pooler_output, **CLOSE)
 
@@ -76,3 +91,45 @@ def test_a_checkpoint_with_another_pooling_starts_from_its_mean(tmp_path):
     ids = padded([[5, 6, 7], [8]], 0)
     mask = padded([[1, 1, 1], [1]], 0)
     torch.testing.assert_close(other.simmim(ids, mask).pooler_output, model.simmim(ids, mask).pooler_output, **CLOSE)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+def test_two_layers_in_every_pooling(pooling):
+    model, batch = tiny_model(pooling=pooling, pooled_layers="first_last").simmim, texts()
+    outputs = model(**batch)
+    assert outputs.hidden_states is None  # only on request
+    first, *_, last = model(**batch, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(outputs.pooler_output, pool((first + last) / 2, batch["attention_mask"], pooling))
+    torch.testing.assert_close(packed_vectors(model, batch), outputs.pooler_output, **CLOSE)
+    torch.testing.assert_close(outputs.last_hidden_state, tiny_model().simmim(**batch).last_hidden_state)
+
+
+def test_a_bag_of_words_has_one_layer():
+    one, two = (
+        tiny_model(backbone={"num_hidden_layers": 0}, pooled_layers=layers) for layers in ("last", "first_last")
+    )
+    batch = texts()
+    torch.testing.assert_close(one.simmim(**batch).pooler_output, two.simmim(**batch).pooler_output)
+
+
+def test_two_layers_learn_and_are_chunked_exactly():
+    batch = batch_of_two_views(LENGTHS, LENGTHS)
+    whole, chunked = (tiny_model(pooling="attention", pooled_layers="first_last") for _ in "ab")
+    chunked.chunk_size = 2
+    for model in (whole, chunked):
+        model(**batch).loss.backward()
+    for (name, one), other in zip(whole.named_parameters(), chunked.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, **CLOSE, msg=name)
+
+
+def test_two_layers_travel_and_a_checkpoint_that_is_continued_keeps_its_own(tmp_path):
+    model, batch = tiny_model(pooled_layers="first_last"), texts()
+    model.save_pretrained(tmp_path)
+    expected = model.simmim(**batch).pooler_output
+    for auto_class in (AutoModel, AutoModelForMaskedLM):
+        again = auto_class.from_pretrained(tmp_path).base_model
+        torch.testing.assert_close(again(**batch).pooler_output, expected)
+    options = ModelArguments(model_name_or_path=str(tmp_path)).config_options()
+    continued = SimMIMForPreTraining.from_backbone(tmp_path, **options)
+    torch.testing.assert_close(continued.simmim(**batch).pooler_output, expected)
+    assert ModelArguments().config_options()["pooled_layers"] == OBJECTIVES[DEFAULT_OBJECTIVE]["pooled_layers"]
