@@ -26,6 +26,8 @@ from transformers import (
 from simmim_hf.data import tokenization
 from simmim_hf.evaluation.measure import similarity_spearman
 
+pytestmark = pytest.mark.slow  # it trains
+
 SCRIPTS = {
     *("run_classification", "run_token_classification", "run_sentence_similarity", "run_question_answering"),
     *("run_generation", "run_infilling"),
@@ -144,7 +146,6 @@ def functions(monkeypatch, script: str) -> dict:
 # ---------------------------------------------------------------------------------------------- every script runs
 
 
-@pytest.mark.slow
 def test_classification(checkpoint, data, tmp_path):
     files = [
         "--train_file",
@@ -169,7 +170,6 @@ def test_classification(checkpoint, data, tmp_path):
     assert model.config.id2label[model(**encoded).logits.argmax().item()] == "travel"
 
 
-@pytest.mark.slow
 def test_token_classification(checkpoint, data, tmp_path):
     files = ["--train_file", data / "train.jsonl", "--test_file", data / "test.jsonl.gz"]
     options = [*TRAINING, "--num_train_epochs", 6, "--max_seq_length", 14]
@@ -181,7 +181,6 @@ def test_token_classification(checkpoint, data, tmp_path):
     assert set(AutoModelForTokenClassification.from_pretrained(tmp_path).config.label2id) == {"PER", "LOC", "O"}
 
 
-@pytest.mark.slow
 def test_sentence_similarity(checkpoint, data, tmp_path, tokenizer):
     files = ["--train_file", data / "train.jsonl", "--test_file", data / "test.jsonl"]
     options = [*TRAINING, "--num_train_epochs", 5, "--learning_rate", "3e-3"]
@@ -193,7 +192,6 @@ def test_sentence_similarity(checkpoint, data, tmp_path, tokenizer):
     assert found["spearman_after"]["test"] > max(60, found["spearman_before"]["test"])
 
 
-@pytest.mark.slow
 def test_question_answering(checkpoint, data, tmp_path):
     files = ["--train_file", data / "train.jsonl", "--test_file", data / "test.jsonl"]
     options = [*TRAINING, "--num_train_epochs", 8, "--max_seq_length", 24, "--stride", 4, "--learning_rate", "3e-3"]
@@ -202,7 +200,6 @@ def test_question_answering(checkpoint, data, tmp_path):
     assert found["test"]["exact_match"] > 0.8 and found["test"]["f1"] >= found["test"]["exact_match"]
 
 
-@pytest.mark.slow
 def test_generation(checkpoint, data, tmp_path, tokenizer):
     files = ["--train_file", data / "train.jsonl", "--test_file", data / "test.txt", "--coherence_model", checkpoint]
     lengths = ["--prompt_length", 4, "--max_new_tokens", 6, "--num_prompts", 5]
@@ -220,7 +217,6 @@ def test_generation(checkpoint, data, tmp_path, tokenizer):
     assert model.generation_config.pad_token_id == tokenizer.pad_token_id
 
 
-@pytest.mark.slow
 def test_infilling(checkpoint, data, tmp_path):
     texts = ["Anna was ___ in Oslo", "In 1920 [MASK] was happy"]
     options = ["--evaluate", data / "test.txt", "--gaps", 2, "--top_k", 50, "--batch_size", 5, "--num_candidates", 4]

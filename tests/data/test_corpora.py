@@ -75,6 +75,7 @@ def test_an_unpaired_quotation_mark_in_a_tsv_file_swallows_nothing(tmp_path):
     assert load_text(path)["text"][:] == texts
 
 
+@pytest.mark.slow
 def test_folders_globs_and_mixtures(tmp_path):
     write(tmp_path / "README.md", "not data")
     write(tmp_path / "b.txt", "b\n")
@@ -408,6 +409,7 @@ def test_tokenize(tokenizer):
     assert counts is None and list(stream) == list(tokenized)
 
 
+@pytest.mark.slow
 def test_tokenize_without_a_rust_tokenizer():
     texts = ["abcd", "abcdef", "abcdefgh", "ab"]
     dataset, tokenizer = Dataset.from_dict({"text": texts}), CanineTokenizer()

@@ -21,7 +21,7 @@ from simmim_hf.evaluation.tasks import load_scored_pairs
 
 GEOMETRY = {"uniformity", "mean_cosine", "effective_rank", "length_r2"}
 
-pytestmark = pytest.mark.usefixtures("few_folds")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_folds")]
 
 
 def evaluate(model, output, *more, **options):

@@ -19,7 +19,10 @@ from simmim_hf.model.packing import Packing
 peft = pytest.importorskip("peft", reason="peft is not installed: `pip install simmim_hf[peft]`")
 
 # transformers' own warning about what peft calls.
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
+]
 
 TARGETS = {"bert": ["query", "value"], "modernbert": ["Wqkv"], "llama": ["q_proj", "v_proj"]}
 

@@ -21,6 +21,8 @@ from simmim_hf.model.configuration_simmim import POSITIVE_VIEWS
 from simmim_hf.quantities import quantity, title
 from simmim_hf.training import card as hub
 
+pytestmark = pytest.mark.slow  # it trains
+
 TOKEN = "hf_" + "x" * 30
 
 
@@ -131,7 +133,6 @@ def test_a_card_states_no_placeholder_path_or_secret(run, text):
     assert "`corpus.txt`" in text and "Not recorded: the language of the text and a licence" in text
 
 
-@pytest.mark.slow
 def test_the_snippets_run_in_the_folder(run, text):
     snippets = blocks(text, "python")
     with_package = [snippet for snippet in snippets if "import simmim_hf" in snippet]
@@ -283,7 +284,6 @@ def test_a_command_is_recorded_without_folders_and_tokens():
     assert records.command(words) == expected + """ '{"a": 1}'"""
 
 
-@pytest.mark.slow
 def test_a_resumed_run_says_from_where(run, tmp_path):
     corpus = run.parent / "corpus.txt"
     options = ["--train_file", str(corpus), "--output_dir", str(tmp_path / "run"), "--text_config", json.dumps(TINY)]

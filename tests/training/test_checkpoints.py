@@ -16,6 +16,8 @@ from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining, SimMIMTrainer
 from simmim_hf.cli import main
 from simmim_hf.training import checkpoints
 
+pytestmark = pytest.mark.slow  # it trains
+
 FAULTS = Path(__file__).parents[2] / "benchmarks" / "faults.py"
 DAMAGES = runpy.run_path(str(FAULTS))["DAMAGES"]
 
@@ -229,7 +231,6 @@ def test_a_fingerprint_is_that_of_the_content():
     assert records.fingerprint(twice.to_iterable_dataset()) is None
 
 
-@pytest.mark.slow
 def test_killed_and_damaged_runs_end_with_the_weights_of_an_unbroken_one():
     """Run `benchmarks/faults.py` itself for more kills, every kind of damage and more disks."""
     few = ["--kills", "2", "--seed", "3", "--damages", "half of the optimizer", "--rooms", "100"]

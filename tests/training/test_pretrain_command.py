@@ -19,6 +19,8 @@ from transformers import AutoModelForPreTraining, PreTrainedTokenizerFast
 
 from simmim_hf.cli import main
 
+pytestmark = pytest.mark.slow  # it trains
+
 
 @pytest.fixture
 def corpus(tmp_path) -> Path:
@@ -37,7 +39,6 @@ def options(corpus: Path, output: Path, *more: str) -> list[str]:
 COMMAND = ("-m", "simmim_hf.cli")  # of Python
 
 
-@pytest.mark.slow
 def test_a_run_makes_a_checkpoint_that_opens_in_a_fresh_process(corpus, tmp_path):
     output = tmp_path / "run"
     done = run_python(*COMMAND, *options(corpus, output))
@@ -71,7 +72,6 @@ assert len(pipeline("fill-mask", model=folder)("the old [MASK] runs")) == 5
     assert not list(output.glob("**/*.bin")) or all(p.name == "training_args.bin" for p in output.glob("**/*.bin"))
 
 
-@pytest.mark.slow
 def test_a_settings_file_equals_the_options(corpus, tmp_path):
     assert main(options(corpus, tmp_path / "flags", "--temperature", "0.1", "--mlm_probability", "0.2", "0.4")) == 0
     settings = {
@@ -85,7 +85,6 @@ def test_a_settings_file_equals_the_options(corpus, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(corpus, tmp_path):
     def curve(output):
         history = json.loads((output / "trainer_state.json").read_text())["log_history"]
@@ -110,7 +109,6 @@ def test_a_killed_run_goes_on_where_it_was(corpus, tmp_path):
     assert curve(broken) == curve(tmp_path / "whole")
 
 
-@pytest.mark.slow
 def test_it_continues_from_its_own_checkpoint_with_other_options(corpus, tmp_path):
     assert main(options(corpus, tmp_path / "first")) == 0
     more = ("--model_name_or_path", str(tmp_path / "first"), "--objective", "fused")

@@ -19,6 +19,8 @@ from simmim_hf.training.arguments import pretraining_parser
 from simmim_hf.training.pretraining import Pretraining
 from simmim_hf.training.signals import SIGNALS, Interrupted, StopAtSignal
 
+pytestmark = pytest.mark.slow  # it trains
+
 
 def words(folder: Path, *more: str) -> list[str]:
     corpus = folder.parent / "corpus.txt"
@@ -117,7 +119,6 @@ def process(folder: Path, *more: str) -> subprocess.Popen:
     raise AssertionError(started.communicate()[1])
 
 
-@pytest.mark.slow
 def test_the_command_ends_with_a_line_and_a_code(tmp_path):
     run = process(tmp_path / "run")
     run.send_signal(signal.SIGTERM)
@@ -126,7 +127,6 @@ def test_the_command_ends_with_a_line_and_a_code(tmp_path):
     assert said.startswith("simmim pretrain: SIGTERM: ended with a checkpoint of step ")
 
 
-@pytest.mark.slow
 def test_ctrl_c_is_one_line(tmp_path):
     run = process(tmp_path / "run")
     run.send_signal(signal.SIGINT)

@@ -339,6 +339,7 @@ def test_accumulation_over_equal_batches_is_exact(tmp_path, trainer_class, objec
     assert logged == pytest.approx(loss, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["mlm", "clm", "simcse", "simmim", "fused"])
 def test_accumulation_over_unequal_batches_is_exact_in_simmim_trainer_only(tmp_path, objective):
     gradients, loss = reference(objective, UNEQUAL)
