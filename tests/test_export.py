@@ -337,6 +337,7 @@ def test_sentence_transformers_trains_the_export(tmp_path):
     [
         ("bert", {}),
         ("bert", {"pooling": "cls"}),
+        ("modernbert", {"pooling": "attention", "pooled_layers": "first_last"}),
         ("roberta", {"pooling": "max", **CAUSAL}),
         ("modernbert", {}),
     ],
