@@ -205,8 +205,9 @@ class SimMIMModel(SimMIMPreTrainedModel):
         text_config = as_decoder(config.text_config) if is_decoder else config.text_config
         self.encoder = build_encoder(text_config)
         self.pooler = SimMIMPooling(config)
-        # Without layers there is one set of token vectors.
-        self._pools_first = config.pooled_layers == "first_last" and getattr(text_config, "num_hidden_layers", 1) > 0
+        # What the pooling asks of the encoder; without layers there is one set of token vectors.
+        pools_first = config.pooled_layers == "first_last" and getattr(text_config, "num_hidden_layers", 1) > 0
+        self._for_pooling = {"output_hidden_states": True} if pools_first else {}
         if self.encoder.config._attn_implementation == "sdpa" and self.encoder._supports_attention_backend:
             self.encoder.config._attn_implementation = ATTENTION
         self._parameters_of_forward = set(inspect.signature(self.encoder.forward).parameters)
@@ -260,10 +261,13 @@ class SimMIMModel(SimMIMPreTrainedModel):
             kwargs |= {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
             outputs = self._encode_padded(input_ids, attention_mask, token_type_ids, is_causal, **kwargs)
             states = self._states(outputs)
+        hidden_states = outputs.get("hidden_states")
+        if self._for_pooling and not kwargs.get("output_hidden_states", self.encoder.config.output_hidden_states):
+            hidden_states = None  # nobody else asked for them
         return modeling_outputs.BaseModelOutputWithPooling(
             last_hidden_state=states.last,
             pooler_output=self.pooler(states.pooled, attention_mask),
-            hidden_states=outputs.get("hidden_states") if kwargs.get("output_hidden_states") else None,
+            hidden_states=hidden_states,
             attentions=outputs.get("attentions"),
         )
 
@@ -293,7 +297,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
     def _states(self, outputs: ModelOutput) -> TokenStates:
         """What the backbone returned, as the heads and the pooling take it."""
         last = outputs.last_hidden_state
-        return TokenStates(last, (outputs.hidden_states[0] + last) / 2 if self._pools_first else last)
+        return TokenStates(last, (outputs.hidden_states[0] + last) / 2 if self._for_pooling else last)
 
     def _encode_packed(self, input_ids, packing, token_type_ids=None, is_causal=False) -> TokenStates:
         columns = {"input_ids": input_ids, "token_type_ids": token_type_ids}  # (batch, length)
@@ -305,7 +309,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
             attention_mask=torch.ones(1, 1, 1, 1, device=input_ids.device),
             is_causal=is_causal,
             packing=packing,
-            **({"output_hidden_states": True} if self._pools_first else {}),
+            **self._for_pooling,
         )
         return self._states(outputs).each(lambda states: states[0])  # (1, tokens, hidden) -> (tokens, hidden)
 
@@ -318,13 +322,11 @@ class SimMIMModel(SimMIMPreTrainedModel):
             kwargs["is_causal"] = is_causal
         elif is_causal:
             attention_mask = self._causal_mask(attention_mask)
-        if self._pools_first:
-            kwargs["output_hidden_states"] = True
         return self.encoder(
             **self._accepted(token_type_ids=token_type_ids, position_ids=position_ids, use_cache=False),
             input_ids=input_ids,
             attention_mask=attention_mask,
-            **kwargs,
+            **{**kwargs, **self._for_pooling},
         )
 
     def _positions(self, attention_mask: torch.Tensor) -> torch.Tensor:

@@ -104,6 +104,13 @@ def test_two_layers_in_every_pooling(pooling):
     torch.testing.assert_close(outputs.last_hidden_state, tiny_model().simmim(**batch).last_hidden_state)
 
 
+@pytest.mark.parametrize("layers", ["last", "first_last"])
+def test_a_backbone_that_gives_its_layers_goes_on_giving_them(layers):
+    model = tiny_model(backbone={"output_hidden_states": True}, pooled_layers=layers).simmim
+    assert len(model(**texts()).hidden_states) == 3
+    assert model(**texts(), output_hidden_states=False).hidden_states is None
+
+
 def test_a_bag_of_words_has_one_layer():
     one, two = (
         tiny_model(backbone={"num_hidden_layers": 0}, pooled_layers=layers) for layers in ("last", "first_last")
