@@ -148,6 +148,30 @@ def keep_layers(text_config: PreTrainedConfig, count: int) -> None:
         text_config.layer_types = text_config.layer_types[:count]
 
 
+def dropouts(text_config: PreTrainedConfig) -> dict[str, float]:
+    """The dropout probabilities inside a backbone, by the names that its family has for them."""
+    of_heads = ("classifier", "summary", "qa", "seq_classif", "pooler")
+    return {
+        name: value
+        for name, value in vars(text_config).items()
+        if "drop" in name and "layerdrop" not in name and not name.startswith(of_heads) and value is not None
+    }
+
+
+def set_dropout(text_config: PreTrainedConfig, probability: float) -> None:
+    """Gives all of a backbone's dropouts one probability.
+
+    Raises:
+        ValueError: a number that is no probability below 1, or a family that has no dropout.
+    """
+    if not 0 <= probability < 1:
+        raise ValueError(f"dropout={probability}: give a number from 0 to below 1.")
+    if not dropouts(text_config):
+        raise ValueError(f"dropout={probability}: the backbone `{text_config.model_type}` has no dropout.")
+    for name in dropouts(text_config):
+        setattr(text_config, name, probability)
+
+
 def as_decoder(text_config: PreTrainedConfig) -> PreTrainedConfig:
     """The backbone's configuration for reading from left to right with a cache.
 

@@ -35,6 +35,7 @@ from .backbones import (
     keep_layers,
     load_native,
     native_head,
+    set_dropout,
 )
 from .configuration_simmim import Objective, SimMIMConfig
 from .losses import (
@@ -970,7 +971,11 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
 
     @classmethod
     def from_backbone(
-        cls, pretrained_model_name_or_path: str, num_hidden_layers: int | None = None, **kwargs
+        cls,
+        pretrained_model_name_or_path: str,
+        num_hidden_layers: int | None = None,
+        dropout: float | None = None,
+        **kwargs,
     ) -> "SimMIMForPreTraining":
         """Starts from any encoder or decoder of transformers, and from its language-model head where it has one.
 
@@ -978,11 +983,12 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             pretrained_model_name_or_path: a folder or a Hub id; a SimMIM checkpoint is continued
             num_hidden_layers: of the backbone's layers, only the first so many; 0 leaves a bag of words, whose vectors
                 know nothing of each other
+            dropout: of the backbone, wherever its family has one. Default: what its configuration says
             kwargs: options of `SimMIMConfig`, and of `from_pretrained` such as `revision` or `dtype`
 
         Raises:
-            ValueError: an option that does not exist, more layers than there are, or a backbone that is not a text
-                model.
+            ValueError: an option that does not exist, more layers than there are, a dropout that cannot be, or a
+                backbone that is not a text model.
         """
         loading = {name: kwargs.pop(name) for name in LOADING_OPTIONS if name in kwargs}
         text_config = AutoConfig.from_pretrained(
@@ -990,6 +996,8 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         )
         if num_hidden_layers is not None:
             keep_layers(text_config.get_text_config(), num_hidden_layers)
+        if dropout is not None:
+            set_dropout(text_config.get_text_config(), dropout)
         if text_config.model_type == SimMIMConfig.model_type:
             config = SimMIMConfig(**{**text_config.to_dict(), **kwargs})
             return cls.from_pretrained(pretrained_model_name_or_path, config=config, **loading)

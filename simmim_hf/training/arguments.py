@@ -9,10 +9,11 @@ from typing import get_args, get_origin
 
 import torch
 from transformers import AutoConfig, HfArgumentParser, TrainingArguments
+from transformers.integrations import is_deepspeed_available
 
 from ..data import corpora, tokenization
 from ..data.collator import DataCollatorForSimMIM
-from ..model.backbones import keep_layers
+from ..model.backbones import keep_layers, set_dropout
 from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig
 from ..options import option, options_of
 
@@ -58,6 +59,9 @@ class SimMIMTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        if self.deepspeed and not is_deepspeed_available():
+            # transformers finds it out later, and leaves a half-made configuration for the next model to stumble on.
+            raise ValueError("--deepspeed needs a package: pip install deepspeed, or leave it out.")
         super().__post_init__()
         self.weight_schedule = read_weight_schedule(self.weight_schedule)
 
@@ -150,6 +154,9 @@ class ModelArguments(ObjectiveOptions):
     num_hidden_layers: int | None = option(
         None, "Use only so many of the backbone's first layers; 0 is a bag of words. Default: all."
     )
+    dropout: float | None = option(
+        None, "Dropout of the backbone, wherever it has one; simcse needs it. Default: what the backbone comes with."
+    )
     tokenizer_name: str | None = option(
         None,
         "Folder or Hub id of a tokenizer, or a vocab.txt. Default: that of --model_name_or_path, else one is "
@@ -179,6 +186,8 @@ class ModelArguments(ObjectiveOptions):
         config = SimMIMConfig(text_config=text_config, **self.config_options())
         if self.num_hidden_layers is not None and not self.model_name_or_path:
             keep_layers(config.text_config, self.num_hidden_layers)
+        if self.dropout is not None and not self.model_name_or_path:
+            set_dropout(config.text_config, self.dropout)
         for name, token_id in token_ids.items():
             if hasattr(config.text_config, name):
                 setattr(config.text_config, name, token_id)

@@ -25,6 +25,7 @@ from ..evaluation.language_modelling import unigram_cross_entropy
 from ..evaluation.measure import similarity_spearman
 from ..evaluation.metrics import retrieval_metrics, tfidf_reciprocal_rank
 from ..evaluation.tasks import load_scored_pairs
+from ..model.backbones import dropouts
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..quantities import QUANTITIES
 from . import card, checkpoints, report
@@ -110,15 +111,29 @@ def get_tokenizer(
 
 
 def build_model(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> SimMIMForPreTraining:
-    """The model to start from, or one with random weights, with room for all tokens."""
+    """The model to start from, or one with random weights, with room for all tokens.
+
+    Raises:
+        ValueError: two readings under different dropout are to be compared, and the backbone has no dropout.
+    """
     if model_args.model_name_or_path:
-        options = {"num_hidden_layers": model_args.num_hidden_layers, **model_args.config_options()}
-        model = SimMIMForPreTraining.from_backbone(model_args.model_name_or_path, dtype="float32", **options)
+        changed = {"num_hidden_layers": model_args.num_hidden_layers, "dropout": model_args.dropout}
+        model = SimMIMForPreTraining.from_backbone(
+            model_args.model_name_or_path, dtype="float32", **changed, **model_args.config_options()
+        )
         if len(tokenizer) > model.config.vocab_size:
             model.resize_token_embeddings(len(tokenizer))
-        return model
-    config = model_args.new_config(len(tokenizer), {name: getattr(tokenizer, name) for name in TOKEN_IDS})
-    return SimMIMForPreTraining(config)
+    else:
+        config = model_args.new_config(len(tokenizer), {name: getattr(tokenizer, name) for name in TOKEN_IDS})
+        model = SimMIMForPreTraining(config)
+    objective = model.config.objective
+    compares_dropout = objective.contrastive_weight and objective.positive_view == "dropout"
+    if compares_dropout and not any(dropouts(model.config.text_config).values()):
+        raise ValueError(
+            "--positive_view dropout (simcse) compares a text with itself under another dropout, and the backbone "
+            f"`{model.config.text_config.model_type}` has none: give --dropout 0.1."
+        )
+    return model
 
 
 def tokenize_text(

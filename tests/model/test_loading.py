@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from helpers import environment, run_python, text_config, tiny_model, tiny_tokenizer
+from helpers import FAMILIES, environment, run_python, text_config, tiny_model, tiny_tokenizer
 from hub_server import Hub
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoTokenizer, BertForMaskedLM, pipeline
 
@@ -474,3 +474,16 @@ def test_the_first_layers_of_a_backbone(family, tmp_path):
         assert torch.isfinite(packed.loss)
     with pytest.raises(ValueError, match="num_hidden_layers=9: give a number from 0 to 2"):
         SimMIMForPreTraining.from_backbone(tmp_path, num_hidden_layers=9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_dropout_of_any_backbone_can_be_set(tmp_path, family):
+    """In training two readings then differ, and at 0 they do not."""
+    tiny_model(family).save_pretrained(tmp_path)
+    ids = torch.arange(4, 12)[None]
+    for dropout in (0.3, 0.0):
+        model = SimMIMForPreTraining.from_backbone(tmp_path, dropout=dropout).train()
+        first, second = (model.simmim(ids).last_hidden_state for _ in range(2))
+        assert torch.equal(first, second) == (dropout == 0)
+    with pytest.raises(ValueError, match="dropout=1: give a number from 0 to below 1"):
+        SimMIMForPreTraining.from_backbone(tmp_path, dropout=1)

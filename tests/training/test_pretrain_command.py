@@ -158,6 +158,8 @@ def test_more_tokens_than_positions_are_truncated(corpus, tmp_path, capsys):
         (["--validation_split_percentage", "0"], "--validation_split_percentage is 0.0"),
         (["--similarity_file", "no-such-pairs.jsonl"], "no-such-pairs.jsonl"),
         (["--chunk_size", "0"], "chunk_size=0"),
+        (["--dropout", "1"], "dropout=1.0: give a number from 0 to below 1"),
+        (["--objective", "simcse", "--dropout", "0"], "none: give --dropout 0.1"),
         (["--bf16_full_eval", "true"], "--bf16_full_eval"),
         (["--torch_compile"], "torch_compile: batches without padding have new lengths"),
         (["stray"], "stray"),

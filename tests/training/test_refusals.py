@@ -28,7 +28,7 @@ NOT_READ = "no-such-file.txt"
         ('--lr_scheduler_kwargs {"a":1}', "--lr_scheduler_kwargs"),
         ("--optim_args nonsense", "--optim_args nonsense"),
         ("--report_to nowhere", "--report_to nowhere"),
-        ("--deepspeed x.json", "deepspeed"),
+        ("--deepspeed x.json", "pip install deepspeed"),
         ("--use_liger_kernel", "pip install liger-kernel"),
         ('--text_config {"hidden_size":0}', "`hidden_size` is 0"),
         ('--text_config {"hidden_size":"wide"}', "hidden_size"),
