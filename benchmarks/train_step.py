@@ -28,6 +28,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -258,7 +259,9 @@ def main() -> None:
         cuda = device.type == "cuda"
         print(torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         return
-    memory = {name: peak_memory(name) for name in models}
+    # Each in a process of its own; on a GPU side by side, for there what others allocate does not count.
+    with ThreadPoolExecutor(len(models) if device.type == "cuda" else 1) as pool:
+        memory = dict(zip(models, pool.map(peak_memory, models)))
     seconds = measure(models, batches, arguments.rounds, dtypes)
     peaks = {dtype: matmul_peak(device, dtype) for dtype in set(dtypes.values())}
     report(arguments, config, models, batches, seconds, memory, dtypes, peaks, useful_flops(config, batches))

@@ -2,9 +2,9 @@
 
 The real tokens of all rows are laid end to end, longest row first, and go through the encoder as a batch of one. Only
 attention needs to know where a row ends: the function registered here as `"simmim_sdpa"` cuts queries, keys and values
-back into rows, a few of similar length at a time, and calls PyTorch's scaled dot-product attention on each group. On
-CUDA, in half precision and without attention dropout, it hands the whole sequence to PyTorch's variable-length flash
-attention instead. Without a packing it is transformers' own `"sdpa"`.
+back into rows and calls PyTorch's scaled dot-product attention on all of them, on a CPU on those of similar length at
+a time. On CUDA, in half precision and without attention dropout, it hands the whole sequence to PyTorch's
+variable-length flash attention instead. Without a packing it is transformers' own `"sdpa"`.
 """
 
 import functools
@@ -20,8 +20,9 @@ from transformers.masking_utils import sdpa_mask
 ATTENTION = "simmim_sdpa"
 
 # Rows whose length is at least this part of the longest are padded to it and attend in one call: fewer calls against
-# more padding. Equal rows, such as the two views of a sequence, cost neither.
-SIMILAR_LENGTH = 0.8
+# more padding. Equal rows, such as the two views of a sequence, cost neither. On a GPU a call costs more than padding
+# does inside attention alone: all rows attend in one.
+SIMILAR_LENGTH = {"cpu": 0.8}
 
 
 class CannotPack(Exception):
@@ -110,7 +111,8 @@ class Packing:
         boundaries = torch.cat([starts, lengths.sum()[None]]).to(torch.int32)
         indices = order[sorted_row] * real.shape[1] + column
         lengths = lengths.tolist()
-        groups = _similar_lengths(lengths, sorted_row, positions)
+        share = SIMILAR_LENGTH.get(real.device.type, 0.0)
+        groups = _similar_lengths(lengths, sorted_row, positions, share)
         return cls(tuple(real.shape), indices, positions, groups, boundaries, lengths[0])
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
@@ -154,11 +156,14 @@ class Packing:
         return x.index_select(0, place.index_select(0, where))
 
 
-def _similar_lengths(lengths: list[int], sorted_row: torch.Tensor, positions: torch.Tensor) -> list[Group]:
+def _similar_lengths(
+    lengths: list[int], sorted_row: torch.Tensor, positions: torch.Tensor, share: float
+) -> list[Group]:
+    """Groups of rows of at least this share of the longest in their group."""
     groups, first, start = [], 0, 0
     while first < len(lengths) and lengths[first] > 0:
         length, last, tokens = lengths[first], first, 0
-        while last < len(lengths) and lengths[last] >= max(1, SIMILAR_LENGTH * length):
+        while last < len(lengths) and lengths[last] >= max(1, share * length):
             tokens += lengths[last]
             last += 1
         part, rows = slice(start, start + tokens), last - first

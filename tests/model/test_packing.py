@@ -145,6 +145,21 @@ def test_packing_saves_the_padding(monkeypatch):
     assert shapes == [(2, 20), (6, 2)] * 2  # both views, in two layers: no short row is padded to the long one
 
 
+@pytest.mark.parametrize("family", PACKED)
+def test_all_rows_attend_in_one_call_where_calls_cost_more_than_padding(monkeypatch, family):
+    """As on a GPU; the losses and gradients are those of rows in groups of similar length."""
+    model = tiny_model(family, temperature=0.5, clm_weight=0.5)
+    batch = ragged_batch(LENGTHS, pad=model.config.pad_token_id)
+    grouped = model(**batch)
+    monkeypatch.setattr(packing, "SIMILAR_LENGTH", {})
+    shapes = calls_of_sdpa(monkeypatch)
+    together = model(**batch)
+    assert {length for _, length in shapes} == {max(LENGTHS)}
+    for name in ("loss", "mlm_loss", "contrastive_loss", "clm_loss"):
+        torch.testing.assert_close(together[name], grouped[name], **CLOSE)
+    assert_same_gradients(gradients(model, together.loss), gradients(model, grouped.loss))
+
+
 @pytest.mark.parametrize(
     ("family", "is_causal"),
     [("bert", False), ("roberta", False), ("modernbert", False), ("llama", False), ("llama", True)],
@@ -424,7 +439,7 @@ def test_there_is_no_variable_length_kernel_on_a_cpu():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("family", ["bert", "modernbert", "qwen3"])
-def test_the_variable_length_kernel_equals_the_groups_on_cuda(monkeypatch, family, is_causal):
+def test_the_variable_length_kernel_equals_padded_attention_on_cuda(monkeypatch, family, is_causal):
     model = tiny_model(family).to("cuda", torch.bfloat16)
     batch = {name: x.cuda() for name, x in ragged_batch([9, 1, 5, 12]).items()}
     columns = (batch["input_ids"], batch["attention_mask"])
