@@ -259,7 +259,9 @@ class PretrainingArguments(SimMIMTrainingArguments):
         False, "Resume though options or text are others than those of the checkpoint; says which."
     )
     max_minutes: float | None = option(
-        None, "Stop training after this many minutes. Default: never; 2.75 for the built-in corpus."
+        None,
+        "Stop training after this many minutes; where the steps will not all fit, schedules end with the time. "
+        "Default: never; 2.75 for the built-in corpus.",
     )
     num_train_epochs: float | None = option(
         None, "Passes over the training text. Default: 1; 0.8 for the built-in corpus."

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers.trainer
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -95,24 +96,44 @@ class SamplerEpoch(TrainerCallback):
 
 
 class TimeLimit(TrainerCallback):
-    """Ends training after a number of minutes, as if the last step had been reached."""
+    """Ends training after a number of minutes, as if the last step had been reached.
+
+    Where the steps will not all fit, time counts instead of them: the schedules of the learning rate and of the
+    weights move on with the share of the time that has passed, and come to their end with it. A machine that is fast
+    enough never meets this, so that a seed gives one result there.
+    """
+
+    # Of the time, before the speed is judged: the first steps are slow.
+    WARM_UP = 0.2
 
     def __init__(self, minutes: float):
         self.seconds = 60 * minutes
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.start = time.monotonic()
+    def on_train_begin(self, args, state, control, lr_scheduler=None, **kwargs):
+        self.start, self.before = time.monotonic(), progress(state, lr_scheduler)
 
     def extend(self, seconds: float) -> None:
         """Leaves time out that was not spent on training."""
         self.start += seconds
 
-    def on_step_end(self, args, state, control, **kwargs):
-        over = torch.tensor(float(time.monotonic() - self.start >= self.seconds), device=args.device)
+    def on_step_end(self, args, state, control, lr_scheduler=None, **kwargs):
+        spent = (time.monotonic() - self.start) / self.seconds if self.seconds else math.inf
+        spent = torch.tensor(spent, device=args.device)
         if torch.distributed.is_initialized():
-            torch.distributed.broadcast(over, 0)
-        if over:
+            torch.distributed.broadcast(spent, 0)
+        spent = spent.item()
+        if spent >= 1:
             control.should_training_stop = True
+        elif spent > self.WARM_UP and isinstance(lr_scheduler, LambdaLR):
+            reached = self.before + (1 - self.before) * spent
+            lr_scheduler.last_epoch = max(lr_scheduler.last_epoch, int(reached * state.max_steps))
+
+
+def progress(state, lr_scheduler=None) -> float:
+    """The share of the training that lies behind: of its steps, or of its time, see `TimeLimit`."""
+    # The scheduler is what a checkpoint keeps of the time.
+    reached = lr_scheduler.last_epoch if isinstance(lr_scheduler, LambdaLR) else 0
+    return max(state.global_step, reached) / max(state.max_steps, 1)
 
 
 class Meter:
@@ -271,7 +292,7 @@ class SimMIMTrainer(Trainer):
         return dataclasses.replace(self._unwrapped_model().config.objective, **weights)
 
     def current_objective(self) -> Objective:
-        return self.objective_at(self.state.global_step / max(self.state.max_steps, 1))
+        return self.objective_at(progress(self.state, self.lr_scheduler))
 
     def _unwrapped_model(self):
         model = self.accelerator.unwrap_model(self.model)

@@ -6,6 +6,7 @@ import random
 import signal
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 from helpers import run_python
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import BertTokenizer, Trainer, TrainerCallback, TrainerControl, TrainingArguments
+from transformers import BertTokenizer, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from simmim_hf import DataCollatorForSimMIM, SimMIMConfig, SimMIMForPreTraining, SimMIMTrainer
+from simmim_hf.training import trainer as trainer_module
 from simmim_hf.training.trainer import SimilarLengthSampler, TimeLimit
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -604,16 +606,40 @@ def test_time_limit(tmp_path):
     assert trainer.state.global_step == 3
 
 
+@pytest.mark.parametrize("seconds_a_step", [1.0, 5.0], ids=["fast enough", "too slow"])
+def test_schedules_end_with_the_time(tmp_path, monkeypatch, seconds_a_step):
+    """20 steps and 30 seconds, of a clock that steps move: schedules of steps, or all of them within the time."""
+    now, weights = [0.0], []
+    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            weights.append(trainer.current_objective().contrastive_weight)
+            now[0] += seconds_a_step
+
+    trainer = make_trainer(tmp_path, callbacks=[Clock(), TimeLimit(0.5)], lr_scheduler_type="linear", max_steps=20)
+    trainer.args.weight_schedule = {"contrastive_weight": [(0, 0.1), (0.5, 0.1), (1, 1)]}
+    trainer.train()
+    rates = [row["learning_rate"] / 3e-3 for row in rows_with(trainer, "learning_rate")]
+    if seconds_a_step == 1:
+        assert rates == pytest.approx([1 - step / 20 for step in range(20)])
+        assert weights == pytest.approx([max(0.1, 0.1 + 0.9 * (step / 10 - 1)) for step in range(20)])
+    else:  # six steps; from a fifth of the time on they stand where the time stands, the rate a step behind
+        assert rates == pytest.approx([1, 0.95, 0.9, 0.65, 0.45, 0.3])
+        assert weights == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.37, 0.64])
+
+
 def test_the_time_limit_leaves_out_what_it_is_told_to():
     limit, control = TimeLimit(1 / 60), TrainerControl()
     args = TrainingArguments("unused", use_cpu=True)
-    limit.on_train_begin(args, None, control)
+    state = TrainerState(max_steps=10)
+    limit.on_train_begin(args, state, control)
     limit.extend(-2)
     limit.extend(2.5)
-    limit.on_step_end(args, None, control)
+    limit.on_step_end(args, state, control)
     assert not control.should_training_stop
     limit.extend(-3)
-    limit.on_step_end(args, None, control)
+    limit.on_step_end(args, state, control)
     assert control.should_training_stop
 
 
