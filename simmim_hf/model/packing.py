@@ -111,8 +111,7 @@ class Packing:
         boundaries = torch.cat([starts, lengths.sum()[None]]).to(torch.int32)
         indices = order[sorted_row] * real.shape[1] + column
         lengths = lengths.tolist()
-        share = SIMILAR_LENGTH.get(real.device.type, 0.0)
-        groups = _similar_lengths(lengths, sorted_row, positions, share)
+        groups = _similar_lengths(lengths, sorted_row, positions)
         return cls(tuple(real.shape), indices, positions, groups, boundaries, lengths[0])
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
@@ -156,10 +155,8 @@ class Packing:
         return x.index_select(0, place.index_select(0, where))
 
 
-def _similar_lengths(
-    lengths: list[int], sorted_row: torch.Tensor, positions: torch.Tensor, share: float
-) -> list[Group]:
-    """Groups of rows of at least this share of the longest in their group."""
+def _similar_lengths(lengths: list[int], sorted_row: torch.Tensor, positions: torch.Tensor) -> list[Group]:
+    share = SIMILAR_LENGTH.get(positions.device.type, 0.0)
     groups, first, start = [], 0, 0
     while first < len(lengths) and lengths[first] > 0:
         length, last, tokens = lengths[first], first, 0
