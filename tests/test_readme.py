@@ -1,4 +1,4 @@
-"""README.md works as it stands: its Python runs in its order, its commands have the options that they name."""
+"""README.md and docs/ work as they stand: their Python runs in its order, their commands have these options."""
 
 import re
 import shlex
@@ -13,16 +13,18 @@ from transformers import BertConfig, BertForMaskedLM
 from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining, cli
 from simmim_hf.data import tokenization
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+PAGES = {page.name: page.read_text(encoding="utf-8") for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
 TEXT = ["The capital of France is Paris.", "A sentence about rivers, stones and gardens.", "Another one."] * 30
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = "README.md") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGES[page], re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[list[str]]:
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    blocks_of_pages = [block for page in sorted(PAGES) for block in blocks("bash", page)]
+    lines = [line for block in blocks_of_pages for line in block.replace("\\\n", " ").splitlines()]
     return [shlex.split(line)[1:] for line in lines if line.startswith("simmim ")]
 
 
@@ -40,6 +42,11 @@ def folder(tmp_path, monkeypatch):
     DataCollatorForSimMIM(tokenizer).save_pretrained("my-encoder")
     shutil.copytree("my-encoder", "user/my-encoder")
     return tmp_path
+
+
+def test_the_python_of_the_objectives_runs():
+    for block in blocks("python", "objectives.md"):
+        exec(compile(block, "objectives.md", "exec"), {})
 
 
 def test_the_python_of_the_readme_runs_in_its_order(folder):
