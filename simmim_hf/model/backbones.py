@@ -173,19 +173,10 @@ def set_dropout(text_config: PreTrainedConfig, probability: float) -> None:
 
 
 def as_decoder(text_config: PreTrainedConfig) -> PreTrainedConfig:
-    """The backbone's configuration for reading from left to right with a cache.
-
-    Raises:
-        ValueError: transformers has no decoder of the family.
-    """
-    if not can_be_decoder(text_config.model_type):
-        able = ", ".join(f"`{name}`" for name in NATIVE_HEADS if can_be_decoder(name))
-        raise ValueError(
-            f"The backbone `{text_config.model_type}` cannot generate: transformers has no decoder of this family. "
-            f"Those that can: {able}, and decoders such as `llama`, `qwen3` or `gpt2`."
-        )
+    """The backbone's configuration for reading from left to right, with a cache where transformers has one for it."""
     text_config = copy.deepcopy(text_config)
-    text_config.is_decoder = True
+    if can_be_decoder(text_config.model_type):
+        text_config.is_decoder = True
     return text_config
 
 

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoConfig,
     Cache,
+    DynamicCache,
     GenerationConfig,
     GenerationMixin,
     PreTrainedConfig,
@@ -30,6 +31,7 @@ from .backbones import (
     NEW_HEAD,
     as_decoder,
     build_encoder,
+    can_be_decoder,
     explaining_weights,
     first_position,
     keep_layers,
@@ -46,7 +48,7 @@ from .losses import (
     similarity_matrix,
     token_cross_entropy,
 )
-from .packing import ATTENTION, Packing
+from .packing import ATTENTION, Packing, Past
 
 logger = logging.get_logger(__name__)
 
@@ -609,8 +611,10 @@ class SimMIMGenerationConfig(GenerationConfig):
 class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
     """The same encoder and head read from left to right, with a cache of keys and values: for `generate`.
 
+    Where transformers has no decoder of the family, the attention of this package keeps them.
+
     Raises:
-        ValueError: a backbone that transformers cannot turn into a decoder; the message names some that it can.
+        ValueError: a backbone that neither has a decoder nor lets another attention function in.
     """
 
     _reads_vectors = False
@@ -619,8 +623,18 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
     def __init__(self, config: SimMIMConfig):
         super().__init__(config, is_decoder=True)
         self.post_init()
+        self._has_native_cache = can_be_decoder(config.text_config.model_type)
+        self._check_backbone(self.simmim.encoder.config._attn_implementation == ATTENTION)
         # A checkpoint of this class, or one whose objective has the causal term, has learned this direction.
         self._reads_from_left_to_right = type(self).__name__ in (config.architectures or ()) or config.clm_weight > 0
+
+    def _check_backbone(self, packs: bool) -> None:
+        if not self._has_native_cache and not packs:
+            raise ValueError(
+                f"The backbone `{self.config.text_config.model_type}` cannot generate: transformers has no decoder of "
+                "this family, and this package's attention does not fit it (or `attn_implementation` forbids it). "
+                "Take one that can, such as `modernbert`, `bert`, `roberta`, or a decoder such as `llama` or `qwen3`."
+            )
 
     def adjust_generation_fn(
         self, generation_config, from_auto_class, from_pipeline, name_or_path, *, trust_remote_code, **kwargs
@@ -674,13 +688,19 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
         position_ids = kwargs.pop("position_ids", None)
         if position_ids is None:
             position_ids = self.simmim._positions(attention_mask)[:, -length:]
+        if self._has_native_cache:
+            kwargs |= {"past_key_values": past_key_values, "use_cache": use_cache}
+        else:
+            self._check_backbone(self.simmim._packs(inputs.device))
+            if past_key_values is None and (use_cache or not (self.training or use_cache is False)):
+                past_key_values = DynamicCache()
+            kwargs["past"] = Past(attention_mask, past_key_values)
+            attention_mask = torch.ones(1, 1, 1, 1, device=inputs.device)  # see `SimMIMModel._encode_packed`
         outputs = self.simmim.encoder(
             **self.simmim._accepted(token_type_ids=token_type_ids, position_ids=position_ids),
             input_ids=input_ids,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
             **{**self._asked_for(), **kwargs},
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -692,7 +712,7 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
         return modeling_outputs.CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            past_key_values=outputs.past_key_values if self._has_native_cache else past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -705,6 +725,9 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
                 "makes little sense. Fine-tune it with `SimMIMForCausalLM` first, or pre-train with `clm_weight` "
                 "above 0 (objective `fused` or `clm`)."
             )
+        if not self._has_native_cache and kwargs.get("use_cache") is not False:
+            # The one that `generate` makes by itself is a key short of the encoder's sliding windows.
+            kwargs.setdefault("past_key_values", DynamicCache())
         return GenerationMixin.generate(self, *args, **kwargs)
 
 

@@ -4,7 +4,8 @@ The real tokens of all rows are laid end to end, longest row first, and go throu
 attention needs to know where a row ends: the function registered here as `"simmim_sdpa"` cuts queries, keys and values
 back into rows and calls PyTorch's scaled dot-product attention on all of them, on a CPU on those of similar length at
 a time. On CUDA, in half precision and without attention dropout, it hands the whole sequence to PyTorch's
-variable-length flash attention instead. Without a packing it is transformers' own `"sdpa"`.
+variable-length flash attention instead. The same function remembers keys and values for an encoder that is read from
+left to right (`Past`). Without either it is transformers' own `"sdpa"`.
 """
 
 import functools
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -170,6 +171,42 @@ def _similar_lengths(lengths: list[int], sorted_row: torch.Tensor, positions: to
     return groups
 
 
+@dataclass
+class Past:
+    """What lets an encoder without a decoder in transformers read from left to right, a few tokens at a time.
+
+    Attributes:
+        attention_mask: (batch, cached length + length), 1 for real tokens; padding may stand on either side
+        cache: the keys and values of earlier tokens, or None to keep none
+        calls: how many layers have used it
+    """
+
+    attention_mask: torch.Tensor
+    cache: Cache | None = None
+    calls: int = 0
+    masks: dict = field(default_factory=dict)
+
+    def update(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, heads, length, dim) of a layer -> (batch, heads, cached length + length, dim)"""
+        self.calls += 1  # layers come in their order, also where one is used several times, as in ALBERT
+        return (key, value) if self.cache is None else self.cache.update(key, value, self.calls - 1)
+
+    def visible(self, length: int, sliding_window: int | None) -> torch.Tensor:
+        """Which keys each of the last `length` tokens sees, (batch, 1, length, cached length + length)."""
+        if sliding_window not in self.masks:
+            real = self.attention_mask.bool()
+            place = real.long().cumsum(1)  # counted over the real tokens, as in a packed sequence
+            distance = place[:, -length:, None] - place[:, None]  # (batch, length, cached length + length)
+            column = torch.arange(real.shape[1], device=real.device)
+            ahead = column[-length:, None] < column  # (length, cached length + length)
+            near = ~ahead & real[:, None]
+            if sliding_window is not None:
+                near &= distance < sliding_window
+            # A padded query sees itself at least, see `Group.visible`.
+            self.masks[sliding_window] = (near | (column[-length:, None] == column))[:, None]
+        return self.masks[sliding_window]
+
+
 # Variable-length attention takes heads of a multiple of 8 dimensions; up to this one it has gradients on every device.
 KERNEL_HEAD_DIM = 192
 
@@ -185,21 +222,29 @@ def packed_sdpa_attention(
     is_causal: bool | None = None,
     sliding_window: int | None = None,
     packing: Packing | None = None,
+    past: Past | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """Scaled dot-product attention within each sequence of a packed batch; without `packing` the ordinary one.
+    """Scaled dot-product attention within each sequence of a packed batch, or of new tokens to those of the past.
 
     Args:
-        query: (1, heads, tokens, dim)
-        key, value: (1, key/value heads, tokens, dim)
+        query: (1, heads, tokens, dim); (batch, heads, length, dim) without `packing`
+        key, value: (1, key/value heads, tokens, dim); (batch, key/value heads, length, dim) without `packing`
         sliding_window: a query sees keys nearer than this
 
     Returns:
-        (1, tokens, heads, dim) and None, for there are no attention weights to show.
+        (1, tokens, heads, dim) or (batch, length, heads, dim), and None, for there are no attention weights to show.
 
     Raises:
         CannotPack: the backbone adds a bias, a cap or sinks to its scores.
     """
+    if past is not None:
+        key, value = past.update(key, value)
+        repeats = query.shape[1] // key.shape[1]
+        key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
+        mask = past.visible(query.shape[2], sliding_window)
+        attended = F.scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout, scale=scaling)
+        return attended.transpose(1, 2), None
     if packing is None:
         kwargs |= {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "sliding_window": sliding_window}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)

@@ -183,14 +183,14 @@ class ModelArguments(ObjectiveOptions):
             token_ids: of the special tokens by the names `TOKEN_IDS`, of which the backbone takes those that it has
         """
         text_config = {**read_text_config(self.text_config), "vocab_size": vocab_size}
+        # Those of the family's default lie outside of a small vocabulary.
+        family = AutoConfig.for_model(text_config.get("model_type", "bert"))
+        text_config |= {name: token_id for name, token_id in token_ids.items() if hasattr(family, name)}
         config = SimMIMConfig(text_config=text_config, **self.config_options())
         if self.num_hidden_layers is not None and not self.model_name_or_path:
             keep_layers(config.text_config, self.num_hidden_layers)
         if self.dropout is not None and not self.model_name_or_path:
             set_dropout(config.text_config, self.dropout)
-        for name, token_id in token_ids.items():
-            if hasattr(config.text_config, name):
-                setattr(config.text_config, name, token_id)
         return config
 
 

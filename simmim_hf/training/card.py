@@ -16,7 +16,6 @@ from transformers.utils import logging
 
 from .. import records
 from ..data.collator import DataCollatorForSimMIM
-from ..model.backbones import can_be_decoder
 from ..model.configuration_simmim import POSITIVE_VIEWS, SimMIMConfig
 from ..options import option
 from ..quantities import QUANTITIES, listed, quantity, title
@@ -160,7 +159,7 @@ def model_card(
         model_id=hub_model_id or ".",
         is_local=not hub_model_id,
         learned=listed(_learned(objective)),
-        generates=objective["clm_weight"] and can_be_decoder(facts["backbone"]["model_type"]),
+        generates=objective["clm_weight"] > 0,
         text=_text(data),
         procedure=_procedure(facts),
         plot=plot,
