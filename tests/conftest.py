@@ -30,3 +30,9 @@ def fresh_accelerator():
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Plots are drawn but not rendered, which takes as long as a tiny run."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: Path(path).write_bytes(b""))
