@@ -143,7 +143,7 @@ def dropouts(text_config: PreTrainedConfig) -> dict[str, float]:
     }
 
 
-def adjust(text_config: PreTrainedConfig, num_hidden_layers: int | None, dropout: float | None) -> None:
+def adjust_backbone(text_config: PreTrainedConfig, num_hidden_layers: int | None, dropout: float | None) -> None:
     """Changes the configuration of a backbone, where a value is given.
 
     Args:

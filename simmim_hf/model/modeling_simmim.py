@@ -28,7 +28,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .backbones import (
     NEW_HEAD,
-    adjust,
+    adjust_backbone,
     as_decoder,
     build_encoder,
     explaining_weights,
@@ -994,7 +994,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         text_config = AutoConfig.from_pretrained(
             pretrained_model_name_or_path, **{k: v for k, v in loading.items() if k not in ("dtype", "device_map")}
         )
-        adjust(text_config.get_text_config(), num_hidden_layers, dropout)
+        adjust_backbone(text_config.get_text_config(), num_hidden_layers, dropout)
         if text_config.model_type == SimMIMConfig.model_type:
             config = SimMIMConfig(**{**text_config.to_dict(), **kwargs})
             return cls.from_pretrained(pretrained_model_name_or_path, config=config, **loading)

@@ -13,7 +13,7 @@ from transformers.integrations import is_deepspeed_available
 
 from ..data import corpora, tokenization
 from ..data.collator import DataCollatorForSimMIM
-from ..model.backbones import adjust
+from ..model.backbones import adjust_backbone
 from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig
 from ..options import option, options_of
 
@@ -185,7 +185,7 @@ class ModelArguments(ObjectiveOptions):
         text_config = {**read_text_config(self.text_config), "vocab_size": vocab_size}
         config = SimMIMConfig(text_config=text_config, **self.config_options())
         if not self.model_name_or_path:
-            adjust(config.text_config, self.num_hidden_layers, self.dropout)
+            adjust_backbone(config.text_config, self.num_hidden_layers, self.dropout)
         for name, token_id in token_ids.items():
             if hasattr(config.text_config, name):
                 setattr(config.text_config, name, token_id)

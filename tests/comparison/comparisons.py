@@ -14,9 +14,9 @@ BATCH, BUDGET, LONGEST = 8, 900, 14
 ARMS = {"mlm": {"objective": "mlm"}, "simmim": {"objective": "simmim", "temperature": 0.1}}
 
 
-def options(files: Path, **more) -> dict:
+def options(files: Path, save_steps=1000, **more) -> dict:
     given = {"train_file": [str(files / "corpus.txt")], "text_config": json.dumps(TINY), "vocab_size": 300}
-    given |= {"per_device_train_batch_size": BATCH, "logging_steps": 1, "save_steps": 3, "use_cpu": True}
+    given |= {"per_device_train_batch_size": BATCH, "logging_steps": 1, "save_steps": save_steps, "use_cpu": True}
     return {**given, "disable_tqdm": True, **more}
 
 
@@ -38,8 +38,8 @@ def recorded():
         yield runs
 
 
-def compare(files: Path, folder: Path, arms=ARMS, **more) -> dict:
-    return Comparison(arms, options(files), str(folder), **{**settings(files), **more}).run()
+def compare(files: Path, folder: Path, arms=ARMS, save_steps=1000, **more) -> dict:
+    return Comparison(arms, options(files, save_steps), str(folder), **{**settings(files), **more}).run()
 
 
 def settings(files: Path) -> dict:

@@ -6,14 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
+import comparisons
 import helpers
 import numpy as np
 import pytest
 import torch
 import yaml
-from comparisons import ARMS, BATCH, BUDGET, LONGEST, compare, options, recorded, settings
+from comparisons import ARMS, BATCH, BUDGET, LONGEST, recorded, settings
 from datasets import Dataset
 
 from simmim_hf.comparison.comparison import Comparison
@@ -22,6 +24,8 @@ from simmim_hf.data.collator import DataCollatorForSimMIM
 from simmim_hf.options import words_of
 
 EXPLOSIVE = {"objective": "mlm", "learning_rate": 1e30, "max_grad_norm": 0, "warmup_steps": 0}
+
+compare, options = (partial(function, save_steps=3) for function in (comparisons.compare, comparisons.options))
 
 pytestmark = pytest.mark.usefixtures("no_pictures")  # but `whole` renders its own
 
