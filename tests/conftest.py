@@ -1,5 +1,6 @@
 """What several test files share."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,17 @@ from accelerate.state import AcceleratorState
 torch.set_num_threads(1)
 
 SHARED_DATA = Path(__file__).parents[2] / "shared/data"
+
+
+def pytest_configure(config):
+    # pytest-xdist would begin with the files of many tests, and end with one process waiting for those of slow ones.
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, so that small ones fill what time is left at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +42,9 @@ def fresh_accelerator():
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Plots are drawn but not rendered, which takes as long as a tiny run."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: Path(path).write_bytes(b""))

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, BertTokenizer
 
 import simmim_hf
-from simmim_hf import SimMIMConfig, SimMIMForPreTraining
+from simmim_hf import SimMIMConfig, SimMIMForCausalLM, SimMIMForPreTraining
 from simmim_hf.cli import main
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -49,6 +49,9 @@ FAMILIES = {
     "gpt2": {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, **SPECIAL},
 }
 DECODERS = ["llama", "qwen3", "gpt2"]
+WITH_DECODER = ["bert", "roberta", "electra", "camembert", "llama", "gpt2", "qwen3"]
+# For the others keys and values are kept by this package's attention; the one has windows, the other shared keys.
+GENERATING = [*WITH_DECODER, "modernbert", "eurobert"]
 PACKED = [family for family in FAMILIES if family != "mpnet"]  # mpnet adds a position bias to its scores
 
 
@@ -74,6 +77,10 @@ def tiny_model(family="bert", backbone=None, attn_implementation=None, **options
     return randomize(SimMIMForPreTraining(config))
 
 
+def tied(model):
+    return model.get_input_embeddings().weight is model.lm_head.decoder.weight
+
+
 def padded(rows, pad, side="right"):
     """Rows of different lengths to (batch, length)."""
     length = max(map(len, rows))
@@ -97,12 +104,26 @@ def ragged_batch(lengths, side="right", pad=0, seed=0, ratio=0.4):
     return {name: padded(rows, pads[name], side) for name, rows in columns.items()}
 
 
+def texts_of(lengths=LENGTHS, side="right"):
+    """input_ids and attention_mask of texts of these lengths"""
+    batch = ragged_batch(lengths, side)
+    return batch["input_ids"], batch["attention_mask"]
+
+
 def batch_of_two_views(lengths, other_lengths, side="right", pad=0):
     """A batch of which every row has a second corrupted view, of another length."""
     batch, other = ragged_batch(lengths, side, pad), ragged_batch(other_lengths, side, pad, seed=1)
     batch["positive_input_ids"] = other["masked_input_ids"]
     batch["positive_attention_mask"], batch["positive_labels"] = other["attention_mask"], other["labels"]
     return batch
+
+
+def causal_model(family="bert", **options):
+    """A `SimMIMForCausalLM` with the weights of `tiny_model(family)`."""
+    trained = tiny_model(family, **{"clm_weight": 1, **options})
+    model = SimMIMForCausalLM(trained.config)
+    model.load_state_dict(trained.state_dict())
+    return model.eval()
 
 
 def real_rows(ids, attention_mask):

@@ -26,8 +26,6 @@ from transformers import (
 from simmim_hf.data import tokenization
 from simmim_hf.evaluation.measure import similarity_spearman
 
-pytestmark = pytest.mark.slow  # it trains
-
 SCRIPTS = {
     *("run_classification", "run_token_classification", "run_sentence_similarity", "run_question_answering"),
     *("run_generation", "run_infilling"),
@@ -35,6 +33,7 @@ SCRIPTS = {
 NAMES = ["Anna", "Boris", "Clara", "David", "Emil", "Frida"]
 CITIES = ["Paris", "Rome", "Oslo", "Vienna"]
 KINDS = {"None": "wrote a novel", "travel": "sailed to {city}", "birth": "was born in {city}"}
+SEED = 7
 TRAINING = [
     *("--use_cpu", "--disable_tqdm", "true", "--save_strategy", "no", "--max_seq_length", "32"),
     *("--per_device_train_batch_size", "8", "--learning_rate", "1e-2"),
@@ -124,17 +123,19 @@ def results(folder: Path, script: str) -> dict:
 
 def run(script: str, folder: Path, *options) -> dict:
     """The results of a script that has to succeed, in a process of its own."""
-    words = [EXAMPLES / f"{script}.py", *options, "--output_dir", folder, "--seed", 7]
+    words = [EXAMPLES / f"{script}.py", *options, "--output_dir", folder, "--seed", SEED]
     process = run_python(*words, env=environment(ACCELERATE_USE_CPU="true"))
     found = results(folder, script)
     assert json.dumps(found, indent=2, ensure_ascii=False) in process.stdout
-    assert found["seed"] == 7
+    assert found["seed"] == SEED
     return found
 
 
 def run_here(monkeypatch, script: str, folder: Path, *options) -> dict:
     """The same in this process, which saves the time of the imports."""
-    monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, options), "--output_dir", str(folder)])
+    monkeypatch.setattr(
+        sys, "argv", [f"{script}.py", *map(str, options), "--output_dir", str(folder), "--seed", str(SEED)]
+    )
     runpy.run_path(str(EXAMPLES / f"{script}.py"), run_name="__main__")
     return results(folder, script)
 
@@ -146,6 +147,7 @@ def functions(monkeypatch, script: str) -> dict:
 # ---------------------------------------------------------------------------------------------- every script runs
 
 
+@pytest.mark.slow
 def test_classification(checkpoint, data, tmp_path):
     files = [
         "--train_file",
@@ -170,10 +172,13 @@ def test_classification(checkpoint, data, tmp_path):
     assert model.config.id2label[model(**encoded).logits.argmax().item()] == "travel"
 
 
-def test_token_classification(checkpoint, data, tmp_path):
+@pytest.mark.slow
+def test_token_classification(checkpoint, data, tmp_path, monkeypatch):
     files = ["--train_file", data / "train.jsonl", "--test_file", data / "test.jsonl.gz"]
     options = [*TRAINING, "--num_train_epochs", 6, "--max_seq_length", 14]
-    found = run("run_token_classification", tmp_path, "--model_name_or_path", checkpoint, *files, *options)["test"]
+    found = run_here(
+        monkeypatch, "run_token_classification", tmp_path, "--model_name_or_path", checkpoint, *files, *options
+    )["test"]
     words = sum(len(row["tokens"]) for row in rows(24, 1))
     assert found["words"] + found["words_cut"] == words and found["words_cut"] > 0
     assert found["f1_PER"] > 0.9 and found["f1_LOC"] > 0.9 and found["accuracy"] > 0.9
@@ -181,10 +186,13 @@ def test_token_classification(checkpoint, data, tmp_path):
     assert set(AutoModelForTokenClassification.from_pretrained(tmp_path).config.label2id) == {"PER", "LOC", "O"}
 
 
-def test_sentence_similarity(checkpoint, data, tmp_path, tokenizer):
+@pytest.mark.slow
+def test_sentence_similarity(checkpoint, data, tmp_path, tokenizer, monkeypatch):
     files = ["--train_file", data / "train.jsonl", "--test_file", data / "test.jsonl"]
     options = [*TRAINING, "--num_train_epochs", 5, "--learning_rate", "3e-3"]
-    found = run("run_sentence_similarity", tmp_path, "--model_name_or_path", checkpoint, *files, *options)
+    found = run_here(
+        monkeypatch, "run_sentence_similarity", tmp_path, "--model_name_or_path", checkpoint, *files, *options
+    )
     pairs = Dataset.from_list(rows(24, 1))
     for key, folder in (("spearman_before", checkpoint), ("spearman_after", tmp_path)):
         measured = similarity_spearman(AutoModel.from_pretrained(folder), tokenizer, pairs, 32)
@@ -192,19 +200,25 @@ def test_sentence_similarity(checkpoint, data, tmp_path, tokenizer):
     assert found["spearman_after"]["test"] > max(60, found["spearman_before"]["test"])
 
 
-def test_question_answering(checkpoint, data, tmp_path):
+@pytest.mark.slow
+def test_question_answering(checkpoint, data, tmp_path, monkeypatch):
     files = ["--train_file", data / "train.jsonl", "--test_file", data / "test.jsonl"]
     options = [*TRAINING, "--num_train_epochs", 8, "--max_seq_length", 24, "--stride", 4, "--learning_rate", "3e-3"]
-    found = run("run_question_answering", tmp_path, "--model_name_or_path", checkpoint, *files, *options)
+    found = run_here(
+        monkeypatch, "run_question_answering", tmp_path, "--model_name_or_path", checkpoint, *files, *options
+    )
     # No window holds a whole context, and most years take several tokens: it only learns if spans are aligned.
     assert found["test"]["exact_match"] > 0.8 and found["test"]["f1"] >= found["test"]["exact_match"]
 
 
-def test_generation(checkpoint, data, tmp_path, tokenizer):
+@pytest.mark.slow
+def test_generation(checkpoint, data, tmp_path, tokenizer, monkeypatch):
     files = ["--train_file", data / "train.jsonl", "--test_file", data / "test.txt", "--coherence_model", checkpoint]
     lengths = ["--prompt_length", 4, "--max_new_tokens", 6, "--num_prompts", 5]
     options = [*TRAINING, "--num_train_epochs", 10, "--max_train_samples", 80]
-    found = run("run_generation", tmp_path, "--model_name_or_path", checkpoint, *files, *options, *lengths)
+    found = run_here(
+        monkeypatch, "run_generation", tmp_path, "--model_name_or_path", checkpoint, *files, *options, *lengths
+    )
     assert found["rows"] == {"train": 80, "test": 24}, "blank lines are no texts"
     assert found["test"]["perplexity"] < 6  # random weights: the size of the vocabulary, 250
     assert found["real"]["distinct_3"] <= 1 and 0 < found["written"]["distinct_1"] <= found["written"]["distinct_2"]
@@ -217,10 +231,13 @@ def test_generation(checkpoint, data, tmp_path, tokenizer):
     assert model.generation_config.pad_token_id == tokenizer.pad_token_id
 
 
-def test_infilling(checkpoint, data, tmp_path):
+@pytest.mark.slow
+def test_infilling(checkpoint, data, tmp_path, monkeypatch):
     texts = ["Anna was ___ in Oslo", "In 1920 [MASK] was happy"]
     options = ["--evaluate", data / "test.txt", "--gaps", 2, "--top_k", 50, "--batch_size", 5, "--num_candidates", 4]
-    found = run("run_infilling", tmp_path, "--model_name_or_path", checkpoint, "--texts", *texts, *options)
+    found = run_here(
+        monkeypatch, "run_infilling", tmp_path, "--model_name_or_path", checkpoint, "--texts", *texts, *options
+    )
     for filled in found["filled"][texts[0]]:
         assert filled.startswith("anna was") and filled.endswith(" in oslo") and "[" not in filled
     assert 1 < len(found["filled"][texts[1]]) <= 4
@@ -241,6 +258,7 @@ def test_help_and_length(script, monkeypatch, capsys):
 # ---------------------------------------------------------------------------------------------- other models and data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script", ["run_classification", "run_generation", "run_infilling", "run_sentence_similarity"]
 )
@@ -255,6 +273,7 @@ def test_an_encoder_that_is_not_simmim(script, plain, data, tmp_path, monkeypatc
     assert run_here(monkeypatch, script, tmp_path, *options)
 
 
+@pytest.mark.slow
 def test_pairs_of_texts_and_a_split_of_one_file(checkpoint, data, tmp_path, monkeypatch):
     options = ["--text_column", "sentence1", "--text_pair_column", "sentence2", "--label_column", "score"]
     pairs = [{**row, "score": int(row["score"])} for row in rows(40)]
@@ -264,6 +283,7 @@ def test_pairs_of_texts_and_a_split_of_one_file(checkpoint, data, tmp_path, monk
     assert found["rows"] == {"train": 10, "test": 10} and found["classes"] == ["2", "5"]
 
 
+@pytest.mark.slow
 def test_contrastive_similarity_leaves_out_low_scores(checkpoint, data, tmp_path, monkeypatch):
     options = [*TRAINING, "--train_file", data / "train.jsonl", "--test_file", data / "test.jsonl", "--max_steps", 2]
     options += ["--loss", "contrastive", "--gradient_accumulation_steps", 2]

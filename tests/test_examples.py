@@ -1,5 +1,6 @@
 """The scripts in examples/ run as they are, and what they save loads."""
 
+import functools
 import json
 import random
 import runpy
@@ -73,11 +74,13 @@ def check_saved(folder: Path, objective: str) -> SimMIMForPreTraining:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_from_scratch(script, text_file, tmp_path):
+def test_from_scratch(script, text_file, tmp_path, monkeypatch, capsys):
+    # The plain script runs in processes of its own in test_distributed.py.
+    start = run if script == "run_pretraining_accelerate.py" else functools.partial(run_here, monkeypatch, capsys)
     config = json.dumps({"model_type": "bert", **TINY})
     options = ["--text_config", config, "--objective", "fused", "--whole_word_mask"]
     options += ["--mlm_probability", 0.4]
-    output = run(script, *common(script, tmp_path / "out", text_file), *options)
+    output = start(script, *common(script, tmp_path / "out", text_file), *options)
     assert "loss" in output and "AutoModel.from_pretrained" in output and "eval" in output
     model = check_saved(tmp_path / "out", "fused")
     assert model.config.hidden_size == 32
@@ -85,6 +88,7 @@ def test_from_scratch(script, text_file, tmp_path):
     assert collator.whole_word_mask and collator.mlm_probability == 0.4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_from_a_backbone_with_a_validation_file(script, text_file, backbone, tmp_path, monkeypatch, capsys):
     validation = tmp_path / "validation.txt"

@@ -5,27 +5,22 @@ A batch goes through five steps: features are padded (`_pad`), the positive view
 units are corrupted as in BERT (Devlin et al. 2019). All steps work on numpy arrays of the whole batch.
 """
 
-import functools
 import hashlib
 import json
-import logging as python_logging
 import os
-import re
-import unicodedata
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tokenizers import decoders
 from torch.utils.data import get_worker_info
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import cached_file, logging
+from transformers.utils import cached_file
 
 from ..model.configuration_simmim import PASSAGES, CorruptedViews, PositiveView, SimMIMConfig, choices_of, described
-
-logger = logging.get_logger(__name__)
+from ..options import option
+from .words import ALONE, CONTINUES, build_word_tables, inside_han_word, shift_right
 
 CONFIG_NAME = "data_collator_config.json"
 IGNORE_INDEX = -100
@@ -38,8 +33,6 @@ FEATURE_KEYS = [
     "negative",
     "negative_input_ids",
 ]
-ALONE, BEGINS, CONTINUES = 0, 1, 2  # a token's place in its word: the whole word, its first token, a later one
-HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
 class Rows(NamedTuple):
@@ -51,11 +44,6 @@ class Rows(NamedTuple):
     token_type_ids: np.ndarray
 
 
-def _option(default, help: str, allows: Callable[[Any], bool] = lambda value: True, choose: str = ""):
-    """A field with what it says of itself, which values it allows, and what to choose instead of another."""
-    return field(default=default, metadata={"help": help, "allows": allows, "choose": choose})
-
-
 def _is_share(value) -> bool:
     return 0 < value < 1
 
@@ -63,6 +51,10 @@ def _is_share(value) -> bool:
 def _is_ratio(value) -> bool:
     ends = value if isinstance(value, tuple) else (value, value)
     return len(ends) == 2 and all(map(_is_share, ends))
+
+
+# `allows` says which values an option takes, `choose` what to take instead of another.
+PROBABILITY = {"allows": lambda value: 0 <= value <= 1, "choose": "a probability from 0 to 1"}
 
 
 @described
@@ -86,79 +78,70 @@ class DataCollatorForSimMIM:
     """
 
     tokenizer: PreTrainedTokenizerBase
-    mlm_probability: float | tuple[float, float] = _option(
+    mlm_probability: float | tuple[float, float] = option(
         0.3,
         "Share of corrupted tokens; two numbers are a linear schedule from start to end.",
-        _is_ratio,
-        "a number between 0 and 1, such as 0.3, or a pair (start, end)",
+        allows=_is_ratio,
+        choose="a number between 0 and 1, such as 0.3, or a pair (start, end)",
     )
-    mask_replace_prob: float = _option(
-        0.8,
-        "Share of the corrupted units that become mask tokens.",
-        lambda value: 0 <= value <= 1,
-        "a probability from 0 to 1",
+    mask_replace_prob: float = option(0.8, "Share of the corrupted units that become mask tokens.", **PROBABILITY)
+    random_replace_prob: float = option(
+        0.1, "Share of the corrupted units that become random tokens; the rest stays as it is.", **PROBABILITY
     )
-    random_replace_prob: float = _option(
-        0.1,
-        "Share of the corrupted units that become random tokens; the rest stays as it is.",
-        lambda value: 0 <= value <= 1,
-        "a probability from 0 to 1",
-    )
-    whole_word_mask: bool = _option(
+    whole_word_mask: bool = option(
         False, "Corrupt whole words; Chinese characters are joined to words by jieba, where it is installed."
     )
-    mean_span_length: float | None = _option(
+    mean_span_length: float | None = option(
         None,
         "Corrupt spans with geometric lengths of this mean, in tokens or, with whole_word_mask, words.",
-        lambda value: value is None or 1 <= value <= 4096,
-        "a number from 1 to 4096 (SpanBERT: 3.8), or None",
+        allows=lambda value: value is None or 1 <= value <= 4096,
+        choose="a number from 1 to 4096 (SpanBERT: 3.8), or None",
     )
-    max_length: int | None = _option(
+    max_length: int | None = option(
         None,
         "Truncate text to this many tokens, special tokens included; with positive_view span each of the two spans.",
-        lambda value: value is None or value >= 3,
-        "3 or more, which leaves room for text",
+        allows=lambda value: value is None or value >= 3,
+        choose="3 or more, which leaves room for text",
     )
-    pad_to_multiple_of: int | None = _option(
+    pad_to_multiple_of: int | None = option(
         None,
         "Round the padded length up to a multiple of this.",
-        lambda value: value is None or 1 <= value <= 4096,
-        "a number from 1 to 4096, such as 8, or None",
+        allows=lambda value: value is None or 1 <= value <= 4096,
+        choose="a number from 1 to 4096, such as 8, or None",
     )
-    seed: int = _option(0, "Another seed gives other corruptions of the same batches.")
-    positive_view: PositiveView = _option("masked", "As in `SimMIMConfig`.")
-    deletion_probability: float = _option(
+    seed: int = option(0, "Another seed gives other corruptions of the same batches.")
+    positive_view: PositiveView = option("masked", "As in `SimMIMConfig`.")
+    deletion_probability: float = option(
         0.2,
         "With positive_view deleted: the probability that a token is deleted.",
-        _is_share,
-        "a number between 0 and 1, such as 0.2",
+        allows=_is_share,
+        choose="a number between 0 and 1, such as 0.2",
     )
-    min_crop_ratio: float = _option(
+    min_crop_ratio: float = option(
         0.5,
         "With positive_view cropped: the shortest of the two stretches, as a share of the sequence.",
-        lambda value: 0 < value <= 1,
-        "a share above 0, up to 1, such as 0.5",
+        allows=lambda value: 0 < value <= 1,
+        choose="a share above 0, up to 1, such as 0.5",
     )
-    corrupted_views: CorruptedViews = _option("copy", "As in `SimMIMConfig`.")
-    min_span_length: int = _option(
+    corrupted_views: CorruptedViews = option("copy", "As in `SimMIMConfig`.")
+    min_span_length: int = option(
         4,
         "With positive_view span or snippet: tokens of the shortest stretch. A text too short for two of them gives "
         "two views of all of it.",
-        lambda value: value >= 1,
-        "1 or more, such as 4",
+        allows=lambda value: value >= 1,
+        choose="1 or more, such as 4",
     )
-    snippet_ratio: float | tuple[float, float] = _option(
+    snippet_ratio: float | tuple[float, float] = option(
         (0.1, 0.5),
         "With positive_view snippet: its length as a share of the text; two numbers: drawn between them.",
-        _is_ratio,
-        "a number between 0 and 1, or a pair (shortest, longest)",
+        allows=_is_ratio,
+        choose="a number between 0 and 1, or a pair (shortest, longest)",
     )
-    snippet_removal: float = _option(
+    snippet_removal: float = option(
         0.25,
         "With positive_view snippet: how often it is taken out of the text that it is compared with: at 0 the views "
         "share all of its words, at 1 none.",
-        lambda value: 0 <= value <= 1,
-        "a probability from 0 to 1",
+        **PROBABILITY,
     )
 
     def __post_init__(self):
@@ -188,7 +171,7 @@ class DataCollatorForSimMIM:
                     f"{type(self.tokenizer).__name__} has no {kind} token. Add one with tokenizer.add_special_tokens("
                     f'{{"{kind}_token": "{token}"}}), then call model.resize_token_embeddings(len(tokenizer)).'
                 )
-        self.check_options({option.name: getattr(self, option.name) for option in fields(self)[1:]})
+        self.check_options({field.name: getattr(self, field.name) for field in fields(self)[1:]})
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
@@ -197,12 +180,12 @@ class DataCollatorForSimMIM:
         Raises:
             ValueError: a setting outside its range; the message names the range.
         """
-        for option in fields(cls)[1:]:
-            value, choices = options.get(option.name, option.default), choices_of(option)
+        for field in fields(cls)[1:]:
+            value, choices = options.get(field.name, field.default), choices_of(field)
             if choices and value not in choices:
-                raise ValueError(f"{option.name}={value!r}: choose from {choices}.")
-            if not option.metadata["allows"](value):
-                raise ValueError(f"{option.name}={value}: choose {option.metadata['choose']}.")
+                raise ValueError(f"{field.name}={value!r}: choose from {choices}.")
+            if not field.metadata.get("allows", lambda value: True)(value):
+                raise ValueError(f"{field.name}={value}: choose {field.metadata['choose']}.")
         mask, random = (options.get(name, getattr(cls, name)) for name in ("mask_replace_prob", "random_replace_prob"))
         if mask + random > 1 + 1e-9:
             raise ValueError(
@@ -464,13 +447,6 @@ def to_columns(features: Sequence[str | Mapping[str, Any]]) -> dict[str, list]:
     return {key: [row[key] for row in rows] for key in keys[0]}
 
 
-def shift_right(array: np.ndarray) -> np.ndarray:
-    """(batch, length) -> (batch, length): the value one position before, zero at the first."""
-    shifted = np.zeros_like(array)
-    shifted[:, 1:] = array[:, :-1]
-    return shifted
-
-
 def draw_units(
     starts: np.ndarray, eligible: np.ndarray, ratio: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -500,70 +476,3 @@ def draw_units(
     drawn = np.empty_like(taken)
     drawn[order] = taken
     return unit, drawn
-
-
-def build_word_tables(tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
-    """Two tables over token ids, both (vocabulary,): the place in a word (`ALONE`, `BEGINS` or `CONTINUES`) and the
-    code point of tokens that are one Chinese character (a space for all others).
-
-    Punctuation and Chinese tokens are `ALONE`; `inside_han_word` joins the latter, as their words depend on the text.
-    """
-    split = word_splitter(tokenizer)
-    vocabulary = tokenizer.get_vocab()
-    place = np.full(max(vocabulary.values()) + 1, ALONE, dtype=np.int8)
-    han = np.full(len(place), ord(" "), dtype="<u4")
-    for token, index in vocabulary.items():
-        continues, text = split(token)
-        if HAN.match(text):
-            han[index] = ord(text) if len(text) == 1 else ord(" ")
-        elif not text or any(unicodedata.category(char)[0] in "LMN" or char == "\ufffd" for char in text):
-            # U+FFFD: a fragment of a character's bytes. No text: a bare word marker, whose word follows.
-            place[index] = CONTINUES if continues else BEGINS
-    return place, han
-
-
-def word_splitter(tokenizer: PreTrainedTokenizerBase):
-    """A function from a token to whether it may continue the word before it, and its text."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    spec = json.loads(backend.to_str()) if backend is not None else {"model": {}}
-    model = spec["model"]
-    stages = json.dumps([spec.get(stage) for stage in ("normalizer", "pre_tokenizer", "decoder")], ensure_ascii=False)
-    if prefix := model.get("continuing_subword_prefix"):  # WordPiece
-        return lambda token: (token.startswith(prefix), token)
-    if "ByteLevel" in stages:
-        decoder = decoders.ByteLevel()
-        return lambda token: (not token.startswith(("Ġ", "Ċ")), decoder.decode([token]).removeprefix(" "))
-    if "▁" in stages:  # SentencePiece
-        return lambda token: (not token.startswith("▁"), token.removeprefix("▁"))
-    if model.get("type") == "WordLevel":
-        return lambda token: (False, token)
-    raise ValueError(
-        f"whole_word_mask: how {type(tokenizer).__name__} marks the words of a text is unknown (WordPiece, "
-        "SentencePiece and byte-level BPE from the tokenizers library are). Set whole_word_mask=False."
-    )
-
-
-def inside_han_word(han: np.ndarray) -> np.ndarray:
-    """Where a Chinese character belongs to the word of the one before it: code points (batch, length) -> bool."""
-    is_han = han != ord(" ")
-    segment = chinese_segmenter() if (is_han & shift_right(is_han)).any() else None
-    if segment is None:
-        return np.zeros_like(is_han)
-    # One text of the whole batch, one character a position; a column of spaces keeps the rows apart.
-    separated = np.pad(han, ((0, 0), (0, 1)), constant_values=ord(" ")).astype("<u4")
-    words = segment(separated.tobytes().decode("utf-32-le"))
-    inside = np.ones(separated.size, dtype=bool)
-    inside[np.cumsum([0, *map(len, words)])[:-1]] = False
-    return inside.reshape(separated.shape)[:, :-1] & is_han
-
-
-@functools.cache
-def chinese_segmenter():
-    """`jieba.lcut`, or None where jieba is not installed."""
-    try:
-        import jieba
-    except ImportError:
-        logger.warning_once("jieba is not installed: each Chinese character counts as a word (pip install jieba).")
-        return None
-    jieba.setLogLevel(python_logging.WARNING)
-    return jieba.lcut

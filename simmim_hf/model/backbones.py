@@ -133,21 +133,6 @@ def first_position(encoder: nn.Module) -> int:
     return 0 if padding_idx is None else padding_idx + 1
 
 
-def keep_layers(text_config: PreTrainedConfig, count: int) -> None:
-    """Leaves the first `count` layers of a backbone in its configuration.
-
-    Raises:
-        ValueError: it has fewer.
-    """
-    if not 0 <= count <= text_config.num_hidden_layers:
-        raise ValueError(
-            f"num_hidden_layers={count}: give a number from 0 to {text_config.num_hidden_layers}, which there are."
-        )
-    text_config.num_hidden_layers = count
-    if getattr(text_config, "layer_types", None):  # the kind of attention of each
-        text_config.layer_types = text_config.layer_types[:count]
-
-
 def dropouts(text_config: PreTrainedConfig) -> dict[str, float]:
     """The dropout probabilities inside a backbone, by the names that its family has for them."""
     of_heads = ("classifier", "summary", "qa", "seq_classif", "pooler")
@@ -158,18 +143,33 @@ def dropouts(text_config: PreTrainedConfig) -> dict[str, float]:
     }
 
 
-def set_dropout(text_config: PreTrainedConfig, probability: float) -> None:
-    """Gives all of a backbone's dropouts one probability.
+def adjust_backbone(text_config: PreTrainedConfig, num_hidden_layers: int | None, dropout: float | None) -> None:
+    """Changes the configuration of a backbone, where a value is given.
+
+    Args:
+        num_hidden_layers: keep the first so many of its layers
+        dropout: one probability for all of its dropouts
 
     Raises:
-        ValueError: a number that is no probability below 1, or a family that has no dropout.
+        ValueError: it has fewer layers or no dropout, or a number that is no probability below 1.
     """
-    if not 0 <= probability < 1:
-        raise ValueError(f"dropout={probability}: give a number from 0 to below 1.")
-    if not dropouts(text_config):
-        raise ValueError(f"dropout={probability}: the backbone `{text_config.model_type}` has no dropout.")
-    for name in dropouts(text_config):
-        setattr(text_config, name, probability)
+    if num_hidden_layers is not None:
+        if not 0 <= num_hidden_layers <= text_config.num_hidden_layers:
+            raise ValueError(
+                f"num_hidden_layers={num_hidden_layers}: give a number from 0 to {text_config.num_hidden_layers}, "
+                "which there are."
+            )
+        text_config.num_hidden_layers = num_hidden_layers
+        if getattr(text_config, "layer_types", None):  # the kind of attention of each
+            text_config.layer_types = text_config.layer_types[:num_hidden_layers]
+    if dropout is not None:
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout}: give a number from 0 to below 1.")
+        names = dropouts(text_config)
+        if not names:
+            raise ValueError(f"dropout={dropout}: the backbone `{text_config.model_type}` has no dropout.")
+        for name in names:
+            setattr(text_config, name, dropout)
 
 
 def as_decoder(text_config: PreTrainedConfig) -> PreTrainedConfig:

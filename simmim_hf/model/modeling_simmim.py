@@ -29,15 +29,14 @@ from transformers.utils.generic import can_return_tuple
 
 from .backbones import (
     NEW_HEAD,
+    adjust_backbone,
     as_decoder,
     build_encoder,
     can_be_decoder,
     explaining_weights,
     first_position,
-    keep_layers,
     load_native,
     native_head,
-    set_dropout,
 )
 from .configuration_simmim import Objective, SimMIMConfig
 from .losses import (
@@ -53,6 +52,7 @@ from .packing import ATTENTION, Packing, Past
 logger = logging.get_logger(__name__)
 
 IGNORE_INDEX = -100
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 TERMS = ("mlm_loss", "contrastive_loss", "clm_loss")
 # A CPU takes small pieces, which stay in its caches and need no new memory; a GPU large ones.
 LOGITS_AT_ONCE, LOGITS_AT_ONCE_CPU = 2**26, 2**22
@@ -208,9 +208,8 @@ class SimMIMModel(SimMIMPreTrainedModel):
         text_config = as_decoder(config.text_config) if is_decoder else config.text_config
         self.encoder = build_encoder(text_config)
         self.pooler = SimMIMPooling(config)
-        # What the pooling asks of the encoder; without layers there is one set of token vectors.
-        pools_first = config.pooled_layers == "first_last" and getattr(text_config, "num_hidden_layers", 1) > 0
-        self._for_pooling = {"output_hidden_states": True} if pools_first else {}
+        # Without layers there is one set of token vectors.
+        self._pools_first = config.pooled_layers == "first_last" and getattr(text_config, "num_hidden_layers", 1) > 0
         if self.encoder.config._attn_implementation == "sdpa" and self.encoder._supports_attention_backend:
             self.encoder.config._attn_implementation = ATTENTION
         self._parameters_of_forward = set(inspect.signature(self.encoder.forward).parameters)
@@ -236,6 +235,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         is_causal: bool | None = None,
+        pools: bool = True,
         **kwargs,
     ) -> modeling_outputs.BaseModelOutputWithPooling:
         """
@@ -245,6 +245,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
             token_type_ids, position_ids: (batch, length); ignored by a backbone that has none
             inputs_embeds: (batch, length, embedding), instead of `input_ids`
             is_causal: read from left to right only; by default so for a model trained with the causal loss alone
+            pools: make the vectors; with `first_last` the backbone then keeps the states of all its layers for them
 
         Returns:
             `last_hidden_state` (batch, length, hidden) and `pooler_output` (batch, hidden), the configured pooling.
@@ -261,15 +262,15 @@ class SimMIMModel(SimMIMPreTrainedModel):
             states, packing = self.encode(input_ids, attention_mask, token_type_ids, is_causal)
             states, outputs = states.each(packing.unpack), ModelOutput()  # (batch, length, hidden) each
         else:
-            kwargs |= {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
-            outputs = self._encode_padded(input_ids, attention_mask, token_type_ids, is_causal, **kwargs)
-            states = self._states(outputs)
+            given = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, **kwargs}
+            outputs = self._encode_padded(input_ids, attention_mask, token_type_ids, is_causal, pools, **given)
+            states = self._states(outputs, pools)
         hidden_states = outputs.get("hidden_states")
-        if self._for_pooling and not kwargs.get("output_hidden_states", self.encoder.config.output_hidden_states):
+        if self._pools_first and not kwargs.get("output_hidden_states", self.encoder.config.output_hidden_states):
             hidden_states = None  # nobody else asked for them
         return modeling_outputs.BaseModelOutputWithPooling(
             last_hidden_state=states.last,
-            pooler_output=self.pooler(states.pooled, attention_mask),
+            pooler_output=self.pooler(states.pooled, attention_mask) if pools else None,
             hidden_states=hidden_states,
             attentions=outputs.get("attentions"),
         )
@@ -297,10 +298,10 @@ class SimMIMModel(SimMIMPreTrainedModel):
         states = self._states(self._encode_padded(input_ids, attention_mask, token_type_ids, is_causal))
         return states.each(packing.pack), packing  # (batch, length, hidden) -> (tokens, hidden)
 
-    def _states(self, outputs: ModelOutput) -> TokenStates:
+    def _states(self, outputs: ModelOutput, pools: bool = True) -> TokenStates:
         """What the backbone returned, as the heads and the pooling take it."""
         last = outputs.last_hidden_state
-        return TokenStates(last, (outputs.hidden_states[0] + last) / 2 if self._for_pooling else last)
+        return TokenStates(last, (outputs.hidden_states[0] + last) / 2 if pools and self._pools_first else last)
 
     def _encode_packed(self, input_ids, packing, token_type_ids=None, is_causal=False) -> TokenStates:
         columns = {"input_ids": input_ids, "token_type_ids": token_type_ids}  # (batch, length)
@@ -312,12 +313,12 @@ class SimMIMModel(SimMIMPreTrainedModel):
             attention_mask=torch.ones(1, 1, 1, 1, device=input_ids.device),
             is_causal=is_causal,
             packing=packing,
-            **self._for_pooling,
+            **self._for_pooling(),
         )
         return self._states(outputs).each(lambda states: states[0])  # (1, tokens, hidden) -> (tokens, hidden)
 
     def _encode_padded(
-        self, input_ids, attention_mask, token_type_ids=None, is_causal=False, position_ids=None, **kwargs
+        self, input_ids, attention_mask, token_type_ids=None, is_causal=False, pools=True, position_ids=None, **kwargs
     ) -> ModelOutput:
         if position_ids is None:
             position_ids = self._positions(attention_mask)
@@ -329,8 +330,12 @@ class SimMIMModel(SimMIMPreTrainedModel):
             **self._accepted(token_type_ids=token_type_ids, position_ids=position_ids, use_cache=False),
             input_ids=input_ids,
             attention_mask=attention_mask,
-            **{**kwargs, **self._for_pooling},
+            **{**kwargs, **self._for_pooling(pools)},
         )
+
+    def _for_pooling(self, pools: bool = True) -> dict[str, bool]:
+        """What the pooling asks of the encoder."""
+        return {"output_hidden_states": True} if pools and self._pools_first else {}
 
     def _positions(self, attention_mask: torch.Tensor) -> torch.Tensor:
         """(batch, length), counted over the real tokens, so that padding on the left changes nothing."""
@@ -493,14 +498,9 @@ class SimMIMWithLabels(SimMIMPreTrainedModel):
         Returns:
             `logits`, and with `labels` the mean `loss`.
         """
-        columns = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "inputs_embeds": inputs_embeds,
-        }
-        logits, outputs = self._read(columns, return_dict=True, **kwargs)
+        given = input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+        columns = dict(zip(INPUTS, given, strict=True))
+        logits, outputs = self._read(columns, pools=self._reads_vectors, return_dict=True, **kwargs)
         return self.output_class(
             loss=None if labels is None else self._loss(logits, labels),
             logits=logits,
@@ -855,7 +855,7 @@ class SimMIMForQuestionAnswering(SimMIMWithNewHead):
             `start_logits` and `end_logits` (batch, length), and with positions the mean `loss`.
         """
         columns = input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
-        outputs = self.simmim(*columns, return_dict=True, **kwargs)
+        outputs = self.simmim(*columns, pools=False, return_dict=True, **kwargs)
         # (batch, length, 2) -> (batch, length) each
         start_logits, end_logits = self.qa_outputs(self.dropout(outputs.last_hidden_state)).unbind(-1)
         loss = None
@@ -1017,10 +1017,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         text_config = AutoConfig.from_pretrained(
             pretrained_model_name_or_path, **{k: v for k, v in loading.items() if k not in ("dtype", "device_map")}
         )
-        if num_hidden_layers is not None:
-            keep_layers(text_config.get_text_config(), num_hidden_layers)
-        if dropout is not None:
-            set_dropout(text_config.get_text_config(), dropout)
+        adjust_backbone(text_config.get_text_config(), num_hidden_layers, dropout)
         if text_config.model_type == SimMIMConfig.model_type:
             config = SimMIMConfig(**{**text_config.to_dict(), **kwargs})
             return cls.from_pretrained(pretrained_model_name_or_path, config=config, **loading)
@@ -1093,7 +1090,8 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             TypeError: an input that only the masked LM has, such as `output_hidden_states`, beside `labels`.
         """
         if labels is None and masked_input_ids is None:
-            outputs = self.simmim(input_ids, attention_mask, token_type_ids, return_dict=True, **kwargs)
+            columns = input_ids, attention_mask, token_type_ids
+            outputs = self.simmim(*columns, pools=False, return_dict=True, **kwargs)
             return SimMIMForPreTrainingOutput(
                 logits=self.lm_head(outputs.last_hidden_state),
                 hidden_states=outputs.hidden_states,

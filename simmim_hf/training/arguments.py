@@ -13,7 +13,7 @@ from transformers.integrations import is_deepspeed_available
 
 from ..data import corpora, tokenization
 from ..data.collator import DataCollatorForSimMIM
-from ..model.backbones import keep_layers, set_dropout
+from ..model.backbones import adjust_backbone
 from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig
 from ..options import option, options_of
 
@@ -187,10 +187,8 @@ class ModelArguments(ObjectiveOptions):
         family = AutoConfig.for_model(text_config.get("model_type", "bert"))
         text_config |= {name: token_id for name, token_id in token_ids.items() if hasattr(family, name)}
         config = SimMIMConfig(text_config=text_config, **self.config_options())
-        if self.num_hidden_layers is not None and not self.model_name_or_path:
-            keep_layers(config.text_config, self.num_hidden_layers)
-        if self.dropout is not None and not self.model_name_or_path:
-            set_dropout(config.text_config, self.dropout)
+        if not self.model_name_or_path:
+            adjust_backbone(config.text_config, self.num_hidden_layers, self.dropout)
         return config
 
 

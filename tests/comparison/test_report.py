@@ -63,6 +63,7 @@ def test_the_verdict_says_no_more_than_the_test(results):
     assert initial.endswith("; not distinguishable from the random weights in stsb_en/test.jsonl.gz Spearman.")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_what_is_below_the_random_weights_is_never_the_best(results, tmp_path):
     worse = copy.deepcopy(results)
     for run in worse["runs"]:
@@ -80,6 +81,7 @@ def with_seeds(results: dict, *seeds: int) -> dict:
     return {**results, "seeds": list(seeds), "runs": runs, "initial": {**results["initial"], "runs": initial}}
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_with_one_seed_nothing_is_told_apart(results, tmp_path):
     one_seed = with_seeds(results, 42)
     said = verdict(one_seed)
@@ -90,6 +92,7 @@ def test_with_one_seed_nothing_is_told_apart(results, tmp_path):
     assert not re.search("better than|worse|distinguishable", said)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_failed_and_interrupted_runs_are_named(results, tmp_path):
     changed = copy.deepcopy(with_seeds(results, 42, 43))
     for run in changed["runs"]:
@@ -108,6 +111,7 @@ def test_failed_and_interrupted_runs_are_named(results, tmp_path):
     assert "With so few finished seeds nothing can be told apart" in verdict({**results, "runs": one_seed_each})
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_titles_name_few_arms_and_count_many(results, tmp_path):
     arms = {f"arm {place}": {"objective": "mlm"} for place in range(11)}
     many = {**results, "arms": arms, "weights": {arm: {"mlm_weight": 1.0} for arm in arms}}

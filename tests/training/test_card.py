@@ -15,7 +15,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from huggingface_hub.utils import filter_repo_objects
 from transformers import TrainingArguments
 
-from simmim_hf import DataCollatorForSimMIM, SimMIMTrainer, records
+from simmim_hf import DataCollatorForSimMIM, SimMIMTrainer
 from simmim_hf.cli import COMMANDS, main
 from simmim_hf.model.configuration_simmim import POSITIVE_VIEWS
 from simmim_hf.quantities import quantity, title
@@ -192,14 +192,6 @@ def test_what_the_hub_would_refuse_is_refused(run, text, capsys, given, said):
     assert (run / "README.md").read_text() == text
 
 
-def test_a_folder_without_a_record_is_refused(capsys, tmp_path):
-    assert "there is no folder" in refused(capsys, "card", "--model", str(tmp_path / "missing"))
-    assert "has no results.json" in refused(capsys, "card", "--model", str(tmp_path))
-    (tmp_path / "results.json").write_text('{"steps": 3}')
-    assert "does not record the model" in refused(capsys, "card", "--model", str(tmp_path))
-    assert not (tmp_path / "README.md").exists()
-
-
 def test_what_did_not_help_is_said(results):
     worse = {**results, "before": {"mlm_loss": 3.0, "similarity_spearman": 50.0}, "unigram_cross_entropy": 2.0}
     worse |= {"after": {"mlm_loss": 2.5, "similarity_spearman": 40.0}}
@@ -275,13 +267,6 @@ def test_what_a_trainer_pushes_has_our_card_and_no_pickle(tmp_path, monkeypatch)
     assert not [file for files in pushed for file in files if file.endswith((".bin", ".pt", ".pth"))]
     text = (tmp_path / "own" / "README.md").read_text()
     assert 'model_id = "someone/own"' in text and "More Information Needed" not in text
-
-
-def test_a_command_is_recorded_without_folders_and_tokens():
-    words = ["pretrain", "--hub_token", "secret", "--hub-token=secret", "--train_file", "/a/b/c.txt", "d/e.txt"]
-    words += ["--output_dir=/a/run", "--tokenizer_name", "/a/b/tokenizer", "--text_config", '{"a": 1}']
-    expected = "simmim pretrain --train_file c.txt d/e.txt --output_dir=run --tokenizer_name tokenizer --text_config"
-    assert records.command(words) == expected + """ '{"a": 1}'"""
 
 
 def test_a_resumed_run_says_from_where(run, tmp_path):

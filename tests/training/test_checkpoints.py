@@ -12,7 +12,7 @@ from helpers import TINY, corpus_lines, ragged_batch, refused, run_python, tiny_
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
-from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining, SimMIMTrainer, records
+from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining, SimMIMTrainer
 from simmim_hf.cli import main
 from simmim_hf.training import checkpoints
 
@@ -219,16 +219,6 @@ def test_a_changed_run_is_resumed_only_where_that_is_allowed(commanded, tmp_path
     assert main(options(run, *resumed, *unimportant, "--learning_rate", "1e-3", "--allow_changed")) == 0
     said = capsys.readouterr().out
     assert "Going on from checkpoint-1 with changes: training learning_rate was 0.0005 and is 0.001.\n" in said
-
-
-def test_a_fingerprint_is_that_of_the_content():
-    rows = {"text": ["a", "b", None], "input_ids": [[1, 2], [3], []], "length": [2, 1, 0]}
-    first = records.fingerprint(Dataset.from_dict(rows))
-    twice = Dataset.from_dict({name: [*column, *column] for name, column in rows.items()})
-    assert first == records.fingerprint(twice.select([3, 1, 5]))
-    for name, column in (("text", ["a", "b", "c"]), ("input_ids", [[1], [2, 3], []]), ("length", [2, 1, 1])):
-        assert records.fingerprint(Dataset.from_dict({**rows, name: column})) != first
-    assert records.fingerprint(twice.to_iterable_dataset()) is None
 
 
 def test_killed_and_damaged_runs_end_with_the_weights_of_an_unbroken_one():

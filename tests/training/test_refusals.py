@@ -53,3 +53,11 @@ def test_what_works_is_not_refused(tmp_path, capsys, model_type):
     options = ["--train_file", NOT_READ, "--output_dir", tmp_path / "run", "--use_cpu", "--text_config", model_type]
     schedule = ["--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-5}']
     assert NOT_READ in refused(capsys, "pretrain", *options, *schedule, "--optim", "adafactor", "--max_steps", "-1")
+
+
+def test_a_card_of_a_folder_without_a_record_is_refused(capsys, tmp_path):
+    assert "there is no folder" in refused(capsys, "card", "--model", str(tmp_path / "missing"))
+    assert "has no results.json" in refused(capsys, "card", "--model", str(tmp_path))
+    (tmp_path / "results.json").write_text('{"steps": 3}')
+    assert "does not record the model" in refused(capsys, "card", "--model", str(tmp_path))
+    assert not (tmp_path / "README.md").exists()

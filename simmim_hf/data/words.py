@@ -1,0 +1,91 @@
+"""Where words begin, told from token ids: the marks of tokenizers, and Chinese words by jieba."""
+
+import functools
+import json
+import logging as python_logging
+import re
+import unicodedata
+
+import numpy as np
+from tokenizers import decoders
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+ALONE, BEGINS, CONTINUES = 0, 1, 2  # a token's place in its word: the whole word, its first token, a later one
+HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+
+
+def shift_right(array: np.ndarray) -> np.ndarray:
+    """(batch, length) -> (batch, length): the value one position before, zero at the first."""
+    shifted = np.zeros_like(array)
+    shifted[:, 1:] = array[:, :-1]
+    return shifted
+
+
+def build_word_tables(tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
+    """Two tables over token ids, both (vocabulary,): the place in a word (`ALONE`, `BEGINS` or `CONTINUES`) and the
+    code point of tokens that are one Chinese character (a space for all others).
+
+    Punctuation and Chinese tokens are `ALONE`; `inside_han_word` joins the latter, as their words depend on the text.
+    """
+    split = word_splitter(tokenizer)
+    vocabulary = tokenizer.get_vocab()
+    place = np.full(max(vocabulary.values()) + 1, ALONE, dtype=np.int8)
+    han = np.full(len(place), ord(" "), dtype="<u4")
+    for token, index in vocabulary.items():
+        continues, text = split(token)
+        if HAN.match(text):
+            han[index] = ord(text) if len(text) == 1 else ord(" ")
+        elif not text or any(unicodedata.category(char)[0] in "LMN" or char == "\ufffd" for char in text):
+            # U+FFFD: a fragment of a character's bytes. No text: a bare word marker, whose word follows.
+            place[index] = CONTINUES if continues else BEGINS
+    return place, han
+
+
+def word_splitter(tokenizer: PreTrainedTokenizerBase):
+    """A function from a token to whether it may continue the word before it, and its text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    spec = json.loads(backend.to_str()) if backend is not None else {"model": {}}
+    model = spec["model"]
+    stages = json.dumps([spec.get(stage) for stage in ("normalizer", "pre_tokenizer", "decoder")], ensure_ascii=False)
+    if prefix := model.get("continuing_subword_prefix"):  # WordPiece
+        return lambda token: (token.startswith(prefix), token)
+    if "ByteLevel" in stages:
+        decoder = decoders.ByteLevel()
+        return lambda token: (not token.startswith(("Ġ", "Ċ")), decoder.decode([token]).removeprefix(" "))
+    if "▁" in stages:  # SentencePiece
+        return lambda token: (not token.startswith("▁"), token.removeprefix("▁"))
+    if model.get("type") == "WordLevel":
+        return lambda token: (False, token)
+    raise ValueError(
+        f"whole_word_mask: how {type(tokenizer).__name__} marks the words of a text is unknown (WordPiece, "
+        "SentencePiece and byte-level BPE from the tokenizers library are). Set whole_word_mask=False."
+    )
+
+
+def inside_han_word(han: np.ndarray) -> np.ndarray:
+    """Where a Chinese character belongs to the word of the one before it: code points (batch, length) -> bool."""
+    is_han = han != ord(" ")
+    segment = chinese_segmenter() if (is_han & shift_right(is_han)).any() else None
+    if segment is None:
+        return np.zeros_like(is_han)
+    # One text of the whole batch, one character a position; a column of spaces keeps the rows apart.
+    separated = np.pad(han, ((0, 0), (0, 1)), constant_values=ord(" ")).astype("<u4")
+    words = segment(separated.tobytes().decode("utf-32-le"))
+    inside = np.ones(separated.size, dtype=bool)
+    inside[np.cumsum([0, *map(len, words)])[:-1]] = False
+    return inside.reshape(separated.shape)[:, :-1] & is_han
+
+
+@functools.cache
+def chinese_segmenter():
+    """`jieba.lcut`, or None where jieba is not installed."""
+    try:
+        import jieba
+    except ImportError:
+        logger.warning_once("jieba is not installed: each Chinese character counts as a word (pip install jieba).")
+        return None
+    jieba.setLogLevel(python_logging.WARNING)
+    return jieba.lcut

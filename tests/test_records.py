@@ -1,0 +1,22 @@
+"""What is recorded of a run: its command without secrets, and a checksum of its text."""
+
+from datasets import Dataset
+
+from simmim_hf import records
+
+
+def test_a_command_is_recorded_without_folders_and_tokens():
+    words = ["pretrain", "--hub_token", "secret", "--hub-token=secret", "--train_file", "/a/b/c.txt", "d/e.txt"]
+    words += ["--output_dir=/a/run", "--tokenizer_name", "/a/b/tokenizer", "--text_config", '{"a": 1}']
+    expected = "simmim pretrain --train_file c.txt d/e.txt --output_dir=run --tokenizer_name tokenizer --text_config"
+    assert records.command(words) == expected + """ '{"a": 1}'"""
+
+
+def test_a_fingerprint_is_that_of_the_content():
+    rows = {"text": ["a", "b", None], "input_ids": [[1, 2], [3], []], "length": [2, 1, 0]}
+    first = records.fingerprint(Dataset.from_dict(rows))
+    twice = Dataset.from_dict({name: [*column, *column] for name, column in rows.items()})
+    assert first == records.fingerprint(twice.select([3, 1, 5]))
+    for name, column in (("text", ["a", "b", "c"]), ("input_ids", [[1], [2, 3], []]), ("length", [2, 1, 1])):
+        assert records.fingerprint(Dataset.from_dict({**rows, name: column})) != first
+    assert records.fingerprint(twice.to_iterable_dataset()) is None
