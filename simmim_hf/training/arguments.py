@@ -217,6 +217,11 @@ class DataArguments(CorruptionOptions):
         "transformers.",
     )
     validation_file: list[str] | None = option(None, "Held-out text. Default: a part of the training text.")
+    mixture_weights: list[float] | None = option(
+        None,
+        "How often a document is drawn from each of --train_file; a source that ends early is read again. Default: "
+        "every document once.",
+    )
     dataset_name: str | None = option(None, "A Hub dataset instead of files.")
     dataset_config_name: str | None = option(None, "The configuration of --dataset_name.")
     text_column: str | None = option(None, "The column with the text. Default: `text`, or the only column of strings.")
