@@ -386,6 +386,8 @@ class Pretraining:
             counts = self.text.train_counts
             facts |= {"train_documents": counts.documents, "train_sequences": len(train)}
             facts |= {"train_tokens": counts.tokens, "dropped_tokens": counts.dropped}
+            if counts.sources:
+                facts["sources"] = [{"documents": part.documents, "tokens": part.tokens} for part in counts.sources]
         if data.built_in:
             facts |= {"built_in": True, "held_out": "whole source files, drawn at random, 2,000 texts at most"}
         elif data.train_file or os.path.exists(data.dataset_name):
