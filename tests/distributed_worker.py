@@ -1,10 +1,11 @@
-"""What each of the two processes of test_distributed.py runs: `python distributed_worker.py cases|trainer FOLDER`.
+"""What each process of test_distributed.py runs: `accelerate launch ... distributed_worker.py FOLDER`.
 
-The environment holds RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as under torchrun. A process writes
-what it found to FOLDER; the test makes the same models and batches by the functions here, and computes the reference.
+A process writes what it found to FOLDER. The test makes the same models and batches by the functions here, and with
+them the reference.
 """
 
 import datetime
+import itertools
 import json
 import os
 import signal
@@ -27,8 +28,9 @@ SIGNALLED = ("on_step_begin", "on_prediction_step")
 STRATEGIES = ("group_by_length", "random")
 PRESETS = ("clm", "mlm", "simcse", "simmim", "fused", "spans", "snippets")
 
-# name -> (objective, options of the config, options of `make_batch`, rows of the first process)
-CASES = {name: (name, {}, {}, 4) for name in PRESETS}
+# name -> (objective, options of the config or `chunk_size`, options of `make_batch`, rows of the first process of two)
+IN_CHUNKS = {f"{name} in chunks": (name, {"chunk_size": 3}, {}, 5) for name in PRESETS}
+CASES = {name: (name, {}, {}, 4) for name in PRESETS} | IN_CHUNKS
 CASES["5 + 3 rows"] = ("simmim", {}, {}, 5)
 CASES["hard negatives"] = ("simmim", {}, {"negatives": (3, 3)}, 4)
 CASES["unequal hard negatives"] = ("fused", {}, {"negatives": (1, 4)}, 3)
@@ -49,7 +51,7 @@ CASES["spans, one row each"] = ("spans", {}, {"rows": 2}, 1)
 CASES["local negatives"] = ("simmim", {"gather_negatives": False}, {}, 5)
 
 
-def make_model(objective: str = "simmim", **options) -> SimMIMForPreTraining:
+def make_model(objective: str = "simmim", chunk_size: int | None = None, **options) -> SimMIMForPreTraining:
     """A tiny BERT without dropout in float64, the same in every process."""
     torch.manual_seed(0)
     text_config = {
@@ -58,7 +60,9 @@ def make_model(objective: str = "simmim", **options) -> SimMIMForPreTraining:
         **{"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "pad_token_id": PAD},
     }
     config = SimMIMConfig.from_objective(objective, text_config=text_config, **options)
-    return SimMIMForPreTraining(config).double().train()
+    model = SimMIMForPreTraining(config).double().train()
+    model.chunk_size = chunk_size
+    return model
 
 
 def make_batch(rows: int = ROWS, negatives: tuple[int, int] = (0, 0), uncorrupted=(), seed: int = 1) -> dict:
@@ -96,11 +100,14 @@ def part(batch: dict, first: int, last: int, negatives: slice) -> dict:
     return cut
 
 
-def parts(case: str) -> list[dict]:
-    """The batches of the two processes."""
+def parts(case: str, processes: int = 2) -> list[dict]:
+    """The batches of two processes, or of four, of which each two share what is one's of two."""
     _, _, options, split = CASES[case]
     batch, (first, second) = make_batch(**options), options.get("negatives", (0, 0))
     rows = len(batch["input_ids"])
+    if processes == 4:
+        bounds = [0, split // 2, split, (split + rows) // 2, rows]
+        return [part(batch, start, end, slice(0)) for start, end in itertools.pairwise(bounds)]
     return [part(batch, 0, split, slice(0, first)), part(batch, split, rows, slice(first, first + second))]
 
 
@@ -114,7 +121,7 @@ def run_case(case: str, rank: int) -> dict:
     ddp = DistributedDataParallel(model)
     for _ in range(2):  # a parameter that was not used in the first step stops the second one
         model.zero_grad()
-        outputs = ddp(**parts(case)[rank])
+        outputs = ddp(**parts(case, dist.get_world_size())[rank])
         outputs.loss.backward()
     terms = ("loss", "mlm_loss", "contrastive_loss", "clm_loss", "mlm_accuracy", "contrastive_accuracy")
     return {
@@ -158,41 +165,61 @@ class Recorder:
         return {name: tensor[rows] for name, tensor in make_batch(rows=40).items()}
 
 
-def train(folder, batches, callbacks=(), collator=None, resume=None, **options) -> SimMIMTrainer:
-    """SimMIMTrainer on ready batches; `callbacks` are classes or instances."""
+def train(
+    folder, batches, callbacks=(), collator=None, resume=None, objective="fused", method=None, **options
+) -> SimMIMTrainer:
+    """SimMIMTrainer on ready batches; `callbacks` are classes or instances, `method` options of SimMIMTrainer."""
     defaults = {"output_dir": str(folder), "use_cpu": True, "report_to": "none", "disable_tqdm": True}
     defaults |= {"per_device_train_batch_size": 1, "max_grad_norm": 0.0, "save_strategy": "no", "logging_steps": 1}
+    defaults["remove_unused_columns"] = False
     arguments = TrainingArguments(**{**defaults, **options})
     trainer = SimMIMTrainer(
-        model=make_model("fused"),
+        model=make_model(objective),
         args=arguments,
         train_dataset=batches,
         eval_dataset=batches,
         data_collator=collator or (lambda features: features[0]),
         callbacks=list(callbacks),
+        **(method or {}),
     )
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
-def micro_batches() -> list[dict]:
-    """Four batches with unequal numbers of rows, tokens and corrupted positions: two for each process."""
-    batch = make_batch(rows=16)
-    return [part(batch, first, last, slice(0)) for first, last in ((0, 2), (2, 8), (8, 11), (11, 16))]
+def micro_batches(processes: int = 2, steps: int = 1) -> list[dict]:
+    """Batches with unequal numbers of rows, tokens and corrupted positions: two for each process and step."""
+    batch = make_batch(rows=8 * processes * steps)
+    starts = range(0, len(batch["input_ids"]), 16)
+    bounds = [(start + first, start + last) for start in starts for first, last in ((0, 2), (2, 8), (8, 11), (11, 16))]
+    return [part(batch, first, last, slice(0)) for first, last in bounds]
 
 
-def accumulate(folder, rank: int) -> dict:
-    record = Record()
-    options = {"gradient_accumulation_steps": 2, "max_steps": 1, "train_sampling_strategy": "sequential"}
-    trainer = train(folder, micro_batches(), [record], **options)
+ACCUMULATE = {"gradient_accumulation_steps": 2, "train_sampling_strategy": "sequential", "learning_rate": 1e-3}
+
+
+def accumulate(folder, rank: int, objective: str) -> dict:
+    """A step of two micro-batches, each in chunks."""
+    record, batches = Record(), micro_batches(dist.get_world_size())
+    options = {"objective": objective, "method": {"chunk_size": 2}, "max_steps": 1}
+    trainer = train(folder, batches, [record], **options, **ACCUMULATE)
     return {"gradients": record.steps[0], "log": trainer.state.log_history[0]}
+
+
+QUEUE = {"method": {"queue_size": 7}, "objective": "snippets", "max_steps": 2}
+
+
+def queue(folder, batches: list[dict]) -> dict:
+    """Two steps with a queue."""
+    record = Record()
+    trainer = train(folder, batches, [record], **QUEUE, **ACCUMULATE)
+    return {"gradients": record.steps[1], "queue": trainer._queue.pairs}
 
 
 def resume(folder, rank: int, strategy: str) -> dict:
     """The batches of a run over three epochs, and of its continuation from the middle of the second one."""
     data = [{"id": i, "input_ids": [5] * (3 + i % 7)} for i in range(40)]
     options = {"per_device_train_batch_size": 4, "train_sampling_strategy": strategy, "num_train_epochs": 3}
-    options |= {"save_strategy": "steps", "save_steps": 7, "remove_unused_columns": False}
+    options |= {"save_strategy": "steps", "save_steps": 7}
     found = {}
     for name, checkpoint in (("whole", None), ("resumed", str(Path(folder, "checkpoint-7")))):
         collator = Recorder()
@@ -234,13 +261,17 @@ def signalled(folder, rank: int, event: str) -> tuple[int, list[str] | str]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    task, folder, rank = sys.argv[1], Path(sys.argv[2]), int(os.environ["RANK"])
-    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=20))
-    if task == "cases":
-        jobs = {case: lambda case=case: run_case(case, rank) for case in CASES}
+    folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+    processes = dist.get_world_size()
+    cases = CASES if processes == 2 else IN_CHUNKS
+    jobs = {case: lambda case=case: run_case(case, rank) for case in cases}
+    for preset in PRESETS:
+        name = f"accumulate {preset}"
+        jobs[name] = lambda preset=preset, name=name: accumulate(folder / name, rank, preset)
+    if processes == 2:
         jobs["evaluation"] = lambda: evaluate_on_one_process(rank)
-    else:
-        jobs = {"accumulate": lambda: accumulate(folder / "accumulate", rank)}
+        jobs["queue"] = lambda: queue(folder / "queue", micro_batches(steps=2))
         for strategy in STRATEGIES:
             jobs[strategy] = lambda strategy=strategy: resume(folder / strategy, rank, strategy)
         for event in SIGNALLED:
@@ -252,7 +283,7 @@ if __name__ == "__main__":
             found[name] = job()
         except Exception:
             found[name] = traceback.format_exc()
-        torch.save(found, folder / f"{task}-{rank}.pt")
+        torch.save(found, folder / f"{rank}.pt")
         errors = [None] * dist.get_world_size()
         try:  # after an error in one process only, the processes no longer match: stop here
             dist.all_gather_object(errors, json.dumps(isinstance(found[name], str)))

@@ -1,7 +1,6 @@
 """What several test files share: tiny random models of every claimed family, ragged batches, text, and processes."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -191,30 +190,22 @@ def environment(inherited=os.environ, **more):
     return {**inherited, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path, **more}
 
 
-def run_python(*words, env=None, **options):
-    """A process of Python's own, finished without an error; what it wrote is in `stdout` and `stderr`."""
+def run_python(*words, env=None, check=True, timeout=300, **options):
+    """A process of Python's own, finished, by default without an error; what it wrote is in `stdout` and `stderr`."""
     process = subprocess.run(
         [sys.executable, *map(str, words)],
         env=environment() if env is None else env,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
         **options,
     )
-    assert process.returncode == 0, process.stderr
+    assert not check or process.returncode == 0, process.stderr
     return process
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def run_on_two_processes(*words):
-    """`run_python` by `accelerate launch`."""
-    # `--cpu --num_processes 2` starts one process without MPI; `--multi_gpu` is torchrun, on the CPU as well.
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", free_port()]
-    return run_python(*launch, *words, env=environment(GLOO_SOCKET_IFNAME="lo", ACCELERATE_USE_CPU="true"))
+def launch(*words, config="ddp_cpu.yaml", **options):
+    """`run_python` by `accelerate launch` with a file of examples/accelerate_configs, on two processes by default."""
+    command = ["-m", "accelerate.commands.launch", "--config_file", EXAMPLES / "accelerate_configs" / config]
+    return run_python(*command, *words, env=environment(GLOO_SOCKET_IFNAME="lo", ACCELERATE_USE_CPU="true"), **options)

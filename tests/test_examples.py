@@ -2,12 +2,16 @@
 
 import functools
 import json
+import os
 import random
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from helpers import EXAMPLES, TINY, environment, run_python
 from transformers import AutoModelForPreTraining, AutoTokenizer, BertConfig, BertForMaskedLM
 
@@ -107,3 +111,34 @@ def test_help_and_length(script, monkeypatch, capsys):
         and "{clm,mlm,simcse,simmim,fused,spans,snippets}" in output
     )
     assert len((EXAMPLES / script).read_text().splitlines()) <= 120
+
+
+CONFIGURATIONS = sorted((EXAMPLES / "accelerate_configs").iterdir())
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.name)
+def test_the_configurations_have_the_options_of_accelerate(path):
+    config = load_config_from_file(str(path))  # refuses what it does not know, but not within a part
+    options = vars(launch_command_parser().parse_args(["script.py"]))
+    assert {*config.fsdp_config, *config.deepspeed_config} <= options.keys()
+    assert config.num_processes >= 2
+
+
+@pytest.mark.parametrize("code", [0, 1, 75])
+def test_the_slurm_script_requeues_what_a_signal_ended(tmp_path, code):
+    """With programs in place of those of a cluster."""
+    programs = {"srun": 'exec "$@"', "scontrol": 'echo "scontrol $*"'}
+    programs["simmim"] = f'echo "$RANK $LOCAL_RANK $WORLD_SIZE $*"; exit {code}'
+    for name, program in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{program}\n")
+        (tmp_path / name).chmod(0o755)
+    variables = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1"}
+    variables |= {"SLURM_CPUS_PER_TASK": "8", "SLURM_JOB_NODELIST": "a", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", EXAMPLES / "slurm.sh", "settings.yaml"]
+    for resumes in (False, True):
+        job = subprocess.run(command, env={**os.environ, **variables}, cwd=tmp_path, capture_output=True, text=True)
+        resume = " --resume_from_checkpoint last" if resumes else ""
+        requeue = "scontrol requeue 7\n" if code == 75 else ""
+        assert job.stdout == f"9 1 16 pretrain settings.yaml --output_dir my-encoder{resume}\n{requeue}", job.stderr
+        assert job.returncode == code
+        (tmp_path / "my-encoder" / "checkpoint-5").mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,8 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
+from .mixtures import rows_of_sources
+
 LongTexts = Literal["split", "truncate"]
 LONGEST_WORD = 100  # characters; BERT's tokenizer makes [UNK] of a longer one
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # BERT's order: the ids 0 to 4
@@ -107,12 +109,13 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
 
 class TokenCounts(NamedTuple):
     """How much text was tokenised: its documents, the rows that they became, the tokens in these rows (special ones
-    included), and the tokens that were cut off."""
+    included), and the tokens that were cut off; of a mixture also of each source."""
 
     documents: int
     rows: int
     tokens: int
     dropped: int
+    sources: tuple["TokenCounts", ...] = ()
 
 
 def tokenize(
@@ -126,7 +129,7 @@ def tokenize(
     """Turn documents into rows of token ids.
 
     Args:
-        dataset: documents, with the column `text` and possibly `negative`.
+        dataset: documents, with the column `text` and possibly `negative`, and in a mixture `source_number`.
         tokenizer: a tokenizer whose special tokens stand before and behind a text.
         max_length: the most tokens of a passage, which the encoder reads at once; the special ones included.
         num_proc: the number of processes; a stream takes only one.
@@ -152,6 +155,8 @@ def tokenize(
     features = {"input_ids": ids, "length": count, "dropped": count, "is_first": Value("bool")}
     if "negative" in columns:
         features["negative_input_ids"] = ids
+    if "source_number" in columns:
+        features["source_number"] = count
     streaming = not isinstance(dataset, Dataset)
     tokenized = dataset.map(
         _encode,
@@ -167,13 +172,18 @@ def tokenize(
         },
         **({} if streaming else {"num_proc": num_proc, "desc": "Tokenizing"}),
     )
-    rows = tokenized.remove_columns(["dropped", "is_first"])
+    rows = tokenized.remove_columns([name for name in ("dropped", "is_first", "source_number") if name in features])
     if next(iter(rows), None) is None:
         raise ValueError("none of the texts has a token that the tokenizer knows how to make")
     if streaming:
         return rows, None
+    sources = rows_of_sources(tokenized) if "source_number" in features else []
+    return rows, _count(tokenized)._replace(sources=tuple(_count(tokenized.select(found)) for found in sources))
+
+
+def _count(tokenized: Dataset) -> TokenCounts:
     documents, tokens, dropped = (sum(tokenized[name][:]) for name in ("is_first", "length", "dropped"))
-    return rows, TokenCounts(documents, len(rows), tokens, dropped)
+    return TokenCounts(documents, len(tokenized), tokens, dropped)
 
 
 def _special_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -200,7 +210,8 @@ def _encode(
     negatives = tokenizer(batch["negative"], **plain, verbose=False)["input_ids"] if "negative" in batch else texts
     encoded = {name: [] for name in ("input_ids", "length", "dropped", "is_first")}
     encoded |= {"negative_input_ids": []} if "negative" in batch else {}
-    for ids, negative in zip(texts, negatives, strict=True):
+    encoded |= {"source_number": []} if "source_number" in batch else {}
+    for number, (ids, negative) in enumerate(zip(texts, negatives, strict=True)):
         if not ids or not negative:
             continue
         parts = -(-len(ids) // (passages * room)) if splits else 1
@@ -212,4 +223,6 @@ def _encode(
             encoded["is_first"].append(start == 0)
             if "negative" in batch:
                 encoded["negative_input_ids"].append(before + negative[:room] + behind)
+            if "source_number" in batch:
+                encoded["source_number"].append(batch["source_number"][number])
     return encoded

@@ -1066,6 +1066,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         negative_attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         objective: Objective | None = None,
+        queue_embeds: torch.Tensor | None = None,
         **kwargs,
     ) -> SimMIMForPreTrainingOutput:
         """
@@ -1081,6 +1082,8 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
                 every row sees
             token_type_ids: (batch, length)
             objective: which terms are computed, and their weights. Default: that of the configuration
+            queue_embeds: (queue, 2, dim), the `original_embeds` and `masked_embeds` of earlier batches, more
+                negatives without a gradient (cross-batch memory, Wang et al. 2020, arXiv 1912.06798)
 
         Returns:
             With `labels` or `masked_input_ids` the loss and its terms; without them `logits`, as a masked LM.
@@ -1118,7 +1121,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             token_type_ids=token_type_ids,
         )
         both_ways = [reading for reading in readings if reading.name != "causal"]
-        terms, embeds = self._siamese_terms(both_ways, objective) if both_ways else ({}, {})
+        terms, embeds = self._siamese_terms(both_ways, objective, queue_embeds) if both_ways else ({}, {})
         if objective.clm_weight:
             _, total, _, count = self._read_in_chunks(
                 **readings[-1].columns(), rows_at_once=1, is_causal=True, predicts=True
@@ -1193,7 +1196,9 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             counts["contrastive_loss"] = counts["contrastive_accuracy"] = rows
         return counts
 
-    def _siamese_terms(self, readings: list[Reading], objective: Objective) -> tuple[dict, dict]:
+    def _siamese_terms(
+        self, readings: list[Reading], objective: Objective, queue: torch.Tensor | None
+    ) -> tuple[dict, dict]:
         """All readings through the encoder at once, then the (sum, count) of each term and the compared vectors."""
         batch, columns = len(readings[0].input_ids), readings[0].columns()
         if readings[0].token_type_ids is None:
@@ -1216,7 +1221,8 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
                 "positive": vectors["masked" if objective.masked_is_positive else "positive"],
             }
             negatives = pooled[batch * len(names) :]  # (negatives, dim)
-            terms |= self._contrastive_terms(embeds["original"], embeds["positive"], negatives)
+            queue = pooled.new_empty(0, 2, pooled.shape[1]) if queue is None else queue
+            terms |= self._contrastive_terms(embeds["original"], embeds["positive"], negatives, queue)
         return terms, embeds
 
     def _read_in_chunks(self, *, rows_at_once: int, is_causal=False, pools=False, predicts=False, **columns):
@@ -1273,35 +1279,42 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         states = self.lm_head.transform(hidden)  # (tokens, width of the embeddings)
         return linear_cross_entropy(states, decoder.weight, decoder.bias, targets, tokens_at_once)
 
-    def _contrastive_terms(self, rows, positives, negatives) -> dict[str, tuple[torch.Tensor, int]]:
-        """The sums of the contrastive loss and accuracy. rows, positives: (batch, dim); negatives: (negatives, dim)"""
+    def _contrastive_terms(self, rows, positives, negatives, queue) -> dict[str, tuple[torch.Tensor, int]]:
+        """The sums of the contrastive loss and accuracy.
+
+        Args:
+            rows, positives: (batch, dim)
+            negatives: (negatives, dim), explicit ones
+            queue: (queue, 2, dim), earlier rows and positives, equal in all processes
+        """
         config = self.config
         if config.stop_gradient == "original":
             rows = rows.detach()
         elif config.stop_gradient == "positive":
             positives = positives.detach()
-        total, scores, targets = self._contrast(rows, positives, negatives)
+        total, scores, targets = self._contrast(rows, positives, negatives, queue)
         if config.symmetric:
-            total = (total + self._contrast(positives, rows, negatives[:0])[0]) / 2
+            total = (total + self._contrast(positives, rows, negatives[:0], queue.flip(1))[0]) / 2
         return {"contrastive_loss": (total, len(rows)), "contrastive_accuracy": _correct(scores, targets)}
 
-    def _contrast(self, rows, positives, negatives) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Each row against the candidates of all processes: the summed loss, the scores of the positives and of the
-        hard negatives, and which of them is the row's own."""
+    def _contrast(self, rows, positives, negatives, queue) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Each row against the candidates of all processes and the queue: the summed loss, the scores of the positives
+        and of the hard negatives, and which of them is the row's own."""
         config, offset, both_views = self.config, 0, self.config.negatives == "both_views"
         candidates = [positives, *([rows] if both_views else []), negatives]
         if config.gather_negatives:
             gathered = [gather(vectors) for vectors in candidates]
             candidates, offset = [vectors for vectors, _ in gathered], gathered[0][1]
-        # (rows, candidates): the positives of all processes, then the rows of all processes or none, then negatives
-        scores = similarity_matrix(rows, torch.cat(candidates), config.similarity) / config.temperature
+        queued = queue.flatten(0, 1) if both_views else queue[:, 1]  # (queued, dim)
+        # (rows, candidates): the positives of all processes, their rows or none, hard negatives, those of the queue
+        scores = similarity_matrix(rows, torch.cat([*candidates, queued]), config.similarity) / config.temperature
         targets = torch.arange(offset, offset + len(rows), device=rows.device)  # (rows,)
         first = len(candidates[0])
         itself = first + targets if both_views else None  # (rows,)
         total = contrastive_cross_entropy(scores, targets, config.contrastive_loss, left_out=itself)
-        if both_views:  # the accuracy asks every form of the loss the same: without the rows among the candidates
-            scores = torch.cat([scores[:, :first], scores[:, 2 * first :]], dim=1)
-        return total, scores, targets
+        # The accuracy asks every form of the loss the same: without the rows, or a queue, among the candidates.
+        hard = scores[:, 2 * first if both_views else first : scores.shape[1] - len(queued)]  # (rows, negatives)
+        return total, torch.cat([scores[:, :first], hard], dim=1), targets
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """What `simmim pretrain` refuses before it reads text: everything that could only fail, or learn nothing, later."""
 
+import math
+
 import psutil
 import torch
 from transformers import AutoConfig, Trainer, TrainingArguments, get_scheduler
@@ -42,6 +44,8 @@ def check(model_args: ModelArguments, data_args: DataArguments, args: Pretrainin
         raise ValueError("--hard_negatives next needs the whole text: leave --streaming out.")
     if data_args.train_file and data_args.dataset_name:
         raise ValueError("Give --train_file or --dataset_name, not both.")
+    if data_args.mixture_weights is not None:
+        check_mixture(data_args)
     if args.bf16_full_eval or args.fp16_full_eval:
         raise ValueError(
             "--bf16_full_eval and --fp16_full_eval would leave the weights in half precision, for the first "
@@ -54,6 +58,24 @@ def check(model_args: ModelArguments, data_args: DataArguments, args: Pretrainin
             f"--validation_split_percentage is {data_args.validation_split_percentage}: give a number between 0 and "
             "100, or a --validation_file."
         )
+
+
+def check_mixture(data_args: DataArguments) -> None:
+    """Refuses weights that do not fit the sources, or options that need another order than that of a mixture.
+
+    Raises:
+        ValueError: the message names the remedy.
+    """
+    weights, sources = data_args.mixture_weights, data_args.train_file or []
+    if len(weights) != len(sources) or not all(0 < weight < math.inf for weight in weights):
+        raise ValueError(
+            f"--mixture_weights {' '.join(map(str, weights))}: give a number above 0 for each of the {len(sources)} "
+            "sources of --train_file (a file, a glob in quotation marks, or a folder)."
+        )
+    if data_args.hard_negatives == "next":
+        raise ValueError("--hard_negatives next needs the order of the text: leave --mixture_weights out.")
+    if data_args.streaming and not data_args.validation_file:
+        raise ValueError("--mixture_weights reads a stream again when it ends: give a --validation_file.")
 
 
 def check_model(model_args: ModelArguments) -> SimMIMConfig:

@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from .. import records
-from ..data import corpora, docstrings, tokenization
+from ..data import corpora, docstrings, mixtures, tokenization
 from ..data.collator import DataCollatorForSimMIM
 from ..evaluation.encoding import encode
 from ..evaluation.language_modelling import unigram_cross_entropy
@@ -71,7 +71,10 @@ def read_text(data_args: DataArguments, seed: int) -> tuple[Dataset | IterableDa
         # Whole source files are held out, so that no docstring is judged by its neighbours in the file.
         corpus = docstrings.built_in_corpus()
         return corpora.split_held_out(corpus, fraction=0.1, group_column="source", seed=seed)
-    if data_args.train_file:
+    weights = data_args.mixture_weights
+    if weights:
+        train = _read_sources(data_args)
+    elif data_args.train_file:
         train = corpora.load_text(
             data_args.train_file, data_args.text_column, data_args.streaming, data_args.text_unit
         )
@@ -83,15 +86,24 @@ def read_text(data_args: DataArguments, seed: int) -> tuple[Dataset | IterableDa
             streaming=data_args.streaming,
         )
     if data_args.validation_file:
-        return train, corpora.load_text(
-            data_args.validation_file, data_args.text_column, text_unit=data_args.text_unit
-        )
-    if data_args.streaming:
+        held_out = corpora.load_text(data_args.validation_file, data_args.text_column, text_unit=data_args.text_unit)
+    elif data_args.streaming:
         first = list(train.take(1001))
         if len(first) <= 1000:
             raise ValueError(f"a stream holds out its first 1,000 texts, and has {len(first)}: --validation_file.")
-        return train.skip(1000), Dataset.from_list(first[:1000])
-    return corpora.split_held_out(train, data_args.validation_split_percentage / 100, seed=seed)
+        train, held_out = train.skip(1000), Dataset.from_list(first[:1000])
+    else:
+        train, held_out = corpora.split_held_out(train, data_args.validation_split_percentage / 100, seed=seed)
+    return mixtures.mix(train, weights, seed) if weights else train, held_out
+
+
+def _read_sources(data_args: DataArguments) -> Dataset | list[IterableDataset]:
+    sources = []
+    for path in data_args.train_file:
+        is_table = set(corpora.text_units(path).values()) == {"row"}  # which has no other unit
+        text_unit = None if is_table else data_args.text_unit
+        sources.append(corpora.load_text(path, data_args.text_column, data_args.streaming, text_unit))
+    return sources if data_args.streaming else mixtures.numbered(sources)
 
 
 def get_tokenizer(
@@ -374,6 +386,8 @@ class Pretraining:
             counts = self.text.train_counts
             facts |= {"train_documents": counts.documents, "train_sequences": len(train)}
             facts |= {"train_tokens": counts.tokens, "dropped_tokens": counts.dropped}
+            if counts.sources:
+                facts["sources"] = [{"documents": part.documents, "tokens": part.tokens} for part in counts.sources]
         if data.built_in:
             facts |= {"built_in": True, "held_out": "whole source files, drawn at random, 2,000 texts at most"}
         elif data.train_file or os.path.exists(data.dataset_name):

@@ -66,6 +66,11 @@ def text_report(text, data_args, max_length: int) -> str:
             f"Training text: {counts.documents:,} documents, {counts.tokens:,} tokens in {counts.rows:,} rows for an "
             f"encoder that reads {max_length} tokens at once; {dropped}."
         )
+        for source, part in zip(data_args.train_file or [], counts.sources, strict=False):
+            lines.append(
+                f"  of {source}: {part.documents:,} documents, {part.tokens:,} tokens "
+                f"({part.tokens / counts.tokens:.1%} of all)."
+            )
     lines.append(f"Held out: {held_out.documents:,} documents, {held_out.tokens:,} tokens in {held_out.rows:,} rows.")
     return "\n".join(lines)
 

@@ -30,6 +30,7 @@ from ..model.losses import alignment, uniformity
 from ..model.modeling_simmim import TERMS
 from . import card, checkpoints
 from .arguments import METHOD_OPTIONS, SimMIMTrainingArguments, check_method_options, read_weight_schedule
+from .queue import VectorQueue
 
 logger = logging.get_logger(__name__)
 
@@ -178,8 +179,8 @@ class SimMIMTrainer(Trainer):
 
     Args:
         args: `SimMIMTrainingArguments`, or transformers' own
-        chunk_size, weight_schedule, conflict_steps, max_skipped_steps: as in `SimMIMTrainingArguments`, and instead of
-            what stands there
+        chunk_size, queue_size, weight_schedule, conflict_steps, max_skipped_steps: as in `SimMIMTrainingArguments`,
+            and instead of what stands there
     """
 
     # What `simmim pretrain` recorded for the card; without it the card states what the Trainer itself knows.
@@ -190,6 +191,7 @@ class SimMIMTrainer(Trainer):
         self,
         *args,
         chunk_size: int | None = None,
+        queue_size: int | None = None,
         weight_schedule: dict[str, list[tuple[float, float]]] | None = None,
         conflict_steps: int | None = None,
         max_skipped_steps: int | None = None,
@@ -212,8 +214,8 @@ class SimMIMTrainer(Trainer):
                 "anew, which takes longer than training. Leave it out."
             )
         self.args = copy.copy(self.args)  # other Trainers may share them
-        given = {"chunk_size": chunk_size, "weight_schedule": weight_schedule, "conflict_steps": conflict_steps}
-        given["max_skipped_steps"] = max_skipped_steps
+        given = {"chunk_size": chunk_size, "queue_size": queue_size, "weight_schedule": weight_schedule}
+        given |= {"conflict_steps": conflict_steps, "max_skipped_steps": max_skipped_steps}
         for name in METHOD_OPTIONS:  # transformers' own arguments do not have them
             default = getattr(self.args, name, getattr(SimMIMTrainingArguments, name))
             setattr(self.args, name, given[name] if given[name] is not None else default)
@@ -221,6 +223,13 @@ class SimMIMTrainer(Trainer):
         check_method_options(self.args, self._unwrapped_model().config)
         if self.args.chunk_size is not None:
             self._unwrapped_model().chunk_size = self.args.chunk_size
+        rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else math.inf
+        if self.args.queue_size is not None and self.args.queue_size >= rows:
+            raise ValueError(
+                f"queue_size={self.args.queue_size}: there are only {rows} training rows, and a sequence would be a "
+                "negative of itself. Give a small part of them."
+            )
+        self._queue = VectorQueue(self.args.queue_size or 0)
         schedule = self.args.weight_schedule or {}
         if any(not weight for points in schedule.values() for _, weight in points) and self.args.world_size > 1:
             self.args.ddp_find_unused_parameters = True  # a term that is left out has parameters without a gradient
@@ -303,7 +312,7 @@ class SimMIMTrainer(Trainer):
         unwrapped = self._unwrapped_model()
         # Evaluation keeps the objective of the configuration.
         objective = self.current_objective() if model.training else unwrapped.config.objective
-        outputs = model(**inputs, objective=objective)
+        outputs = model(**inputs, objective=objective, queue_embeds=self._queue.pairs if model.training else None)
         terms = {name: outputs[name] for name in TERMS if outputs.get(name) is not None}
         loss = outputs.loss
         if model.training and self._shares:
@@ -314,6 +323,8 @@ class SimMIMTrainer(Trainer):
             self._training_meter.add(gradient_conflict(unwrapped, terms), 1)
         self._observe(model.training, outputs, unwrapped.counts(objective, **inputs))
         if model.training:
+            if outputs.original_embeds is not None:
+                self._queue.add(outputs.original_embeds, outputs.masked_embeds)
             readings = unwrapped.readings(**inputs, objective=objective)
             self._tokens = self._tokens + sum(reading.attention_mask.sum() for reading in readings)
         return (loss, outputs) if return_outputs else loss
@@ -414,8 +425,10 @@ class SimMIMTrainer(Trainer):
         return {"meaning": records.without_folders(meaning), **ran}
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        self._queue = VectorQueue(self.args.queue_size or 0)
         if resume_from_checkpoint:
             resume_from_checkpoint = checkpoints.to_resume(resume_from_checkpoint, self.args.output_dir)
+            self._queue.load(Path(resume_from_checkpoint), self.args.device)
         self._is_finite, self._skipped_in_a_row = True, 0
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -444,6 +457,7 @@ class SimMIMTrainer(Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(written / TRAINER_STATE_NAME))  # again, for the name of the best one
                 records.write_json(written / checkpoints.RECORD, self.record)
+                self._queue.save(written)
                 checkpoints.seal(written)
                 checkpoints.publish(written, target)
                 best = Path(self.state.best_model_checkpoint or target)

@@ -193,7 +193,7 @@ def test_two_processes_compare_what_one_does(files, whole, tmp_path):
     words = ["-m", "simmim_hf.cli", "compare", "--arms", tmp_path / "arms.yaml", "--output_dir", tmp_path / "out"]
     words += ["--seeds", "1", "--budget_text", BUDGET, "--tasks", files / "pairs.jsonl"]
     words += words_of(options(files, per_device_train_batch_size=BATCH // 2))
-    process = helpers.run_on_two_processes(*words)
+    process = helpers.launch(*words)
     assert process.stdout.count("The whole report") == 1
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert found["processes"] == 2

@@ -44,7 +44,7 @@ def test_every_token_of_a_long_document_is_read_once(streaming, passages):
     if streaming:
         assert counts is None
     else:
-        assert counts == (5, len(rows), len(whole) + 2 * len(rows), 0)
+        assert counts[:4] == (5, len(rows), len(whole) + 2 * len(rows), 0)
         assert len(rows) == sum(-(-n // (126 * passages)) for n in (2000, 1999, 3, 126, 127))
 
 
@@ -56,7 +56,7 @@ def test_passages_of_a_document_are_equally_long():
 def test_truncated_texts_are_cut_and_counted():
     rows, counts = tokenize(corpus([300, 5]), tiny_tokenizer(), max_length=128, long_texts="truncate")
     assert rows["length"][:] == [128, 7]
-    assert counts == (2, 2, 135, 174)
+    assert counts[:4] == (2, 2, 135, 174)
 
 
 def test_negatives_follow_the_passages_of_their_document():

@@ -1,61 +1,42 @@
-"""Two processes with half the batch each train as one process with the whole batch."""
+"""Two and four processes with a part of the batch each train as one process with the whole batch."""
 
 import json
 import math
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import distributed_worker as worker
 import pytest
 import torch
-from helpers import EXAMPLES, TINY, corpus_lines, environment, free_port, run_on_two_processes
+from helpers import EXAMPLES, TINY, corpus_lines, launch
 
 from simmim_hf.model.losses import gather
 
-TESTS = Path(__file__).parents[1]
+WORKER = Path(__file__).parents[1] / "distributed_worker.py"
 
 
-def run_two_processes(task: str, folder: Path) -> list[dict]:
-    """What the two processes found, by the name of the case; an error is its traceback."""
-    common = environment(
-        GLOO_SOCKET_IFNAME="lo", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port())
-    )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(TESTS / "distributed_worker.py"), task, str(folder)],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=(folder / f"{task}-{rank}.err").open("w"),
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        for process in processes:
-            process.wait(timeout=180)
-    finally:
-        for process in processes:
-            process.kill()
-    paths = [folder / f"{task}-{rank}.pt" for rank in (0, 1)]
+def run_processes(folder: Path, count: int) -> list[dict]:
+    """What some processes of `accelerate launch` found, by the name of the case; an error is its traceback."""
+    process = launch("--num_processes", count, WORKER, folder, check=False, timeout=600)
+    paths = [folder / f"{rank}.pt" for rank in range(count)]
     if not all(path.exists() for path in paths):
-        pytest.fail("\n".join((folder / f"{task}-{rank}.err").read_text() for rank in (0, 1)))
+        pytest.fail(process.stderr)
     return [torch.load(path) for path in paths]
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return run_two_processes("cases", tmp_path_factory.mktemp("cases"))
+    return run_processes(tmp_path_factory.mktemp("two"), 2)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return run_two_processes("trainer", tmp_path_factory.mktemp("trainer"))
+def found_by_four(tmp_path_factory):
+    return run_processes(tmp_path_factory.mktemp("four"), 4)
 
 
 def of(found: list[dict], name: str) -> list:
-    """What both processes found in a case, or a failure with their tracebacks."""
+    """What all processes found in a case, or a failure with their tracebacks."""
     results = [results.get(name, "not reached") for results in found]
     errors = [result for result in results if isinstance(result, str)]
     if errors:
@@ -78,7 +59,7 @@ def assert_same(name: str, ours: dict[str, torch.Tensor], theirs: dict[str, torc
 def in_one_process(case: str):
     """The terms and gradients of the whole batch in this process, over the ordinary model."""
     objective, options, batch_options, _ = worker.CASES[case]
-    model = worker.make_model(objective, **options)
+    model = worker.make_model(objective, **{**options, "chunk_size": None})
     if options.get("gather_negatives", True):
         outputs = model(**worker.make_batch(**batch_options))
     else:
@@ -96,8 +77,9 @@ def found_terms(outputs) -> list[str]:
 def weighted_parts(model, parts: list[dict]) -> dict[str, torch.Tensor]:
     """The terms where each part has only its own sequences as negatives, averaged over all things of the term."""
     outputs = [model(**part) for part in parts]
+    predicted = ("labels", "positive_labels") if model.config.objective.corrupts_both else ("labels",)
     counts = {
-        "mlm_loss": [(part["labels"] != -100).sum() for part in parts],
+        "mlm_loss": [sum((part[name] != -100).sum() for name in predicted) for part in parts],
         "contrastive_loss": [len(part["input_ids"]) for part in parts],
         "clm_loss": [(part["attention_mask"].sum(1) - 1).sum() for part in parts],
     }
@@ -122,6 +104,15 @@ def test_two_processes_give_the_loss_and_gradients_of_one(found, case):
         assert_same(case, result["terms"], terms, 1e-6)
         assert_same(case, result["gradients"], gradients, 1e-8)
     assert any(gradient.abs().max() > 1e-3 for gradient in gradients.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", worker.IN_CHUNKS)
+def test_four_processes_give_the_loss_and_gradients_of_one(found_by_four, case):
+    terms, gradients = in_one_process(case)
+    for result in of(found_by_four, case):
+        assert_same(case, result["terms"], terms, 1e-6)
+        assert_same(case, result["gradients"], gradients, 1e-8)
 
 
 def test_the_halves_of_the_batches_are_unequal():
@@ -149,37 +140,51 @@ def test_gather_without_processes_is_the_identity():
     assert gather(x)[0] is x and gather(x)[1] == 0
 
 
+def joined(batches: list[dict]) -> dict:
+    """The rows of several batches as one batch."""
+    values = {"labels": -100, "positive_labels": -100}
+    pad = torch.nn.functional.pad
+
+    def rows(name):
+        length = max(batch[name].shape[1] for batch in batches)
+        parts = [pad(batch[name], (0, length - batch[name].shape[1]), value=values.get(name, 0)) for batch in batches]
+        return torch.cat(parts)
+
+    return {name: rows(name) for name in batches[0]}
+
+
 @pytest.mark.slow
-def test_simmim_trainer_accumulates_exactly_on_two_processes(trained, tmp_path):
-    # Micro-batch i of one process goes with micro-batch i of the other: these two see each other's negatives.
-    batches = worker.micro_batches()
-    lengths = [batch["input_ids"].shape[1] for batch in batches]
-
-    def joined(a, b):
-        length = max(lengths)
-        values = {"labels": -100}
-        pad = torch.nn.functional.pad
-        return {
-            name: torch.cat([pad(x[name], (0, length - x[name].shape[1]), value=values.get(name, 0)) for x in (a, b)])
-            for name in a
-        }
-
-    model = worker.make_model("fused")
-    reference = weighted_parts(model, [joined(*batches[:2]), joined(*batches[2:])])
+@pytest.mark.parametrize("objective", worker.PRESETS)
+@pytest.mark.parametrize("processes", [2, 4])
+def test_simmim_trainer_accumulates_exactly(request, processes, objective):
+    found, name = request.getfixturevalue("found" if processes == 2 else "found_by_four"), f"accumulate {objective}"
+    # Micro-batch i of each process goes with micro-batch i of the others: they see each other's negatives.
+    batches, model = worker.micro_batches(processes), worker.make_model(objective)
+    reference = weighted_parts(model, [joined(batches[:processes]), joined(batches[processes:])])
     reference["loss"].backward()
-    for result in of(trained, "accumulate"):
-        assert_same("accumulate", result["gradients"], worker.gradients(model), 1e-8)
-    log = of(trained, "accumulate")[0]["log"]
-    for name in ("loss", "mlm_loss", "contrastive_loss", "clm_loss", "mlm_accuracy", "contrastive_accuracy"):
-        assert log[name] == pytest.approx(reference[name].item(), abs=1e-5), name
+    for result in of(found, name):
+        assert_same(name, result["gradients"], worker.gradients(model), 1e-8)
+    log = of(found, name)[0]["log"]
+    for term in found_terms(reference):
+        assert log[term] == pytest.approx(reference[term].item(), abs=1e-5), term
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_queue(found, tmp_path):
+    batches = worker.micro_batches(steps=2)
+    both = [joined(batches[i : i + 2]) for i in range(0, len(batches), 2)]
+    whole = worker.queue(tmp_path, [*both, *both])  # the queue has to be smaller than the text
+    for result in of(found, "queue"):
+        torch.testing.assert_close(result["queue"], whole["queue"], rtol=0, atol=1e-8)
+        assert_same("queue", result["gradients"], whole["gradients"], 1e-8)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", worker.STRATEGIES)
-def test_simmim_trainer_resumes_exactly_on_two_processes(trained, strategy):
-    if "don't know how to restore data location" in str(trained[0].get(strategy)):
+def test_simmim_trainer_resumes_exactly_on_two_processes(found, strategy):
+    if "don't know how to restore data location" in str(found[0].get(strategy)):
         pytest.skip("this version of transformers cannot resume several processes on the CPU (map_location 'cpu:0')")
-    for result in of(trained, strategy):
+    for result in of(found, strategy):
         assert len(result["whole"]["losses"]) == 15
         assert result["resumed"]["ids"] == result["whole"]["ids"][7:]
         assert result["resumed"]["losses"] == pytest.approx(result["whole"]["losses"], abs=1e-9)
@@ -187,24 +192,24 @@ def test_simmim_trainer_resumes_exactly_on_two_processes(trained, strategy):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", worker.STRATEGIES)
-def test_two_processes_read_every_row_once_an_epoch(trained, strategy):
-    processes = [result["whole"]["ids"] for result in of(trained, strategy)]
+def test_two_processes_read_every_row_once_an_epoch(found, strategy):
+    processes = [result["whole"]["ids"] for result in of(found, strategy)]
     for first in (0, 5, 10):  # 5 steps of 2 x 4 rows
         read = [row for batches in processes for batch in batches[first : first + 5] for row in batch]
         assert sorted(read) == list(range(40))
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_all(trained):
-    for result in of(trained, "on_step_begin"):
+def test_a_signal_to_one_process_stops_all(found):
+    for result in of(found, "on_step_begin"):
         assert result == (signal.SIGTERM, ["checkpoint-1"])
-    for result in of(trained, "on_prediction_step"):
+    for result in of(found, "on_prediction_step"):
         assert result == (signal.SIGTERM, "evaluation")
 
 
 @pytest.mark.slow
-def test_time_limit_stops_all_processes_at_the_same_step(trained):
-    first, second = of(trained, "time limit")
+def test_time_limit_stops_all_processes_at_the_same_step(found):
+    first, second = of(found, "time limit")
     assert first == second == 1
 
 
@@ -216,7 +221,7 @@ def test_accelerate_launch_trains_the_example_on_two_processes(tmp_path):
     words = [EXAMPLES / "run_pretraining.py", "--use_cpu", "--train_file", text, "--text_config", config]
     words += ["--max_seq_length", 16, "--output_dir", tmp_path / "out", "--num_train_epochs", 1, "--report_to", "none"]
     words += ["--per_device_train_batch_size", 4, "--save_steps", 2]
-    process = run_on_two_processes(*words)
+    process = launch(*words)
     rows = int(re.search(r"(\d+) training texts", process.stdout)[1])
     state = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())
     assert state["max_steps"] == math.ceil(rows / 8)  # 4 rows in each of two processes

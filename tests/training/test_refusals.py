@@ -38,6 +38,8 @@ NOT_READ = "no-such-file.txt"
         ("--projection_dim 10000000000", "the weights would take"),
         ("--vocab_size 100000000000", "--vocab_size is 100000000000"),
         ("--output_dir /dev/null/x", "/dev/null/x"),
+        ("--mixture_weights 0", "--mixture_weights 0.0: give a number above 0"),
+        ("--mixture_weights nan", "--mixture_weights nan"),
     ],
 )
 def test_what_cannot_work_is_refused_before_text_is_read(tmp_path, capsys, given, said):

@@ -26,9 +26,15 @@ def curve(output):
 
 
 @pytest.mark.slow
-def test_a_stream_that_is_read_three_times_resumes_where_it_was(tmp_path):
+@pytest.mark.parametrize("is_mixture", [False, True])
+def test_a_stream_that_is_read_three_times_resumes_where_it_was(tmp_path, is_mixture):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     more = ["--save_steps", "5", "--dataloader_drop_last"]
+    if is_mixture:
+        other = tmp_path / "other.txt"
+        other.write_text("\n".join(corpus_lines(15)))
+        more += ["--train_file", tmp_path / "corpus", other, "--mixture_weights", "1", "3"]
+        more += ["--tokenizer_name", tokenizer(tmp_path)]  # one that is trained reads 100,000 documents
     assert main(options(tmp_path, whole, *more)) == 0
     shutil.copytree(whole / "checkpoint-5", broken / "checkpoint-5")
     assert main(options(tmp_path, broken, *more, "--resume_from_checkpoint", "last")) == 0
