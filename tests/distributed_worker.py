@@ -219,7 +219,7 @@ def resume(folder, rank: int, strategy: str) -> dict:
     """The batches of a run over three epochs, and of its continuation from the middle of the second one."""
     data = [{"id": i, "input_ids": [5] * (3 + i % 7)} for i in range(40)]
     options = {"per_device_train_batch_size": 4, "train_sampling_strategy": strategy, "num_train_epochs": 3}
-    options |= {"save_strategy": "steps", "save_steps": 7}
+    options |= {"save_strategy": "steps", "save_steps": 7, "method": {"queue_size": 12}}
     found = {}
     for name, checkpoint in (("whole", None), ("resumed", str(Path(folder, "checkpoint-7")))):
         collator = Recorder()

@@ -39,4 +39,4 @@ class VectorQueue:
     def load(self, folder: Path, device: torch.device) -> None:
         """Takes what `save` wrote into a checkpoint; nothing where it had no queue."""
         if self.size and (folder / FILE).is_file():
-            self.pairs = load_file(folder / FILE, device=str(device))["pairs"][-self.size :]
+            self.pairs = load_file(folder / FILE)["pairs"][-self.size :].to(device)
