@@ -1,4 +1,7 @@
-"""README.md works as it stands: its Python runs in its order, its commands have the options that they name."""
+"""README.md works as it stands: its Python runs in its order, its commands have the options that they name.
+
+So does docs/adapt.md, whose Python is run where a model was adapted: tests/training/test_adapt_command.py.
+"""
 
 import re
 import shlex
@@ -13,16 +16,17 @@ from transformers import BertConfig, BertForMaskedLM
 from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining, cli
 from simmim_hf.data import tokenization
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README, ADAPT = ((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/adapt.md"))
 TEXT = ["The capital of France is Paris.", "A sentence about rivers, stones and gardens.", "Another one."] * 30
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[list[str]]:
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    lines = [line for page in (README, ADAPT) for block in blocks("bash", page) for line in block.splitlines()]
     return [shlex.split(line)[1:] for line in lines if line.startswith("simmim ")]
 
 
