@@ -39,6 +39,7 @@ setup(
         "pyyaml>=6",
         "safetensors>=0.5",
         "scikit-learn>=1.4",
+        "scipy>=1.15",
         "tensorboard>=2.16",
         "torch>=2.11,<2.16",
         "transformers>=5.17,<5.24",

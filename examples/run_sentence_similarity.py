@@ -35,7 +35,7 @@ class ScriptArguments(DownstreamArguments):
 
 
 def load_encoder(args: ScriptArguments) -> SimMIMModel:
-    """The encoder with its pooling; one that is not SimMIM's gets mean pooling."""
+    """The encoder with its pooling; one of neither SimMIM nor sentence-transformers gets mean pooling."""
     encoder = SimMIMForPreTraining.from_backbone(args.model_name_or_path, dtype="float32").base_model
     return SimMIMModel(encoder.config) if args.random_weights else encoder
 

@@ -16,18 +16,37 @@ TRY_AGAIN, CTRL_C = 75, 130
 
 
 def pretrain(argv: list[str]) -> int:
-    from .data.corpora import DataError
     from .training.arguments import pretraining_parser
-    from .training.checkpoints import DiskFull
     from .training.pretraining import Pretraining
+
+    return train(Pretraining, pretraining_parser(), argv)
+
+
+def adapt(argv: list[str]) -> int:
+    from .training.adaptation import ADAPTATION, Adaptation
+
+    parser = parser_of(
+        ADAPTATION,
+        "adapt [settings.yaml | settings.json] --model_name_or_path MODEL [options]",
+        "Adapt a sentence-transformers model, or any encoder, to text of your own without labels. The result is a "
+        "model of the same kind, and a table of what it was worth before and is after.",
+    )
+    return train(Adaptation, parser, argv)
+
+
+def train(run_class: type, parser: HfArgumentParser, argv: list[str]) -> int:
+    """A run of training that signals end, of the command that the parser is of."""
+    from .data.corpora import DataError
+    from .export import ExportError
+    from .training.checkpoints import DiskFull
     from .training.signals import Interrupted
 
-    parser = pretraining_parser()
-    with ending(parser, REFUSED, ValueError, OSError):
-        run = Pretraining(*parse(parser, argv))
-    failed, interrupted = ending(parser, FAILED, FloatingPointError, DiskFull), ending(parser, TRY_AGAIN, Interrupted)
+    with ending(parser, REFUSED, ValueError, OSError, ImportError):
+        run = run_class(*parse(parser, argv))
+    failed = ending(parser, FAILED, FloatingPointError, DiskFull, ExportError)
+    interrupted = ending(parser, TRY_AGAIN, Interrupted)
     with failed, interrupted, ending(parser, REFUSED, DataError), run.signals.listening():
-        run.run(["pretrain", *argv])
+        run.run([parser.prog.split()[1], *argv])
     return 0
 
 
@@ -36,8 +55,8 @@ def evaluate(argv: list[str]) -> int:
 
     parser = parser_of(
         EvaluationArguments,
-        "evaluate [settings.yaml | settings.json] --model MODEL --tasks TASK [TASK ...] [options]",
-        "Measure an encoder: similarity, retrieval, transfer, language modelling, and the geometry of its vectors. "
+        "evaluate [settings.yaml | settings.json] --model MODEL [MODEL ...] --tasks TASK [TASK ...] [options]",
+        "Measure encoders: similarity, retrieval, transfer, language modelling, and the geometry of its vectors. "
         "Results go to a table, results.json and results.md.",
     )
     with ending(parser, REFUSED, ValueError, OSError):
@@ -114,7 +133,14 @@ def ending(parser: argparse.ArgumentParser, status: int, *errors: type[Exception
         parser.exit(status, f"{parser.prog}: {'error: ' if status == REFUSED else ''}{message}\n")
 
 
-COMMANDS = {"pretrain": pretrain, "compare": compare, "evaluate": evaluate, "card": card, "export": export}
+COMMANDS = {
+    "pretrain": pretrain,
+    "adapt": adapt,
+    "compare": compare,
+    "evaluate": evaluate,
+    "card": card,
+    "export": export,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -47,6 +47,10 @@ TOLERANCE = {"backbone": 1e-5, "sentence-transformers": 1e-5, "onnx": 1e-4, "saf
 NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "sentence-transformers": ("sentence-transformers",)}
 ONNX_FILE, QUANTIZED_FILE = "model.onnx", "model_quantized.onnx"
 PROTOBUF_LIMIT = 2**31
+# What a sentence-transformers model is beside its weights and their configuration.
+MODULE_FILES = ("modules.json", "config_sentence_transformers.json", "sentence_*_config.json", "[0-9]_*/config.json")
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
+KEPT = (*MODULE_FILES, *TOKENIZER_FILES)
 CARD_FILES = ("README.md", "training.png")
 
 
@@ -182,7 +186,10 @@ def export_backbone(
 
 @torch.no_grad()
 def export_sentence_transformers(
-    model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike
+    model: SimMIMPreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | os.PathLike,
+    source: str | os.PathLike | None = None,
 ) -> float:
     """Writes a folder that `SentenceTransformer(folder)` opens.
 
@@ -191,8 +198,12 @@ def export_sentence_transformers(
     nor one of two layers: such a checkpoint is written as it is, code included, and opens with
     `trust_remote_code=True`.
 
+    Args:
+        source: the folder of the sentence-transformers model from which the encoder comes. Then all but the weights
+            stays as it is there: modules, prompts, maximum length, tokenizer.
+
     Returns:
-        The largest difference of these vectors, relative to the largest value.
+        The largest difference of these vectors, without a prompt, relative to the largest value.
 
     Raises:
         ExportError: the difference is above 1e-5.
@@ -200,10 +211,50 @@ def export_sentence_transformers(
     """
     require(*NEEDED["sentence-transformers"])
     from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Normalize
+
+    _check_padding(model, tokenizer)
+    if source is None:
+        _write_sentence_transformer(model, tokenizer, folder)
+    else:
+        _write_as_in(source, model, folder)
+    exported = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+    tokenizer, pairs = copy.deepcopy(tokenizer), []
+    tokenizer.model_max_length = exported.max_seq_length
+    for texts, _, expected in _readings(model, tokenizer):
+        vectors = expected.pooler_output  # (texts, hidden)
+        if any(isinstance(module, Normalize) for module in exported):
+            vectors = normalize(vectors, dim=-1)
+        actual = exported.encode(texts, prompt="", convert_to_tensor=True)  # (texts, hidden), or their first ones
+        pairs.append((actual, vectors[:, : actual.shape[1]]))
+    return _largest_difference("sentence-transformers", pairs)
+
+
+def _write_as_in(source: str | os.PathLike, model: SimMIMPreTrainedModel, folder: str | os.PathLike) -> None:
+    """The files of a sentence-transformers model with the weights of the encoder of `model`."""
+    for file in (file for pattern in KEPT for file in Path(source).glob(pattern)):
+        target = Path(folder, file.relative_to(source))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, target)
+    native, info = AutoModel.from_pretrained(
+        source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+    )
+    if any(key.startswith("pooler.") for key in info["missing_keys"]):
+        native.pooler = None  # BERT's own, which is never used: as it is in the source, there or not
+    loaded = native.load_state_dict(model.base_model.encoder.state_dict(), strict=False)
+    wrong = [*loaded.unexpected_keys, *(key for key in loaded.missing_keys if not key.startswith("pooler."))]
+    if wrong:
+        raise ExportError(f"the encoder has not the weights of `{source}`: {', '.join(wrong[:3])}.")
+    native.save_pretrained(folder)
+
+
+def _write_sentence_transformer(
+    model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike
+) -> None:
+    from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Normalize, Transformer
     from sentence_transformers.sentence_transformer.modules import Pooling
 
-    _check_padding(model, tokenizer)
     config = model.config
     by_itself = not _is_plain(config)
     encoder = copy.deepcopy(model.base_model) if by_itself else _bare_encoder(model, _native_config(model))
@@ -224,14 +275,6 @@ def export_sentence_transformers(
     # Without this, opening the folder warns of missing weights: those of the pooler, which is not used.
     settings = Path(folder, "sentence_bert_config.json")
     records.write_json(settings, {**records.read_json(settings), "model_kwargs": options})
-
-    exported = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
-    pairs = []
-    for texts, _, expected in _readings(model, tokenizer):
-        vectors = expected.pooler_output  # (texts, hidden)
-        vectors = normalize(vectors, dim=-1) if config.similarity == "cosine" else vectors
-        pairs.append((exported.encode(texts, convert_to_tensor=True), vectors))
-    return _largest_difference("sentence-transformers", pairs)
 
 
 @torch.no_grad()

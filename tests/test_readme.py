@@ -1,4 +1,7 @@
-"""README.md and docs/ work as they stand: their Python runs in its order, their commands have these options."""
+"""README.md and docs/ work as they stand: their Python runs in its order, their commands have these options.
+
+The Python of docs/adapt.md runs where a model was adapted: tests/training/test_adapt_command.py.
+"""
 
 import re
 import shlex

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "model": set(),
     "data": {"model"} | TOP_LEVEL,
     "evaluation": {"model", "data"} | TOP_LEVEL,
-    "training": {"model", "data", "evaluation"} | TOP_LEVEL,
+    "training": {"model", "data", "evaluation", "export"} | TOP_LEVEL,
     "comparison": {"model", "data", "evaluation", "training"} | TOP_LEVEL,
     "export": {"model", "data"} | TOP_LEVEL,
     "cli": {"data", "evaluation", "training", "comparison", "export"} | TOP_LEVEL,

@@ -165,6 +165,8 @@ class Comparison:
             self.train, self.held_out_texts = pretraining.read_text(self.data_args, self.seeds[0])
             self.tokenizer = pretraining.get_tokenizer(self.model_args, self.train, show_progress=self.is_main)
         model = pretraining.build_model(self.model_args, self.tokenizer)
+        started_from = model.config if self.model_args.model_name_or_path else SimMIMConfig
+        self.vector_options = {name: getattr(started_from, name) for name in VECTOR_OPTIONS}
         self.max_length = min(self.data_args.max_seq_length, model.simmim.max_length)
         self.tokenizer.model_max_length = self.max_length
         self._tokenized: dict[tuple, pretraining.TokenizedText] = {}
@@ -242,7 +244,7 @@ class Comparison:
         initial = str(self._initial(seed))
         options = {"learning_rate": self.args.learning_rate, **self.options, **self.arms[arm]}
         wanted = config_options(options)  # what an arm's preset makes of vectors is kept too
-        options |= {name: wanted.get(name, getattr(SimMIMConfig, name)) for name in VECTOR_OPTIONS}
+        options |= {name: wanted.get(name, default) for name, default in self.vector_options.items()}
         options |= {"model_name_or_path": initial, "text_config": None, "seed": seed}
         options |= {"output_dir": str(self._run_folder(arm, seed)), **more}
         if not self._is_joint(arm):

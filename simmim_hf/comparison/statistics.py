@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from ..evaluation.bootstrap import CONFIDENCE
 from ..quantities import QUANTITIES, Quantity
 
-CONFIDENCE = 0.95
 COST = {  # title -> (name in a result, divided by, format)
     "steps": ("steps", 1, ",.0f"),
     "tokens": ("tokens", 1, ",.0f"),

@@ -23,9 +23,10 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.iterable_dataset import ArrowExamplesIterable
 from pandas.errors import ParserWarning
 
-FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+FORMATS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
+FORMATS |= {".parquet": "parquet"}
 COMPRESSIONS = ("", ".gz", ".xz", ".zst")
-# What a document is in a .txt file, in the words of datasets' own reader; of every other format it is a row.
+# What a document is in a .txt or .md file, in the words of datasets' own reader; of every other format it is a row.
 TEXT_UNITS = {"line": "line", "paragraph": "paragraph", "file": "document"}
 TextUnit = Literal["row", "line", "paragraph", "file"]
 SUPPORTED = f"{', '.join(FORMATS)}, each also with {', '.join(COMPRESSIONS[1:])} appended"
@@ -51,12 +52,13 @@ def load_text(
     """Load text files as a dataset of documents, with the column `text` and, if the data has it, `negative`.
 
     Args:
-        paths: files, globs and folders (searched recursively), of the formats txt, jsonl, json, csv, tsv and parquet,
-            plain or compressed by gzip, xz or zstandard.
+        paths: files, globs and folders (searched recursively), of the formats txt, md, jsonl, json, csv, tsv and
+            parquet, plain or compressed by gzip, xz or zstandard. In a folder with other files than .md, README.md is
+            taken for a description of them and left out.
         text_column: the column that holds the text; by default `text`, else the only column of strings.
         streaming: read while iterating instead of converting everything to Arrow first.
-        text_unit: what a document is in a .txt file: a `line`, a `paragraph` (a block between blank lines) or the
-            whole `file`. By default what `text_units` finds. A document of any other format is a `row`.
+        text_unit: what a document is in a .txt or .md file: a `line`, a `paragraph` (a block between blank lines) or
+            the whole `file`. By default what `text_units` finds. A document of any other format is a `row`.
 
     Returns:
         The documents in file order, without those whose text (or negative) is blank.
@@ -96,10 +98,10 @@ def load_text(
 
 
 def text_units(paths: str | list[str], text_unit: TextUnit | None = None) -> dict[str, str]:
-    """What a document is in each file: `row`, or of a .txt file `line`, `paragraph` or `file`.
+    """What a document is in each file: `row`, or of a .txt or .md file `line`, `paragraph` or `file`.
 
     Args:
-        paths, text_unit: as in [`load_text`]. By default the lines of a .txt file are documents, unless blank lines
+        paths, text_unit: as in [`load_text`]. By default the lines of such a file are documents, unless blank lines
             stand between blocks of wrapped lines: one in `LINES_A_BLOCK` or more of its first lines.
 
     Raises:
@@ -109,12 +111,14 @@ def text_units(paths: str | list[str], text_unit: TextUnit | None = None) -> dic
     units = {}
     for file in _find_files([paths] if isinstance(paths, (str, os.PathLike)) else paths):
         _check_file(file)
-        is_table = file_format(file)[0] != ".txt"
+        is_table = FORMATS[file_format(file)[0]] != "text"
         if text_unit == "row" and not is_table:
             raise ValueError(f"text_unit is 'row', and {file!r} has none: choose from {', '.join(TEXT_UNITS)}")
         units[file] = "row" if is_table else text_unit or _unit_of_lines(file)
     if text_unit in TEXT_UNITS and text_unit not in units.values():
-        raise ValueError(f"text_unit is {text_unit!r}, and there is no .txt file: a document of a table is a row")
+        raise ValueError(
+            f"text_unit is {text_unit!r}, and there is no .txt or .md file: a document of a table is a row"
+        )
     return units
 
 
@@ -203,6 +207,8 @@ def _find_files(paths: list[str]) -> list[str]:
         files = [
             file for file in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(file) and file_format(file)
         ]
+        if any(file_format(file)[0] != ".md" for file in files):
+            files = [file for file in files if os.path.basename(file).lower() != "readme.md"]
         if not files:
             raise FileNotFoundError(f"{path!r} matches no text file; supported endings: {SUPPORTED}")
         found.update(dict.fromkeys(files))
@@ -218,7 +224,7 @@ def read_files(
 
     Args:
         ending, compressed: what `file_format` says of all of the files
-        unit: what `text_units` says of .txt files
+        unit: what `text_units` says of .txt and .md files
     """
     if ending == ".parquet" and compressed:  # datasets decompresses every format but this one
         tables = []
@@ -227,7 +233,7 @@ def read_files(
                 tables.append(Dataset(pyarrow.parquet.read_table(io.BytesIO(stream.read()))))
         dataset = concatenate_datasets(tables)
         return dataset.to_iterable_dataset() if streaming else dataset
-    options = {"sample_by": TEXT_UNITS[unit]} if ending == ".txt" else {}
+    options = {"sample_by": TEXT_UNITS[unit]} if FORMATS[ending] == "text" else {}
     if FORMATS[ending] == "csv":
         # Only an empty cell is missing: "None", "NA" and "null" are words too. Without a column of row names a comma
         # at the end of each row does not move the texts under another title.

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 
-from ..model.backbones import explaining_weights, first_position
+from ..model.backbones import explaining_weights, first_position, source_pooling
 from ..model.configuration_simmim import Pooling, SimMIMConfig, as_text_config
 from ..model.modeling_simmim import SimMIMPooling, pool
 
@@ -44,10 +44,11 @@ def load_encoder(name_or_path: str, pooling: Pooling | None = None) -> torch.nn.
 
     Args:
         name_or_path: a folder or a Hub id
-        pooling: by default that of the checkpoint, and `"mean"` for one that is not SimMIM
+        pooling: by default that of a SimMIM or sentence-transformers model, and `"mean"` for others
 
     Raises:
-        ValueError: not a text encoder, or a checkpoint without its weights.
+        ValueError: not a text encoder, a checkpoint without its weights, or a sentence-transformers model whose
+            vectors cannot be made here.
         OSError: there is no such model.
     """
     config = text_encoder_config(name_or_path)
@@ -63,7 +64,7 @@ def load_encoder(name_or_path: str, pooling: Pooling | None = None) -> torch.nn.
             f"{', '.join(missing[:3])}."
         )
     if not is_simmim:
-        return PooledEncoder(model, pooling or "mean")
+        return PooledEncoder(model, pooling or source_pooling(name_or_path) or "mean")
     if pooling is not None and pooling != model.config.pooling:
         model.config.pooling = pooling
         model.pooler = SimMIMPooling(model.config)

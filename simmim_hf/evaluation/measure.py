@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import numpy as np
@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data import tokenization
 from . import language_modelling, metrics
+from .bootstrap import Sampled
 from .encoding import encode
 from .tasks import Task
 
@@ -22,7 +23,12 @@ GEOMETRY_TEXTS = 2000
 BELONG_TOGETHER = 0.8
 
 
-def measure(
+def measure(task: Task, encoder: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, **options) -> dict:
+    """The values that `measure_with_samples` finds, with the same arguments."""
+    return measure_with_samples(task, encoder, tokenizer, **options)[0]
+
+
+def measure_with_samples(
     task: Task,
     encoder: torch.nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -33,7 +39,7 @@ def measure(
     mlm_probability: float = 0.15,
     max_samples: int = 100,
     seed: int = 42,
-) -> dict[str, float | int | None]:
+) -> tuple[dict[str, float | int | None], dict[str, Sampled]]:
     """Everything that a task tells about an encoder. Neither the order of its rows nor the batch size changes a value.
 
     Args:
@@ -48,7 +54,8 @@ def measure(
         seed: of masks, folds and samples
 
     Returns:
-        The values by their keys in `quantities.QUANTITIES`; None where one is undefined.
+        The values by their keys in `quantities.QUANTITIES`, None where one is undefined; and by the same keys those
+        that can be computed of a sample of the pairs, queries or labelled texts, in the same order for every model.
 
     Raises:
         ValueError: a task of language modelling without a language model.
@@ -57,16 +64,17 @@ def measure(
     if task.kind == "language modelling" and language_model is None:
         raise ValueError(f"the task `{task.name}` is plain text: give a language_model, see `load_language_model`.")
     vectors = TextVectors(task.texts(), encoder, tokenizer, max_length, batch_size)
-    measurement = {
+    values, samples = {
         "similarity": partial(_similarity, task, vectors),
         "retrieval": partial(_retrieval, task, vectors),
         "transfer": partial(_transfer, task, vectors, seed),
         "language modelling": partial(
             _plain_text, task, language_model, tokenizer, max_length, batch_size, mlm_probability, max_samples, seed
         ),
-    }[task.kind]
-    values = measurement() | _geometry(task, vectors, tokenizer, max_length, seed)
-    return {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}
+    }[task.kind]()
+    values |= _geometry(task, vectors, tokenizer, max_length, seed)
+    values = {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}
+    return values, samples
 
 
 class TextVectors:
@@ -110,27 +118,53 @@ def similarity_spearman(
     return metrics.similarity_metrics((first * second).sum(1), pairs["score"][:])["spearman"]
 
 
-def _similarity(task: Task, vectors: TextVectors) -> dict[str, float]:
-    first = metrics.on_the_sphere(vectors[task.test["sentence1"]])  # (pairs, hidden)
-    second = metrics.on_the_sphere(vectors[task.test["sentence2"]])
-    return {"pairs": len(first), **metrics.similarity_metrics((first * second).sum(1), task.test["score"][:])}
+def similarity_samples(first: np.ndarray, second: np.ndarray, scores: Sequence[float]) -> dict[str, Sampled]:
+    """`spearman` and `pearson` as functions of the pairs.
+
+    Args:
+        first, second: (pairs, hidden), on the unit sphere
+        scores: (pairs,), of humans
+
+    Raises:
+        ValueError: see `metrics.check_scores`.
+    """
+    columns = (first * second).sum(1, dtype=np.float64), metrics.check_scores(scores)  # (pairs,) each
+    return {name: Sampled(correlation, columns) for name, correlation in metrics.CORRELATIONS.items()}
 
 
-def _retrieval(task: Task, vectors: TextVectors) -> dict[str, float]:
+def retrieval_samples(queries: np.ndarray, documents: np.ndarray, **ids) -> dict[str, Sampled]:
+    """The metrics of `metrics.retrieval_values`, with the same arguments, as functions of the queries."""
+    found = metrics.retrieval_values(queries, documents, **ids)
+    return {name: Sampled(np.mean, (of_queries,)) for name, of_queries in found.items()}
+
+
+def _values(samples: dict[str, Sampled]) -> dict[str, float]:
+    return {name: sampled.value() for name, sampled in samples.items()}
+
+
+def _similarity(task: Task, vectors: TextVectors) -> tuple[dict, dict[str, Sampled]]:
+    sides = (metrics.on_the_sphere(vectors[task.test[column]]) for column in ("sentence1", "sentence2"))
+    samples = similarity_samples(*sides, task.test["score"][:])
+    return {"pairs": len(task.test), **_values(samples)}, samples
+
+
+def _retrieval(task: Task, vectors: TextVectors) -> tuple[dict, dict[str, Sampled]]:
     queries, documents = task.test["query"][:], task.test["document"][:]
-    found = metrics.retrieval_metrics(vectors[queries], vectors[documents], query_ids=queries, document_ids=documents)
-    return {"queries": len(set(queries)), "documents": len(set(documents)), **found}
+    samples = retrieval_samples(vectors[queries], vectors[documents], query_ids=queries, document_ids=documents)
+    return {"queries": len(set(queries)), "documents": len(set(documents)), **_values(samples)}, samples
 
 
-def _transfer(task: Task, vectors: TextVectors, seed: int) -> dict[str, float]:
+def _transfer(task: Task, vectors: TextVectors, seed: int) -> tuple[dict, dict[str, Sampled]]:
     parts = [_by_text(rows) for rows in (task.train, task.test) if rows is not None]
     columns = [column for texts, labels in parts for column in (vectors[texts], labels)]
-    return {"texts": sum(len(texts) for texts, _ in parts), **metrics.transfer_metrics(*columns, seed=seed)}
+    hits = metrics.transfer_hits(*columns, seed=seed)
+    samples = {"accuracy": Sampled(lambda *hits: metrics.accuracy_metrics(*hits)["accuracy"], hits)}
+    return {"texts": sum(len(texts) for texts, _ in parts), **metrics.accuracy_metrics(*hits)}, samples
 
 
 def _plain_text(
     task: Task, language_model, tokenizer, max_length, batch_size, mlm_probability, max_samples, seed
-) -> dict[str, float]:
+) -> tuple[dict, dict[str, Sampled]]:
     def predict(direction: str, rows: list, desc: str) -> tuple[float, float]:
         options = language_model.options[direction]
         return language_modelling.predict_tokens(language_model.model, rows, batch_size, desc, **options)
@@ -151,7 +185,7 @@ def _plain_text(
     if task.train is not None:
         train, _ = tokenization.tokenize(task.train, tokenizer, max_length, long_texts="truncate")
         values["unigram_cross_entropy"] = language_modelling.unigram_cross_entropy(train, rows, tokenizer)
-    return values
+    return values, {}
 
 
 def _geometry(task: Task, vectors: TextVectors, tokenizer, max_length: int, seed: int) -> dict[str, float | None]:

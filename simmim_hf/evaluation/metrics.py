@@ -6,7 +6,8 @@ A metric of `evaluate` is otherwise fetched from the Hub; the classes here need 
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import evaluate
 import numpy as np
@@ -91,12 +92,15 @@ def similarity_metrics(cosines: Sequence[float], scores: Sequence[float]) -> dic
         ValueError: see `check_scores`.
     """
     scores, cosines = check_scores(scores), np.asarray(cosines, dtype=np.float64)
-    if np.ptp(cosines) == 0:
-        return {"spearman": np.nan, "pearson": np.nan}
-    return {
-        "spearman": 100 * float(spearmanr(cosines, scores).statistic),
-        "pearson": 100 * float(pearsonr(cosines, scores).statistic),
-    }
+    return {name: correlation(cosines, scores) for name, correlation in CORRELATIONS.items()}
+
+
+def _correlation(function: Callable, one: np.ndarray, other: np.ndarray) -> float:
+    """A correlation x 100 of two (pairs,), not a number where one of them is constant."""
+    return 100 * float(function(one, other).statistic) if np.ptp(one) and np.ptp(other) else np.nan
+
+
+CORRELATIONS = {"spearman": partial(_correlation, spearmanr), "pearson": partial(_correlation, pearsonr)}
 
 
 def retrieval_metrics(
@@ -106,7 +110,19 @@ def retrieval_metrics(
     document_ids: Sequence | None = None,
     k: int = 10,
 ) -> dict[str, float]:
-    """How well the document of a query is found among all documents by its cosine.
+    """The means over the queries of `retrieval_values`, with the same arguments."""
+    values = retrieval_values(queries, documents, query_ids, document_ids, k)
+    return {name: float(of_queries.mean()) for name, of_queries in values.items()}
+
+
+def retrieval_values(
+    queries: np.ndarray,
+    documents: np.ndarray,
+    query_ids: Sequence | None = None,
+    document_ids: Sequence | None = None,
+    k: int = 10,
+) -> dict[str, np.ndarray]:
+    """How well the document of each query is found among all documents by its cosine.
 
     A document that scores as high as the right one counts as found before it.
 
@@ -117,7 +133,8 @@ def retrieval_metrics(
         k: how far down the list is looked
 
     Returns:
-        Means over the queries: `mrr@k`, `recall@1`, `recall@k` and `ndcg@k` (with gains of 0 and 1).
+        (queries,) each, in the order of their ids: `mrr@k`, `recall@1`, `recall@k` and `ndcg@k` (with gains of 0 and
+        1). Their means are the metrics of these names.
 
     Raises:
         ValueError: a vector that is not finite.
@@ -140,8 +157,7 @@ def retrieval_metrics(
             best_gain = (1 / np.log2(2 + np.arange(min(len(own), k)))).sum()
             reciprocal = 1 / ranks[0] if ranks[0] <= k else 0.0
             found.append((reciprocal, (ranks <= 1).mean(), (ranks <= k).mean(), gain / best_gain))
-    means = np.mean(found, axis=0).tolist()  # (4,)
-    return dict(zip((f"mrr@{k}", "recall@1", f"recall@{k}", f"ndcg@{k}"), means, strict=True))
+    return dict(zip((f"mrr@{k}", "recall@1", f"recall@{k}", f"ndcg@{k}"), np.array(found).T, strict=True))
 
 
 def _distinct(vectors: np.ndarray, ids: Sequence | None) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +169,7 @@ def _distinct(vectors: np.ndarray, ids: Sequence | None) -> tuple[np.ndarray, np
 
 def tfidf_reciprocal_rank(queries: list[str], documents: list[str], k: int = 10) -> float:
     """MRR@k of finding document i with query i by weighted word overlap: the baseline that needs no training."""
-    vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english").fit(documents)
+    vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english", dtype=np.float32).fit(documents)
     vectors = [vectorizer.transform(texts).toarray() for texts in (queries, documents)]  # two (pairs, words)
     return retrieval_metrics(vectors[0], vectors[1], k=k)[f"mrr@{k}"]
 
@@ -236,19 +252,48 @@ def transfer_metrics(
     Raises:
         ValueError: fewer than two classes, or too few texts of a class.
     """
+    return accuracy_metrics(*transfer_hits(vectors, labels, test_vectors, test_labels, seed))
+
+
+def transfer_hits(
+    vectors: np.ndarray,
+    labels: Sequence,
+    test_vectors: np.ndarray | None = None,
+    test_labels: Sequence | None = None,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which texts the classifiers of `transfer_metrics` judge right, and in which fold, with the same arguments.
+
+    Returns:
+        (texts,) of 0.0 and 1.0, and (texts,) numbers of folds: of the test texts, in fold 0, where they are given,
+        else of all.
+
+    Raises:
+        ValueError: as `transfer_metrics`.
+    """
     labels = np.asarray(labels)
     check_labels(labels.tolist(), needed=3 if test_vectors is None else 2)
     with threadpool_limits(limits=1):  # a second thread costs such small problems many times what it saves
         if test_vectors is not None:
             classifier = _fit_classifier(vectors, labels, STRENGTHS_FOR_A_SPLIT, seed)
-            accuracy = classifier.score(test_vectors, np.asarray(test_labels))
-            error = np.sqrt(accuracy * (1 - accuracy) / len(test_vectors))
-            return {"accuracy": 100 * accuracy, "accuracy_std": 100 * float(error)}
-        accuracies, folds = [], _folds(labels, seed)
-        for train, test in tqdm(folds.split(vectors, labels), total=folds.n_splits, desc="Cross-validation"):
+            hits = classifier.predict(test_vectors) == np.asarray(test_labels)
+            return hits.astype(float), np.zeros(len(hits), dtype=int)
+        hits, fold = np.empty(len(labels)), np.empty(len(labels), dtype=int)
+        folds = _folds(labels, seed)
+        parts = tqdm(folds.split(vectors, labels), total=folds.n_splits, desc="Cross-validation")
+        for number, (train, test) in enumerate(parts):
             classifier = _fit_classifier(vectors[train], labels[train], STRENGTHS, seed)
-            accuracies.append(100 * classifier.score(vectors[test], labels[test]))
-    return {"accuracy": float(np.mean(accuracies)), "accuracy_std": float(np.std(accuracies))}
+            hits[test], fold[test] = classifier.predict(vectors[test]) == labels[test], number
+    return hits, fold
+
+
+def accuracy_metrics(hits: np.ndarray, fold: np.ndarray) -> dict[str, float]:
+    """What `transfer_metrics` returns, from (texts,) each, as `transfer_hits` gives them."""
+    sizes = np.bincount(fold)  # (folds,)
+    accuracies = 100 * np.bincount(fold, hits)[sizes > 0] / sizes[sizes > 0]
+    of_the_size = np.sqrt(accuracies[0] * (100 - accuracies[0]) / len(hits))
+    deviation = np.std(accuracies) if len(accuracies) > 1 else of_the_size
+    return {"accuracy": float(np.mean(accuracies)), "accuracy_std": float(deviation)}
 
 
 def _fit_classifier(vectors: np.ndarray, labels: np.ndarray, strengths: list[float], seed: int) -> GridSearchCV:

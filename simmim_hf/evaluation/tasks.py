@@ -22,6 +22,7 @@ KINDS = {
 NEEDED = "; ".join(f"{', '.join(columns)} ({kind})" for kind, columns in KINDS.items())
 NOT_TEXT = ("score", "label")
 TEST_SPLITS = ("test", "validation", "dev")
+SHORTEST_HALF = 20
 
 
 @dataclass
@@ -146,6 +147,27 @@ def docstring_pairs(seed: int) -> Dataset:
     return docstrings.retrieval_pairs(held_out)
 
 
+def halves(texts: Iterable[str], longest: int, most: int = 1000) -> Dataset | None:
+    """`query` and `document`: the first and the second half of texts, cut between two words.
+
+    Args:
+        longest: characters of a half; of a text that is longer than two of them the beginning is taken
+        most: the texts that are enough
+
+    Returns:
+        None for fewer than two texts whose halves have `SHORTEST_HALF` characters.
+    """
+    pairs = []
+    for text in texts:
+        text = " ".join(text.split())[: 2 * longest]
+        middle = len(text) // 2
+        between_words = text.find(" ", middle, middle + SHORTEST_HALF)
+        cut = middle if between_words < 0 else between_words  # Chinese has none
+        if middle >= 2 * SHORTEST_HALF and len(pairs) < most:
+            pairs.append({"query": text[:cut].strip(), "document": text[cut:].strip()})
+    return Dataset.from_list(pairs) if len(pairs) > 1 else None
+
+
 BUILT_IN = {"docstrings": docstring_pairs}
 
 
@@ -181,7 +203,7 @@ def _load_from_hub(name: str) -> Task:
 
 
 def read_file(path: str) -> Dataset:
-    """One file as a table with all its columns; a .txt file has the column `text`.
+    """One file as a table with all its columns; a .txt or .md file has the column `text`.
 
     Raises:
         ValueError: an ending that is not supported, or a file that is empty or damaged.
@@ -191,7 +213,7 @@ def read_file(path: str) -> Dataset:
     if os.path.getsize(path) == 0:
         raise ValueError(f"`{path}` is an empty file.")
     ending, compression = corpora.file_format(path)
-    if ending == ".txt":
+    if corpora.FORMATS[ending] == "text":
         return corpora.load_text(path)
     try:
         if corpora.FORMATS[ending] == "csv" and (rows := _read_sts_benchmark(path)):

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from safetensors import SafetensorError
 from torch import nn
@@ -16,6 +17,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_MAPPING,
 )
+from transformers.utils import cached_file
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,46 @@ def load_native(name_or_path: str, text_config: PreTrainedConfig, **loading) -> 
         return (auto_class or AutoModel).from_pretrained(
             name_or_path, config=text_config, output_loading_info=True, use_safetensors=True, **loading
         )
+
+
+# Of sentence-transformers: the modules that make a vector as it can be made here, and the poolings among theirs.
+MODULES, POOLINGS = ("Transformer", "Pooling", "Normalize"), ("mean", "cls", "max")
+
+
+def source_pooling(name_or_path: str, **finding) -> str | None:
+    """How a sentence-transformers model pools: mean, cls or max; None for a checkpoint that does not say it.
+
+    Args:
+        finding: options of `from_pretrained` that say where the files are, such as `revision`
+
+    Raises:
+        ValueError: it makes its vectors in a way that is not known here, such as by a Dense module.
+    """
+    modules = _read_json(name_or_path, "modules.json", finding)
+    folders = {module["type"].rpartition(".")[2]: module["path"] for module in modules or ()}
+    remedy = "`pooling` mean, cls or max takes its encoder alone."
+    for kind in folders:
+        if kind not in MODULES:
+            raise ValueError(
+                f"`{name_or_path}` makes its vectors by a module `{kind}`, which is unknown here. {remedy}"
+            )
+    if "Pooling" not in folders:
+        return None
+    options = _read_json(name_or_path, f"{folders['Pooling']}/config.json", finding) or {}
+    # Before version 5.4 there was a switch for each of them, such as `pooling_mode_cls_token`.
+    switched_on = [name for name, value in options.items() if name.startswith("pooling_mode_") and value is True]
+    before = [re.sub(r"^pooling_mode_|_tokens?$", "", name) for name in switched_on] or ["mean"]
+    modes = options.get("pooling_mode", before)
+    modes = [modes] if isinstance(modes, str) else modes
+    if len(modes) > 1 or modes[0] not in POOLINGS:
+        raise ValueError(f"`{name_or_path}` has the pooling {' + '.join(modes)}, which is unknown here. {remedy}")
+    return modes[0]
+
+
+def _read_json(name_or_path: str, file: str, finding: dict):
+    """What a file of a checkpoint holds, None where it is not there."""
+    with contextlib.suppress(OSError):
+        return json.loads(Path(cached_file(name_or_path, file, **finding)).read_text(encoding="utf-8"))
 
 
 @contextlib.contextmanager

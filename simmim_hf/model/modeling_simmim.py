@@ -37,6 +37,7 @@ from .backbones import (
     first_position,
     load_native,
     native_head,
+    source_pooling,
 )
 from .configuration_simmim import Objective, SimMIMConfig
 from .losses import (
@@ -970,6 +971,8 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
     # How many sequences go through the encoder at a time in training, None for all at once: memory against time, with
     # the same loss and gradients.
     chunk_size: int | None = None
+    # Whether the language-model head has random weights, because the source of the encoder had none.
+    head_is_new = False
 
     def __init__(self, config: SimMIMConfig):
         super().__init__(config)
@@ -1007,11 +1010,12 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             num_hidden_layers: of the backbone's layers, only the first so many; 0 leaves a bag of words, whose vectors
                 know nothing of each other
             dropout: of the backbone, wherever its family has one. Default: what its configuration says
-            kwargs: options of `SimMIMConfig`, and of `from_pretrained` such as `revision` or `dtype`
+            kwargs: options of `SimMIMConfig`, and of `from_pretrained` such as `revision` or `dtype`. Default of
+                `pooling`: that of a sentence-transformers model, else `"mean"`
 
         Raises:
-            ValueError: an option that does not exist, more layers than there are, a dropout that cannot be, or a
-                backbone that is not a text model.
+            ValueError: an option that does not exist, more layers than there are, a dropout that cannot be, a
+                backbone that is not a text model, or a sentence-transformers model whose vectors cannot be made here.
         """
         loading = {name: kwargs.pop(name) for name in LOADING_OPTIONS if name in kwargs}
         text_config = AutoConfig.from_pretrained(
@@ -1022,6 +1026,11 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             config = SimMIMConfig(**{**text_config.to_dict(), **kwargs})
             return cls.from_pretrained(pretrained_model_name_or_path, config=config, **loading)
         kwargs.setdefault("tie_word_embeddings", getattr(text_config, "tie_word_embeddings", True))
+        if "pooling" not in kwargs:
+            finding = {
+                name: value for name, value in loading.items() if name in FINDING and name != "trust_remote_code"
+            }
+            kwargs["pooling"] = source_pooling(pretrained_model_name_or_path, **finding) or SimMIMConfig.pooling
         config = SimMIMConfig(text_config=text_config, **kwargs)
         native, info = load_native(pretrained_model_name_or_path, text_config, **loading)
         # `simmim export` writes it, so that transformers' own class reads a decoder in both directions.
@@ -1037,9 +1046,11 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         head, family = native_head(native.config), native.config.model_type
         if head is None or native.get_output_embeddings() is None:
             logger.warning(f"No language-model head of `{family}` is known here: a new one is trained from scratch.")
+            self.head_is_new = True
             return
         if any(key.startswith(theirs + ".") for key in missing for theirs in head.parts().values()):
             logger.warning("This checkpoint has no language-model head: a new one is trained from scratch.")
+            self.head_is_new = True
             return
         untied = native.get_input_embeddings().weight is not native.get_output_embeddings().weight
         for ours, theirs in head.parts().items():

@@ -228,8 +228,8 @@ class DataArguments(CorruptionOptions):
     text_column: str | None = option(None, "The column with the text. Default: `text`, or the only column of strings.")
     text_unit: str | None = option(
         None,
-        "What a document is in a .txt file: line, paragraph (a block between blank lines) or file. Default: paragraph "
-        "where blank lines stand between blocks, else line. Of other formats it is a row.",
+        "What a document is in a .txt or .md file: line, paragraph (a block between blank lines) or file. Default: "
+        "paragraph where blank lines stand between blocks, else line. Of other formats it is a row.",
         choices=list(get_args(corpora.TextUnit)),
     )
     long_texts: str = option(

@@ -255,10 +255,7 @@ def _metrics(facts: dict) -> list[list[str]]:
 
 def _notes(facts: dict) -> list[str]:
     """What the metrics mean, and where training did not help."""
-    after, notes = facts.get("after", {}), []
-    if "retrieval_candidates" in facts:
-        candidates = f"{facts['retrieval_candidates']:,} held-out candidates"
-        notes.append(f"Retrieval finds a docstring's body by its summary line among {candidates}.")
+    after, notes = facts.get("after", {}), report.notes(facts)
     if "similarity_spearman" in after:
         scored = facts["data"]["similarity_file"]
         notes.append(f"Similarity is the correlation of cosines with the scores of the pairs in `{scored}`.")

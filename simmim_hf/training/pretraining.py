@@ -12,18 +12,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, TrainerState, set_seed
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from transformers.utils import logging
 
 from .. import records
 from ..data import corpora, docstrings, mixtures, tokenization
 from ..data.collator import DataCollatorForSimMIM
+from ..evaluation.bootstrap import Sampled, paired_difference
 from ..evaluation.encoding import encode
 from ..evaluation.language_modelling import unigram_cross_entropy
-from ..evaluation.measure import similarity_spearman
-from ..evaluation.metrics import retrieval_metrics, tfidf_reciprocal_rank
+from ..evaluation.measure import retrieval_samples, similarity_samples
+from ..evaluation.metrics import tfidf_reciprocal_rank
 from ..evaluation.tasks import load_scored_pairs
 from ..model.backbones import dropouts
 from ..model.modeling_simmim import SimMIMForPreTraining
@@ -233,6 +235,7 @@ class Pretraining:
         self.model = build_model(model_args, self.tokenizer)
         self.max_length = min(data_args.max_seq_length, self.model.simmim.max_length)
         self.tokenizer.model_max_length = self.max_length
+        self.retrieval_pairs = self._retrieval_pairs()
         with args.main_process_first(desc="tokenising"):
             self.text = tokenize_text(
                 train, self.held_out, self.tokenizer, data_args, self.max_length, self.model.config.passages_per_row
@@ -272,14 +275,15 @@ class Pretraining:
 
     def _run(self, argv: Sequence[str] | None) -> dict:
         start = self._initial_weights()  # a checkpoint to resume may be gone when training has ended
-        before = self._measure()
+        before, samples = self._measure()
         if self.trainer.is_world_process_zero() and not _continues(self.checkpoint, self.args.output_dir):
             for overwritten in checkpoints.checkpoints_in(Path(self.args.output_dir)):
                 shutil.rmtree(overwritten)  # or `last` would mean one of them
-        trained = self.trainer.train(resume_from_checkpoint=self.checkpoint)
+        trained = self._train()
         if self.signals.came(self.args.device):
             raise Interrupted
-        after = self._measure()
+        after, samples_after = self._measure()
+        differences = {name: paired_difference(samples[name], found) for name, found in samples_after.items()}
         self.trainer.save_model(_internal_call=True)  # it would push, and there is no card yet
         self.trainer.save_state()
         results = {
@@ -290,12 +294,20 @@ class Pretraining:
             "train_seconds": round(trained.metrics["train_runtime"], 1),
             "before": before,
             "after": after,
+            "differences": {name: found._asdict() for name, found in differences.items() if found},
         }
         if self.trainer.is_world_process_zero():
             self._report(results)
         if self.args.push_to_hub:
             self.trainer.push_to_hub()
         return results
+
+    def _train(self) -> TrainOutput:
+        return self.trainer.train(resume_from_checkpoint=self.checkpoint)
+
+    def _retrieval_pairs(self) -> Dataset | None:
+        """What is to find what, `query` and `document`, among the held-out text; None where nothing is."""
+        return docstrings.retrieval_pairs(self.held_out) if self.data_args.built_in else None
 
     def _refuse_another_run(self) -> None:
         if not self.checkpoint:
@@ -320,8 +332,9 @@ class Pretraining:
         more = "The same command with `--resume_from_checkpoint last` goes on from it."
         return f"{name}: ended with a checkpoint of step {step}. {more}"
 
-    def _measure(self) -> dict[str, float]:
-        """Held-out losses, and what the sentence vectors are worth, of the model as it is now."""
+    def _measure(self) -> tuple[dict[str, float], dict[str, Sampled]]:
+        """Held-out losses, and what the sentence vectors are worth, of the model as it is now; the latter also as
+        functions of the queries and pairs."""
         measured = self.trainer.evaluate()
         if not math.isfinite(measured["eval_loss"]):
             raise FloatingPointError(
@@ -329,16 +342,18 @@ class Pretraining:
                 f"was saved in {self.args.output_dir}. Lower the learning rate, or set a longer warm-up."
             )
         metrics = {name: measured[f"eval_{name}"] for name in QUANTITIES if f"eval_{name}" in measured}
-        if self.data_args.built_in:
-            pairs = docstrings.retrieval_pairs(self.held_out)
-            texts = [list(pairs[column]) for column in ("query", "document")]
-            vectors = [encode(self.model, self.tokenizer, part, self.max_length) for part in texts]
-            metrics["retrieval_mrr@10"] = retrieval_metrics(*vectors)["mrr@10"]
+        samples = {}
+        if self.retrieval_pairs is not None:
+            vectors = self._vectors(self.retrieval_pairs, "query", "document")
+            samples["retrieval_mrr@10"] = retrieval_samples(*vectors)["mrr@10"]
         if self.scored_pairs is not None:
-            metrics["similarity_spearman"] = similarity_spearman(
-                self.model, self.tokenizer, self.scored_pairs, self.max_length
-            )
-        return metrics
+            vectors = self._vectors(self.scored_pairs, "sentence1", "sentence2")
+            samples["similarity_spearman"] = similarity_samples(*vectors, self.scored_pairs["score"][:])["spearman"]
+        return metrics | {name: sampled.value() for name, sampled in samples.items()}, samples
+
+    def _vectors(self, rows: Dataset, *columns: str) -> list[np.ndarray]:
+        """(rows, hidden) of the texts of each column"""
+        return [encode(self.model, self.tokenizer, list(rows[column]), self.max_length) for column in columns]
 
     def _report(self, results: dict) -> None:
         folder = self.args.output_dir
@@ -346,19 +361,20 @@ class Pretraining:
             results["unigram_cross_entropy"] = unigram_cross_entropy(
                 self.text.train, self.text.held_out, self.tokenizer
             )
-        if self.data_args.built_in:
-            pairs = docstrings.retrieval_pairs(self.held_out)
+        if self.retrieval_pairs is not None:
+            pairs = self.retrieval_pairs
             results["retrieval_candidates"] = len(pairs)
             results["tfidf_mrr@10"] = tfidf_reciprocal_rank(list(pairs["query"]), list(pairs["document"]))
         records.write_json(Path(folder, "results.json"), results)
         self.trainer.results = results
         self.trainer.create_model_card()
         print(report.before_after_table(results))
-        if self.data_args.built_in:
-            candidates = f"{results['retrieval_candidates']:,} held-out candidates"
-            print(f"Retrieval: a docstring's body by its summary line, among {candidates}.")
+        print(*report.notes(results), sep="\n")
         self._print_neighbours()
-        print(report.loading_snippet(folder))
+        print(self._how_to_use())
+
+    def _how_to_use(self) -> str:
+        return report.loading_snippet(self.args.output_dir)
 
     def _print_neighbours(self) -> None:
         texts = list(self.held_out["summary" if self.data_args.built_in else "text"])

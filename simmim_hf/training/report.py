@@ -44,6 +44,19 @@ def before_after_table(results: dict) -> str:
     return "\n".join(["", lines[0], "-" * max(map(len, lines)), *lines[1:], ""])
 
 
+def notes(results: dict) -> list[str]:
+    """What a reader of the metrics has to know: what is retrieved, and how sure the gains are."""
+    found = []
+    if "retrieval_candidates" in results:
+        built_in = results["data"].get("built_in")
+        what = "a docstring's body by its summary line" if built_in else "the second half of a text by its first"
+        found.append(f"Retrieval finds {what} among {results['retrieval_candidates']:,} held-out candidates.")
+    for name, gain in results.get("differences", {}).items():
+        value, low, high = (f"{gain[part]:+.{quantity(name).digits}f}" for part in ("value", "low", "high"))
+        found.append(f"{title(name)}: {value} by the training, 95 % interval {low} to {high} (paired bootstrap).")
+    return found
+
+
 def text_report(text, data_args, max_length: int) -> str:
     """How much text a run reads, and what a document is in it.
 
@@ -107,6 +120,24 @@ def plot_training(log_history: list[dict[str, float]], path: str) -> None:
 def neighbours(query: str, found: list[tuple[str, float]]) -> str:
     """A text and its nearest neighbours with their cosines, a line each."""
     return "\n".join([_start(query, 100), *(f"   {cosine:.2f}  {_start(text, 92)}" for text, cosine in found)])
+
+
+def adapted_snippet(folder: str, run: str) -> str:
+    """Python that searches with an adapted model.
+
+    Args:
+        run: the folder in it that tells how it was made
+    """
+    return f"""
+The adapted model is in {folder}; {run}/ in it has the checkpoint with its masked-LM head, results.json, training.png
+and a model card. Search with
+
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer("{folder}")
+    texts = ["A text.", "Another one."]
+    scores = model.similarity(model.encode(["A question?"]), model.encode(texts))
+"""
 
 
 def _start(text: str, width: int) -> str:

@@ -261,3 +261,15 @@ def test_the_report_of_a_comparison_has_all_its_sections(whole):
     assert "| random weights | 2 |" in text and "| token frequencies | - |" in text
     assert all(f"| {arm} | 2 of 2 |" in text for arm in ARMS)
     assert all((whole[0] / f"{kind}.png").is_file() for kind in ("front", "curves", "conflict"))
+
+
+def test_arms_keep_the_pooling_of_the_model_they_start_from(tmp_path):
+    helpers.tiny_model(pooling="max").save_pretrained(tmp_path / "start")
+    helpers.tiny_tokenizer().save_pretrained(tmp_path / "start")
+    (tmp_path / "corpus.txt").write_text("\n".join(f"w{i % 50} w{i % 7} w{i // 10}" for i in range(60)))
+    given = {"train_file": [str(tmp_path / "corpus.txt")], "model_name_or_path": str(tmp_path / "start")}
+    arms = {"spans": {"objective": "spans"}, "own": {"objective": "spans", "pooling": "cls"}}
+    given |= {"use_cpu": True, "per_device_train_batch_size": BATCH}
+    comparison = Comparison(arms, given, str(tmp_path / "out"), seeds=1, budget_tokens=100)
+    pooling = [comparison._trainer(arm, 42).model.config.pooling for arm in arms]
+    assert pooling == ["max", "cls"]

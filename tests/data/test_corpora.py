@@ -41,7 +41,7 @@ def contents(ending: str, texts=(*TEXTS[:2], "  ", TEXTS[2])) -> bytes:
     rows = [json.dumps({"text": text, "number": number}) for number, text in enumerate(texts)]
     separator = {".csv": ",", ".tsv": "\t"}.get(ending, "")
     return {
-        ".txt": "\n\n".join(texts) + "\n",
+        **dict.fromkeys((".txt", ".md"), "\n\n".join(texts) + "\n"),
         ".jsonl": "\n".join(rows),
         ".json": f"[{','.join(rows)}]",
         ".csv": "\n".join([f"text{separator}number", *(f"{text}{separator}1" for text in texts)]),
@@ -91,6 +91,15 @@ def test_folders_globs_and_mixtures(tmp_path):
     assert sorted(row["text"] for row in load_text(str(tmp_path), streaming=True)) == ["b", "c", "d"]
 
 
+def test_markdown_is_text(tmp_path):
+    write(tmp_path / "README.md", "# Notes\n\nA paragraph\nof two lines.\n")
+    write(tmp_path / "deep/more.md", "Another.\n")
+    assert load_text(str(tmp_path))["text"][:] == ["# Notes", "A paragraph\nof two lines.", "Another."]
+    assert len(load_text(str(tmp_path), text_unit="file")) == 2
+    write(tmp_path / "rows.jsonl", '{"text": "a row"}\n')  # which README.md describes now
+    assert sorted(load_text(str(tmp_path))["text"]) == ["Another.", "a row"]
+
+
 def test_names_with_brackets_are_files_not_patterns(tmp_path):
     path = write(tmp_path / "odd [1]*.txt", "a\n")
     assert load_text(path)["text"][:] == ["a"]
@@ -121,7 +130,7 @@ def test_negatives_are_kept(tmp_path):
 
 
 def test_missing_files(tmp_path):
-    write(tmp_path / "notes.md", "text")
+    write(tmp_path / "notes.rst", "text")
     for path in ("missing.txt", "missing", "*.txt", ""):
         with pytest.raises(FileNotFoundError, match="no such file|supported endings: .txt"):
             load_text(str(tmp_path / path))
@@ -130,7 +139,7 @@ def test_missing_files(tmp_path):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_bad_files(tmp_path, streaming):
     cases = {
-        "notes.md": ("text", "unsupported ending"),
+        "notes.rst": ("text", "unsupported ending"),
         "empty.txt": ("", "empty file"),
         "blank.txt": (" \n\n\t\n", "holds no text"),
         "header.csv": ("text,n\n", "header.csv' has no rows"),

@@ -100,7 +100,7 @@ def test_units_that_do_not_exist(tmp_path):
     ):
         load_text(str(tmp_path), text_unit="row")
     (tmp_path / "a.txt").rename(tmp_path / "a.csv")
-    with pytest.raises(ValueError, match="text_unit is 'line', and there is no .txt file"):
+    with pytest.raises(ValueError, match="text_unit is 'line', and there is no .txt or .md file"):
         load_text(str(tmp_path), text_unit="line")
 
 

@@ -1,5 +1,8 @@
 """Sentence vectors, of SimMIM and of other encoders."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +40,36 @@ def test_a_plain_encoder_gives_what_it_gives_inside_simmim(tmp_path, pooling):
         np.testing.assert_allclose(vectors, expected, atol=1e-5)
     longer = encode(plain, tiny_tokenizer(), TEXTS, 16, normalize=False)
     np.testing.assert_allclose(longer / np.linalg.norm(longer, axis=1, keepdims=True), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "pooling"),
+    [
+        ({"pooling_mode": "cls"}, "cls"),
+        ({"pooling_mode_cls_token": False, "pooling_mode_max_tokens": True, "include_prompt": True}, "max"),
+        ({}, "mean"),
+        ({"pooling_mode": ["cls", "mean"]}, "the pooling cls + mean, which is unknown"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_mean_sqrt_len_tokens": True}, "mean + mean_sqrt_len"),
+        (None, "by a module `Dense`, which is unknown here"),
+    ],
+)
+def test_a_sentence_transformer_tells_its_pooling(tmp_path, options, pooling):
+    """In the words of its versions; what is unknown is refused, unless another pooling is asked for."""
+    BertForMaskedLM(tiny_model().config.text_config).save_pretrained(tmp_path)
+    kinds = {"": "base.modules.transformer.Transformer", "1_Pooling": "models.Pooling", "2_Dense": "models.Dense"}
+    kinds = [{"path": path, "type": f"sentence_transformers.{kind}"} for path, kind in kinds.items()]
+    (tmp_path / "modules.json").write_text(json.dumps(kinds[: 2 if options is not None else 3]))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling/config.json").write_text(json.dumps(options or {}))
+    folder = str(tmp_path)
+    if pooling in ("mean", "cls", "max"):
+        assert load_encoder(folder).pooling == SimMIMForPreTraining.from_backbone(folder).config.pooling == pooling
+    else:
+        for load in (load_encoder, SimMIMForPreTraining.from_backbone):
+            with pytest.raises(ValueError, match=re.escape(pooling)):
+                load(folder)
+    assert load_encoder(folder, "max").pooling == "max"
+    assert SimMIMForPreTraining.from_backbone(folder, pooling="max").config.pooling == "max"
 
 
 def test_a_checkpoint_keeps_its_own_pooling(tmp_path):

@@ -80,6 +80,34 @@ def test_every_kind_of_task_is_measured_and_written(checkpoint, files, tmp_path,
     assert results["command"].startswith("simmim evaluate --model simmim")
 
 
+def test_models_side_by_side(checkpoint, files, tmp_path, capsys):
+    """One column each, with the values that each has alone; the differences are those of the values."""
+    other = tmp_path / "other"
+    randomize(SimMIMForPreTraining.from_pretrained(checkpoint), seed=1).save_pretrained(other)
+    tiny_tokenizer().save_pretrained(other)
+    kinds = ("similarity", "retrieval", "given split", "language modelling")
+    asked = ("--tasks", *(files[kind] for kind in kinds), "--max_samples", "0")
+    results = evaluate(checkpoint, tmp_path / "out", *asked, "--model", checkpoint, str(other), checkpoint)
+    first, *others = names = [Path(checkpoint).name, "other", f"{Path(checkpoint).name} (3)"]
+    assert list(results["models"]) == names and list(results["differences"]) == others
+    alone = evaluate(other, tmp_path / "alone", *asked)
+    assert_same_values(results["models"]["other"], alone, 1e-6)
+    for task, differences in results["differences"]["other"].items():
+        for name, found in differences.items():
+            values = [results["models"][model]["tasks"][task][name] for model in (first, "other")]
+            assert found["value"] == pytest.approx(values[1] - values[0], abs=1e-9)
+            assert found["low"] <= found["high"]
+        assert all(found["value"] == 0 for found in results["differences"][others[1]][task].values())
+    measured = [set(differences) for differences in results["differences"]["other"].values()]
+    correlations, found = {"spearman", "pearson"}, {"mrr@10", "recall@1", "recall@10", "ndcg@10"}
+    assert measured == [correlations, found, {"accuracy"}, set()]
+    task, shown = next(iter(results["differences"]["other"].items()))
+    shown = f"({shown['spearman']['value']:+.3f}: {shown['spearman']['low']:+.3f} to {shown['spearman']['high']:+.3f})"
+    page, printed = (tmp_path / "out" / "results.md").read_text(), capsys.readouterr().out
+    assert shown in page and shown in printed
+    assert f"| task | kind | metric | {' | '.join(names)} |" in page and "paired bootstrap" in page
+
+
 @pytest.mark.slow
 def test_neither_order_nor_batches_nor_a_second_run_change_a_value(checkpoint, files, tmp_path):
     first = evaluate(checkpoint, tmp_path / "first", "--tasks", *files.values(), "--max_samples", "5")

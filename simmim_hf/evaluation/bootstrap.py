@@ -1,0 +1,63 @@
+"""How sure the difference of two models is: a paired bootstrap over what both were measured on."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+RESAMPLES = 1000
+
+
+class Sampled(NamedTuple):
+    """A metric as a function of what it is computed from, so that it can be computed of a sample too.
+
+    Args:
+        metric: of the columns, a number
+        columns: (items,) each, where an item is a pair, a query or a text
+    """
+
+    metric: Callable[..., float]
+    columns: tuple[np.ndarray, ...]
+
+    def value(self, rows: np.ndarray | slice = slice(None)) -> float:
+        """The metric of these items, by default of all."""
+        return float(self.metric(*(column[rows] for column in self.columns)))
+
+
+class Difference(NamedTuple):
+    """What one model has more than another of a metric, and the ends of the 95 % interval of it."""
+
+    value: float
+    low: float
+    high: float
+
+
+def paired_difference(one: Sampled, other: Sampled, seed: int = 0) -> Difference | None:
+    """`other` minus `one`, of the same items in the same order, with the percentile interval of the paired bootstrap
+    (Efron & Tibshirani 1993, chapter 13): items are drawn with replacement, for both models the same.
+
+    Returns:
+        None where the metric of a sample is not defined, as of very few items.
+    """
+
+    def difference(rows: np.ndarray) -> float:
+        return other.value(rows) - one.value(rows)
+
+    rows = np.arange(len(one.columns[0]))
+    if len(rows) < 2:
+        return None
+    found = stats.bootstrap(
+        (rows,),
+        difference,
+        n_resamples=RESAMPLES,
+        batch=1,  # of the memory of one sample
+        vectorized=False,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    result = Difference(difference(rows), float(found.low), float(found.high))
+    return result if all(map(math.isfinite, result)) else None

@@ -1,0 +1,194 @@
+"""`simmim adapt`: an encoder and text of one's own, without labels, in; the encoder that knows this text out.
+
+It is `simmim pretrain` with the defaults for an encoder that is trained already, and what comes out is what went in: a
+sentence-transformers model keeps all but its weights.
+"""
+
+import copy
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset
+from huggingface_hub import snapshot_download
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
+
+from .. import export
+from ..evaluation.tasks import halves
+from ..model.backbones import source_pooling
+from ..model.configuration_simmim import OBJECTIVES
+from ..options import option
+from . import checkpoints, report
+from .arguments import DataArguments, ModelArguments, PretrainingArguments
+from .pretraining import Pretraining, build_trainer
+from .signals import Interrupted
+
+logger = logging.get_logger(__name__)
+
+RUN = "simmim"  # the folder, in that of the adapted model, of how it was made
+# Of an objective that has both terms: vectors that are good already are lost where masked-token prediction leads.
+WEIGHTS = {"contrastive_weight": 1.0, "mlm_weight": 0.1}
+HEAD_LEARNING_RATE = 1e-3  # of a new head, while the encoder is frozen
+KEPT = ("text_config", "tokenizer_name", "vocab_size", "num_hidden_layers")  # of the source: no options here
+
+
+@dataclass(kw_only=True)
+class AdaptedModelArguments(ModelArguments):
+    """`ModelArguments` of a model that is there already."""
+
+    model_name_or_path: str = option(help="Folder or Hub id of a sentence-transformers model or an encoder to adapt.")
+    objective: str = option("spans", "What is learned from the text.", choices=list(OBJECTIVES))
+
+
+@dataclass
+class AdaptationArguments(PretrainingArguments):
+    """`PretrainingArguments` with defaults for an encoder that is trained already."""
+
+    output_dir: str | None = option(
+        "simmim-adapted", f"Folder for the adapted model; how it was made is in the folder `{RUN}` inside."
+    )
+    num_train_epochs: float | None = option(3.0, "Passes over the training text.")
+    per_device_train_batch_size: int = option(32, "Sequences a step and device; the others are the negatives.")
+    learning_rate: float | None = option(3e-5, "The highest learning rate.")
+    warmup_steps: float = option(0.1, "Steps of linear warm-up; below 1: share of all steps.")
+    head_warmup: float = option(
+        0.1,
+        "Where the model has no masked-LM head: a new one is trained beforehand, with the encoder frozen, for so many "
+        "steps as this share of all.",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.head_warmup <= 1:
+            raise ValueError(f"--head_warmup is {self.head_warmup}: give a share of the steps, from 0 to 1.")
+
+
+ADAPTATION = (AdaptedModelArguments, DataArguments, AdaptationArguments)
+
+
+class Adaptation(Pretraining):
+    """One run of `simmim adapt`, as `Pretraining` is one of `simmim pretrain`.
+
+    Raises:
+        ValueError, OSError, ImportError: input that cannot work, which includes a model that could not be written in
+            the end; the message names the value and the remedy.
+    """
+
+    def __init__(self, model_args: AdaptedModelArguments, data_args: DataArguments, args: AdaptationArguments):
+        export.require(*export.NEEDED["sentence-transformers"])
+        check_source(model_args, args)
+        preset = OBJECTIVES[model_args.objective]
+        for name, weight in WEIGHTS.items() if all(preset[name] for name in WEIGHTS) else ():
+            if getattr(model_args, name) is None:
+                setattr(model_args, name, weight)
+        self.folder = Path(args.output_dir)
+        used = self.folder.is_dir() and any(name != RUN for name in os.listdir(self.folder))
+        if used and not (args.resume_from_checkpoint or args.overwrite_output_dir):
+            raise ValueError(
+                f"--output_dir `{self.folder}` is not empty. Give another folder, or --overwrite_output_dir to write "
+                "over it."
+            )
+        args.output_dir = str(self.folder / RUN)
+        super().__init__(model_args, data_args, args)
+        self.source = source_folder(model_args.model_name_or_path)
+        if args.process_index == 0:
+            self._check_that_it_can_be_written()
+
+    def _check_that_it_can_be_written(self) -> None:
+        """Writes the model as it is: what sentence-transformers reads in another way is found before training."""
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                export.export_sentence_transformers(self.model, self.tokenizer, folder, self.source)
+            except export.ExportError as error:
+                name = self.model_args.model_name_or_path
+                raise ValueError(
+                    f"`{name}` cannot be adapted, for its vectors are not those that are made of it here: {error}"
+                ) from error
+
+    def _retrieval_pairs(self) -> Dataset | None:
+        """Of the built-in text summaries and bodies, of other text the halves of each held-out document."""
+        return super()._retrieval_pairs() or halves(self.held_out["text"], longest=4 * self.max_length)
+
+    def _train(self) -> TrainOutput:
+        share = self.args.head_warmup
+        if self.model.head_is_new and self.model.config.mlm_weight and share and not self.checkpoint:
+            logger.warning(
+                f"`{self.model_args.model_name_or_path}` has no masked-LM head. A new one is trained with the encoder "
+                f"frozen for {share:.0%} of the steps, before these (--head_warmup): its first gradients are random."
+            )
+            self._warm_up_head(share)
+            if self.signals.came(self.args.device):
+                raise Interrupted
+        return super()._train()
+
+    def _warm_up_head(self, share: float) -> None:
+        """Trains the masked-LM head alone. Nothing of it is saved: a run that is killed meanwhile begins anew."""
+        args, frozen = copy.copy(self.args), [p for p in self.model.base_model.parameters() if p.requires_grad]
+        if args.max_steps > 0:
+            args.max_steps = max(1, round(share * args.max_steps))
+        args.num_train_epochs *= share
+        args.max_minutes = args.max_minutes and share * args.max_minutes
+        args.learning_rate, args.save_strategy, args.report_to = HEAD_LEARNING_RATE, "no", []
+        args.weight_schedule = {"contrastive_weight": [(0.0, 0.0)]} if self.model.config.contrastive_weight else None
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        with tempfile.TemporaryDirectory() as args.output_dir:  # for what a signal makes the Trainer save
+            trainer = build_trainer(self.model, self.tokenizer, self.text, self.data_args, args)
+            trainer.add_callback(self.signals)
+            trainer.train()
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+    def _report(self, results: dict) -> None:
+        if self.model.head_is_new:
+            results["head_warmup"] = self.args.head_warmup
+        written = self.folder / checkpoints.SAVING
+        shutil.rmtree(written, ignore_errors=True)
+        try:
+            export.export_sentence_transformers(self.model, self.tokenizer, written, self.source)
+            checkpoints.replace_model(written, self.folder)
+        finally:
+            shutil.rmtree(written, ignore_errors=True)
+        super()._report(results)
+
+    def _how_to_use(self) -> str:
+        return report.adapted_snippet(str(self.folder), RUN)
+
+
+def check_source(model_args: AdaptedModelArguments, args: AdaptationArguments) -> None:
+    """Refuses what an adapted model could not keep of its source.
+
+    Raises:
+        ValueError: an option that would change it, or vectors that are made in a way that is not known here.
+    """
+    name = model_args.model_name_or_path
+    for option_name in KEPT:
+        if getattr(model_args, option_name) is not None:
+            raise ValueError(
+                f"--{option_name}: `simmim adapt` keeps what `{name}` is; `simmim pretrain` has the option."
+            )
+    if args.push_to_hub:
+        raise ValueError(
+            f"--push_to_hub: upload the adapted model when it is there: hf upload user/name {args.output_dir} "
+            f'--exclude "{RUN}/*"'
+        )
+    try:
+        pooling = source_pooling(name)
+    except ValueError as error:
+        raise ValueError(f"{error} `simmim adapt` would have to keep it.") from error
+    if pooling and model_args.pooling not in (None, pooling):
+        raise ValueError(
+            f"--pooling {model_args.pooling}: `{name}` has the pooling {pooling}, which is kept: leave it out."
+        )
+
+
+def source_folder(name_or_path: str) -> str | None:
+    """Where the files of a sentence-transformers model lie on this machine; None for another checkpoint."""
+    if source_pooling(name_or_path) is None:
+        return None
+    if os.path.isdir(name_or_path):
+        return name_or_path
+    return snapshot_download(name_or_path, allow_patterns=[*export.KEPT, "config.json", "model*.safetensors*"])
