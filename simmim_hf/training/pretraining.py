@@ -236,6 +236,8 @@ class Pretraining:
         if args.process_index == 0:
             print(report.text_report(self.text, data_args, self.max_length))
         self.trainer = build_trainer(self.model, self.tokenizer, self.text, data_args, args)
+        if self.trainer.is_fsdp_enabled and self.scored_pairs is not None:
+            raise ValueError("FSDP: --similarity_file needs whole weights. Leave it out; `simmim evaluate` reads it.")
         self._refuse_another_run()
         self.signals = StopAtSignal()
         self.trainer.add_callback(self.signals)
@@ -325,7 +327,7 @@ class Pretraining:
                 f"was saved in {self.args.output_dir}. Lower the learning rate, or set a longer warm-up."
             )
         metrics = {name: measured[f"eval_{name}"] for name in QUANTITIES if f"eval_{name}" in measured}
-        if self.data_args.built_in:
+        if self.data_args.built_in and not self.trainer.is_fsdp_enabled:
             pairs = docstrings.retrieval_pairs(self.held_out)
             texts = [list(pairs[column]) for column in ("query", "document")]
             vectors = [encode(self.model, self.tokenizer, part, self.max_length) for part in texts]
@@ -353,7 +355,8 @@ class Pretraining:
         if self.data_args.built_in:
             candidates = f"{results['retrieval_candidates']:,} held-out candidates"
             print(f"Retrieval: a docstring's body by its summary line, among {candidates}.")
-        self._print_neighbours()
+        if not self.trainer.is_fsdp_enabled:  # one process alone has no weights to read with
+            self._print_neighbours()
         print(report.loading_snippet(folder))
 
     def _print_neighbours(self) -> None:
