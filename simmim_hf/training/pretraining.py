@@ -235,7 +235,6 @@ class Pretraining:
         self.model = build_model(model_args, self.tokenizer)
         self.max_length = min(data_args.max_seq_length, self.model.simmim.max_length)
         self.tokenizer.model_max_length = self.max_length
-        self.retrieval_pairs = self._retrieval_pairs()
         with args.main_process_first(desc="tokenising"):
             self.text = tokenize_text(
                 train, self.held_out, self.tokenizer, data_args, self.max_length, self.model.config.passages_per_row
@@ -243,6 +242,9 @@ class Pretraining:
         if args.process_index == 0:
             print(report.text_report(self.text, data_args, self.max_length))
         self.trainer = build_trainer(self.model, self.tokenizer, self.text, data_args, args)
+        if self.trainer.is_fsdp_enabled and self.scored_pairs is not None:
+            raise ValueError("FSDP: --similarity_file needs whole weights. Leave it out; `simmim evaluate` reads it.")
+        self.retrieval_pairs = None if self.trainer.is_fsdp_enabled else self._retrieval_pairs()
         self._refuse_another_run()
         self.signals = StopAtSignal()
         self.trainer.add_callback(self.signals)
@@ -370,7 +372,8 @@ class Pretraining:
         self.trainer.create_model_card()
         print(report.before_after_table(results))
         print(*report.notes(results), sep="\n")
-        self._print_neighbours()
+        if not self.trainer.is_fsdp_enabled:  # one process alone has no weights to read with
+            self._print_neighbours()
         print(self._how_to_use())
 
     def _how_to_use(self) -> str:

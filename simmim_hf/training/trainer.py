@@ -28,7 +28,7 @@ from ..data.collator import DataCollatorForSimMIM
 from ..model.configuration_simmim import Objective
 from ..model.losses import alignment, uniformity
 from ..model.modeling_simmim import TERMS
-from . import card, checkpoints
+from . import card, checkpoints, sharding
 from .arguments import METHOD_OPTIONS, SimMIMTrainingArguments, check_method_options, read_weight_schedule
 from .queue import VectorQueue
 
@@ -221,6 +221,7 @@ class SimMIMTrainer(Trainer):
             setattr(self.args, name, given[name] if given[name] is not None else default)
         self.args.weight_schedule = read_weight_schedule(self.args.weight_schedule)
         check_method_options(self.args, self._unwrapped_model().config)
+        sharding.prepare(self, self._unwrapped_model())
         if self.args.chunk_size is not None:
             self._unwrapped_model().chunk_size = self.args.chunk_size
         rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else math.inf

@@ -1,0 +1,39 @@
+"""Training with weights in shards (FSDP2 of torch, through accelerate): what is sharded, and what is refused."""
+
+import os
+
+from transformers import PreTrainedModel, Trainer
+
+
+def prepare(trainer: Trainer, model: PreTrainedModel) -> None:
+    """Chooses what is one shard, where FSDP is asked for and nothing else was chosen: a layer of the backbone.
+
+    Raises:
+        ValueError: FSDP is asked for where there is none, or with an option that it cannot serve.
+    """
+    asked = trainer.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if not asked:
+        return
+    if not trainer.is_fsdp_enabled:
+        raise ValueError(
+            "FSDP: accelerate does not shard on a CPU, and would train whole copies without a word. Launch with "
+            "ddp_cpu.yaml of examples/accelerate_configs."
+        )
+    # Processes with different numbers of chunks would gather weights at different times; the gradient of one term is
+    # not known for shards; and a single number cannot be divided.
+    refused = {
+        "chunk_size": trainer.args.chunk_size,
+        "conflict_steps": trainer.args.conflict_steps,
+        "uncertainty_weighting": model.config.uncertainty_weighting,
+    }
+    if given := [name for name, value in refused.items() if value]:
+        raise ValueError(
+            f"FSDP: {given[0]} needs whole weights. Leave it out, or take ddp_cuda.yaml or deepspeed_zero2.yaml "
+            "of examples/accelerate_configs."
+        )
+    plugin, embedding = trainer.accelerator.state.fsdp_plugin, model.get_input_embeddings()
+    if plugin.transformer_cls_names_to_wrap is None:
+        # Several families call their embeddings undividable too. accelerate shards an embedding that is tied to the
+        # output by itself, and one that is in a shard already stops it.
+        holders = {type(module).__name__ for module in model.modules() if embedding in module.children()}
+        plugin.transformer_cls_names_to_wrap = sorted(set(model._no_split_modules or ()) - holders)

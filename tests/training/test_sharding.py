@@ -1,0 +1,42 @@
+"""FSDP: what is one shard, and what is refused."""
+
+from types import SimpleNamespace
+
+import pytest
+from helpers import tiny_model
+from transformers import TrainingArguments
+
+from simmim_hf import SimMIMTrainer
+from simmim_hf.training import sharding
+
+
+def sharded(**options) -> SimpleNamespace:
+    """What `prepare` knows of a Trainer on devices with FSDP, which no CPU has."""
+    args = SimpleNamespace(fsdp=True, **{"chunk_size": None, "conflict_steps": None, **options})
+    plugin = SimpleNamespace(transformer_cls_names_to_wrap=None)
+    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
+    return SimpleNamespace(args=args, is_fsdp_enabled=True, accelerator=accelerator)
+
+
+@pytest.mark.parametrize(
+    ("family", "layer"),
+    [("bert", "BertLayer"), ("modernbert", "ModernBertEncoderLayer"), ("llama", "LlamaDecoderLayer")],
+)
+def test_a_shard_is_a_layer_and_never_holds_the_embedding(family, layer):
+    trainer = sharded()
+    sharding.prepare(trainer, tiny_model(family))
+    assert trainer.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap == [layer]
+
+
+@pytest.mark.parametrize("given", ["chunk_size", "conflict_steps", "uncertainty_weighting"])
+def test_what_needs_whole_weights_is_refused(given):
+    options = {} if given == "uncertainty_weighting" else {given: 2}
+    model = tiny_model(uncertainty_weighting=given == "uncertainty_weighting")
+    with pytest.raises(ValueError, match=f"FSDP: {given} needs whole weights"):
+        sharding.prepare(sharded(**options), model)
+
+
+def test_a_cpu_does_not_shard_without_a_word(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="does not shard on a CPU"):
+        SimMIMTrainer(tiny_model(), TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
