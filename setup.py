@@ -6,6 +6,7 @@ ONNX = ["onnx>=1.20", "onnxruntime>=1.23", "onnxscript>=0.5"]
 TEST = [
     *ONNX,
     "sentence-transformers>=6",
+    "hypothesis>=6.100",
     "pytest>=8",
     "pytest-xdist>=3.6",
     "jieba>=0.42",

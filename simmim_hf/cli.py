@@ -5,11 +5,9 @@ import contextlib
 import sys
 from collections.abc import Sequence
 
-from transformers import HfArgumentParser
+from .options import REFUSED, Parser, option_names, parse, parse_given
 
-from .options import option_names, parse, parse_given
-
-FAILED, REFUSED = 1, 2  # the input was right and the result is not; the input cannot work, as in argparse
+FAILED = 1  # the input was right and the result is not
 # A signal came and a checkpoint was saved: EX_TEMPFAIL of sysexits.h, try again. 128 + signal, as of a shell, would
 # look like a run that the signal killed. Ctrl-C saves nothing, and has the usual code.
 TRY_AGAIN, CTRL_C = 75, 130
@@ -34,7 +32,7 @@ def adapt(argv: list[str]) -> int:
     return train(Adaptation, parser, argv)
 
 
-def train(run_class: type, parser: HfArgumentParser, argv: list[str]) -> int:
+def train(run_class: type, parser: Parser, argv: list[str]) -> int:
     """A run of training that signals end, of the command that the parser is of."""
     from .data.corpora import DataError
     from .export import ExportError
@@ -114,12 +112,10 @@ def compare(argv: list[str]) -> int:
     return 0 if any(run["status"] == "finished" for run in results["runs"]) else 1
 
 
-def parser_of(arguments: type | tuple[type, ...], usage: str, description: str) -> HfArgumentParser:
+def parser_of(arguments: type | tuple[type, ...], usage: str, description: str) -> Parser:
     """The parser of a command, whose name is the first word of its usage."""
     name = usage.split()[0]
-    return HfArgumentParser(
-        arguments, prog=f"simmim {name}", usage=f"simmim {usage}", description=description, allow_abbrev=False
-    )
+    return Parser(arguments, prog=f"simmim {name}", usage=f"simmim {usage}", description=description)
 
 
 @contextlib.contextmanager

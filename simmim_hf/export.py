@@ -28,7 +28,7 @@ from .model import modeling_simmim
 from .model.backbones import can_be_decoder, class_with_head, is_decoder_family, native_head, without_pooler
 from .model.configuration_simmim import SimMIMConfig
 from .model.modeling_simmim import SimMIMPreTrainedModel
-from .options import option
+from .options import option, refusing
 
 logger = logging.get_logger(__name__)
 
@@ -131,22 +131,17 @@ def load_checkpoint(name_or_path: str) -> SimMIMPreTrainedModel:
     """A SimMIM checkpoint in the class that it was saved from, in evaluation mode.
 
     Raises:
-        ValueError: the model is not a SimMIM checkpoint.
-        OSError: there is no such model, or it has no weights in safetensors.
+        ValueError: there is no such model, it is not a SimMIM checkpoint, or it has no weights in safetensors.
     """
-    try:
+    with refusing(f"`{name_or_path}` is neither a folder with a SimMIM checkpoint nor a model on the Hub"):
         config = AutoConfig.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"`{name_or_path}` is neither a folder with a SimMIM checkpoint nor a model on the Hub: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
     if config.model_type != SimMIMConfig.model_type:
         raise ValueError(
             f"`{name_or_path}` is a `{config.model_type}`, not a SimMIM checkpoint. Make one of it with "
             "`SimMIMForPreTraining.from_backbone`, or with `simmim pretrain --model_name_or_path`."
         )
-    return getattr(modeling_simmim, (config.architectures or ["SimMIMModel"])[0]).from_pretrained(name_or_path)
+    with refusing(f"the model `{name_or_path}` cannot be loaded"):
+        return getattr(modeling_simmim, (config.architectures or ["SimMIMModel"])[0]).from_pretrained(name_or_path)
 
 
 def _is_plain(config: SimMIMConfig) -> bool:

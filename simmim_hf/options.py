@@ -1,10 +1,11 @@
-"""Options: fields of a dataclass, files of settings, words of a command line."""
+"""Options: fields of a dataclass, files of settings, words of a command line; and what is refused of them."""
 
 import argparse
+import contextlib
 import json
 import os
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
 from typing import Union, get_args, get_origin
 
@@ -15,6 +16,34 @@ from .model.configuration_simmim import nearest
 
 SETTINGS_FILES = (".yaml", ".yml", ".json")
 NOT_GIVEN = object()
+REFUSED = 2  # the exit code where the input cannot work, as in argparse
+LONGEST_REASON = 300  # characters of what a library says
+
+
+class Parser(HfArgumentParser):
+    """The parser of a command: an option has its whole name, and a refusal is one line."""
+
+    def __init__(self, arguments: type | tuple[type, ...], **options):
+        super().__init__(arguments, allow_abbrev=False, **options)
+
+    def error(self, message: str):
+        self.exit(REFUSED, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+@contextlib.contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Makes any error a ValueError of one line that begins with `what`: each library has errors of its own."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one line of bearable length."""
+    words = f"there is no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+    words = " ".join(words.split())
+    return words if len(words) <= LONGEST_REASON else f"{words[:LONGEST_REASON]} ..."
 
 
 def option(default=MISSING, help: str = "", **metadata):
@@ -58,7 +87,7 @@ def _readable(kind):
     return list[kinds[0]] if any(get_origin(part) is tuple for part in kinds) else kinds[0]
 
 
-def parse(parser: HfArgumentParser, argv: Sequence[str]) -> tuple:
+def parse(parser: Parser, argv: Sequence[str]) -> tuple:
     """The dataclasses of a parser from options, after a file of settings where there is one.
 
     Raises:
@@ -71,7 +100,7 @@ def parse(parser: HfArgumentParser, argv: Sequence[str]) -> tuple:
     return tuple(arguments)
 
 
-def parse_given(parser: HfArgumentParser, argv: Sequence[str]) -> dict:
+def parse_given(parser: Parser, argv: Sequence[str]) -> dict:
     """As `parse`, but only the options that are given, by name."""
     words = known_words(parser, argv)
     if "--help" in words or "-h" in words:  # which shows the defaults
@@ -89,7 +118,7 @@ def typed(dataclasses: Sequence[type], settings: Mapping) -> dict:
     Raises:
         ValueError: an option that does not exist, or a value of the wrong kind.
     """
-    parser = HfArgumentParser(dataclasses, allow_abbrev=False, exit_on_error=False)
+    parser = Parser(dataclasses, exit_on_error=False)
     try:
         return parse_given(parser, words_of(settings))
     except argparse.ArgumentError as error:
@@ -113,7 +142,7 @@ def option_names(dataclasses: Sequence[type]) -> list[str]:
     return [each.name for cls in dataclasses for each in fields(cls) if each.init]
 
 
-def known_words(parser: HfArgumentParser, argv: Sequence[str]) -> list[str]:
+def known_words(parser: Parser, argv: Sequence[str]) -> list[str]:
     """The words of a command line with its file of settings written out.
 
     Raises:

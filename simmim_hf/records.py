@@ -90,7 +90,17 @@ def command(argv: Sequence[str]) -> str:
 
 
 def read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """
+    Raises:
+        ValueError: what is in the file is not a JSON object; the message names the file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"`{path}` is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"`{path}` must hold a JSON object.")
+    return content
 
 
 def write_json(path: Path, content: dict) -> None:

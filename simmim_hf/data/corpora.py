@@ -75,7 +75,7 @@ def load_text(
     parts = []
     for (ending, compressed, unit), files in groups.items():
         where = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-        with _naming(files[0]), _no_field_left_out():
+        with naming(files[0]), _no_field_left_out():
             features = _features(read_files(ending, compressed, files[:1], True, unit))
         source, columns = _choose_columns(features, text_column, where)
         rows = {"files": files, "form": (ending, compressed, unit), "columns": (source, *columns[1:])}
@@ -110,7 +110,7 @@ def text_units(paths: str | list[str], text_unit: TextUnit | None = None) -> dic
     """
     units = {}
     for file in _find_files([paths] if isinstance(paths, (str, os.PathLike)) else paths):
-        _check_file(file)
+        check_file(file)
         is_table = FORMATS[file_format(file)[0]] != "text"
         if text_unit == "row" and not is_table:
             raise ValueError(f"text_unit is 'row', and {file!r} has none: choose from {', '.join(TEXT_UNITS)}")
@@ -122,14 +122,14 @@ def text_units(paths: str | list[str], text_unit: TextUnit | None = None) -> dic
     return units
 
 
-def _check_file(file: str) -> None:
+def check_file(file: str) -> None:
     """Refuses a file of which the beginning shows that it cannot be used."""
     ending, compression = file_format(file)
     if os.path.getsize(file) == 0:
         raise ValueError(f"{file!r} is an empty file: remove it from the data")
     if compression == ".zst" and not importlib.util.find_spec("zstandard"):
         raise ValueError(f"{file!r} needs the package zstandard: pip install zstandard")
-    with _naming(file), fsspec.open(file, "rb", compression="infer") as opened:
+    with naming(file), fsspec.open(file, "rb", compression="infer") as opened:
         stream = io.BufferedReader(opened)  # not every compression gives lines
         if ending == ".parquet":
             content = io.BytesIO(stream.read()) if compression else stream
@@ -143,7 +143,7 @@ def _check_file(file: str) -> None:
 
 
 def _unit_of_lines(file: str) -> str:
-    with _naming(file), fsspec.open(file, "rt", compression="infer", encoding="utf-8") as lines:
+    with naming(file), fsspec.open(file, "rt", compression="infer", encoding="utf-8") as lines:
         first = [line.strip() for line in itertools.islice(lines, 10_000)]
     blank = sum(not line for line in first)
     return "paragraph" if blank * LINES_A_BLOCK >= len(first) and any(first) and blank else "line"
@@ -259,10 +259,10 @@ def _tables(files: list[str], form: tuple[str, bool, str], columns: tuple[str, .
     """The texts, and negatives where a second column is named, as keys and tables; the error of a file names it."""
     ending, compressed, unit = form
     for file in files:
-        with _naming(file):
+        with naming(file):
             tables = read_files(ending, compressed, [file], True, unit).with_format("arrow").iter(ROWS_AT_ONCE)
         for number in itertools.count():
-            with _naming(file), _no_field_left_out():
+            with naming(file), _no_field_left_out():
                 table = next(tables, None)
                 if table is None:
                     break
@@ -273,7 +273,7 @@ def _tables(files: list[str], form: tuple[str, bool, str], columns: tuple[str, .
 
 
 @contextlib.contextmanager
-def _naming(file: str):
+def naming(file: str):
     """Makes any error of reading a file, of which each format and compression has its own, one that names the file."""
     try:
         yield

@@ -11,6 +11,7 @@ from transformers.utils import logging
 from ..model.backbones import explaining_weights, first_position, source_pooling
 from ..model.configuration_simmim import Pooling, SimMIMConfig, as_text_config
 from ..model.modeling_simmim import SimMIMPooling, pool
+from ..options import refusing
 
 
 class PooledEncoder(torch.nn.Module):
@@ -75,10 +76,10 @@ def text_encoder_config(name_or_path: str) -> PreTrainedConfig:
     """The configuration of a checkpoint.
 
     Raises:
-        ValueError: it is not a text model.
-        OSError: there is no such model.
+        ValueError: it is not a text model, or there is no such model.
     """
-    config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+    with refusing(f"there is no model in `{name_or_path}`, or its configuration is damaged"):
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
     if config.model_type != SimMIMConfig.model_type:
         try:
             as_text_config(config)
@@ -96,7 +97,7 @@ def load_with_missing(auto_class, name_or_path: str) -> tuple[PreTrainedModel, l
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # callers refuse missing weights, and an unused head needs no warning
     try:
-        with explaining_weights(name_or_path):
+        with refusing(f"the model `{name_or_path}` cannot be loaded"), explaining_weights(name_or_path):
             model, info = auto_class.from_pretrained(name_or_path, output_loading_info=True, **options)
     finally:
         logging.set_verbosity(verbosity)

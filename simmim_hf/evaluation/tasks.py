@@ -210,17 +210,14 @@ def read_file(path: str) -> Dataset:
     """
     if not corpora.file_format(path):
         raise ValueError(f"`{path}` has an unsupported ending; supported: {corpora.SUPPORTED}.")
-    if os.path.getsize(path) == 0:
-        raise ValueError(f"`{path}` is an empty file.")
     ending, compression = corpora.file_format(path)
     if corpora.FORMATS[ending] == "text":
         return corpora.load_text(path)
-    try:
+    corpora.check_file(path)
+    with corpora.naming(path):
         if corpora.FORMATS[ending] == "csv" and (rows := _read_sts_benchmark(path)):
             return Dataset.from_list(rows)
         return corpora.read_files(ending, bool(compression), [path], streaming=False)
-    except (DatasetGenerationError, UnicodeDecodeError) as error:
-        raise ValueError(f"`{path}` cannot be read: {error.__cause__ or error}") from error
 
 
 def _read_sts_benchmark(path: str) -> list[dict]:
@@ -236,7 +233,7 @@ def _read_sts_benchmark(path: str) -> list[dict]:
         lines = [first, *(line.rstrip("\r\n").split("\t") for line in file)]
     for number, fields in enumerate(lines, start=1):
         if len(fields) < 7 or not _is_number(fields[4]):
-            raise ValueError(f"`{path}`, line {number}: genre, filename, year, id, score and two sentences expected.")
+            raise ValueError(f"line {number}: genre, filename, year, id, score and two sentences expected.")
     return [{"sentence1": fields[5], "sentence2": fields[6], "score": float(fields[4])} for fields in lines]
 
 

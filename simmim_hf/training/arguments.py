@@ -1,6 +1,5 @@
 """The options of a training: those of the method for every script, and those of `simmim pretrain`."""
 
-import contextlib
 import json
 import math
 import os
@@ -8,14 +7,14 @@ from dataclasses import dataclass, fields
 from typing import get_args, get_origin
 
 import torch
-from transformers import AutoConfig, HfArgumentParser, TrainingArguments
+from transformers import AutoConfig, TrainingArguments
 from transformers.integrations import is_deepspeed_available
 
 from ..data import corpora, tokenization
 from ..data.collator import DataCollatorForSimMIM
 from ..model.backbones import adjust_backbone
 from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig
-from ..options import option, options_of
+from ..options import Parser, option, options_of, reason
 
 # By the name of the objective. Masked-token prediction leaves its plateau in time where the contrastive term is weak,
 # and the vectors catch up while the learning rate comes down.
@@ -311,8 +310,24 @@ class PretrainingArguments(SimMIMTrainingArguments):
         check_ranges(self)
         # transformers takes bfloat16 on a CPU only where the CPU was asked for.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        with refusing("the options of the training"):
+        options = {each.name: getattr(self, each.name) for each in fields(SimMIMTrainingArguments) if each.init}
+        try:
             super().__post_init__()
+        except Exception as error:
+            raise ValueError(f"{_blamed(options, error)}: {reason(error)}") from error
+
+
+def _blamed(options: dict, error: Exception) -> str:
+    """Those of the options of a training without which transformers does not raise an error: it may name none."""
+    blamed = []
+    for name in options:
+        try:
+            SimMIMTrainingArguments(**{other: value for other, value in options.items() if other != name})
+        except Exception as another:
+            if str(another) == str(error):
+                continue
+        blamed.append(f"--{name}")
+    return ", ".join(blamed) or "the options of the training"
 
 
 # The least and the most of options that are numbers, where nothing else refuses what cannot work.
@@ -350,16 +365,6 @@ def check_ranges(options) -> None:
             raise ValueError(f"--{name} is {value}: give a number {start} to {most:g}.")
 
 
-@contextlib.contextmanager
-def refusing(what: str):
-    """Makes any error a refusal in one line: each library behind an option has its own errors."""
-    try:
-        yield
-    except Exception as error:
-        reason = f"there is no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
-        raise ValueError(f"{what}: {' '.join(reason.split())}") from error
-
-
 def read_text_config(text_config: str | dict | None) -> dict:
     """The backbone's options from a JSON object, a JSON file, or a model type; by default `TINY_MODERNBERT`."""
     if text_config is None:
@@ -383,13 +388,12 @@ def read_text_config(text_config: str | dict | None) -> dict:
 PRETRAINING = (ModelArguments, DataArguments, PretrainingArguments)
 
 
-def pretraining_parser() -> HfArgumentParser:
+def pretraining_parser() -> Parser:
     """The options of `simmim pretrain`."""
-    return HfArgumentParser(
+    return Parser(
         PRETRAINING,
         prog="simmim pretrain",
         usage="simmim pretrain [settings.yaml | settings.json] [options]",
         description="Pre-train a SimMIM encoder. Without options: a small one on the documentation inside Python, "
         "torch and transformers, in a few minutes. Options may also stand in a YAML or JSON file.",
-        allow_abbrev=False,
     )

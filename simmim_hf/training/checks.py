@@ -4,13 +4,15 @@ import math
 
 import psutil
 import torch
+from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import is_liger_kernel_available
 
 from ..data.collator import DataCollatorForSimMIM
-from ..model.configuration_simmim import COMMON_OPTIONS, SimMIMConfig, nearest
+from ..model.configuration_simmim import COMMON_OPTIONS, WEIGHTS, SimMIMConfig, nearest
 from ..model.modeling_simmim import SimMIMForPreTraining
+from ..options import refusing
 from .arguments import (
     TOKEN_IDS,
     DataArguments,
@@ -18,10 +20,12 @@ from .arguments import (
     PretrainingArguments,
     check_ranges,
     read_text_config,
-    refusing,
 )
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
+
+
+WORKERS = ("num_workers", "persistent_workers", "prefetch_factor", "multiprocessing_context")
 
 
 def check(model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments) -> None:
@@ -33,12 +37,23 @@ def check(model_args: ModelArguments, data_args: DataArguments, args: Pretrainin
     for options in (model_args, data_args):
         check_ranges(options)
     check_training(args)
+    if args.hub_model_id:
+        with refusing("--hub_model_id"):
+            validate_repo_id(args.hub_model_id)
     config = check_model(model_args)
     DataCollatorForSimMIM.check_options(data_args.collator_options())
     if config.contrastive_weight and args.per_device_train_batch_size * args.world_size < 2:
         raise ValueError(
             "--per_device_train_batch_size 1 leaves a contrastive objective without negatives. Give 2 or more "
             "(64 is usual), or an objective without a contrastive term: --objective mlm."
+        )
+    if args.label_smoothing_factor or args.label_names:
+        raise ValueError("--label_smoothing_factor and --label_names are for other losses and labels: leave them out.")
+    terms = [weight.removesuffix("_weight") for weight in WEIGHTS if getattr(config, weight)]
+    logged = ["loss", *(f"{term}_loss" for term in terms), *(f"{term}_accuracy" for term in terms if term != "clm")]
+    if args.metric_for_best_model and args.metric_for_best_model.removeprefix("eval_") not in logged:
+        raise ValueError(
+            f"--metric_for_best_model `{args.metric_for_best_model}` is not measured: choose from {', '.join(logged)}."
         )
     if data_args.hard_negatives == "next" and data_args.streaming:
         raise ValueError("--hard_negatives next needs the whole text: leave --streaming out.")
@@ -118,6 +133,9 @@ def check_training(args: TrainingArguments) -> None:
             callback()
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise ValueError("--use_liger_kernel needs a package: pip install liger-kernel, or leave it out.")
+    workers = {name: getattr(args, f"dataloader_{name}") for name in WORKERS}
+    with refusing(f"the options of the DataLoader ({', '.join(f'--dataloader_{n} {v}' for n, v in workers.items())})"):
+        torch.utils.data.DataLoader([0], **workers)
     layer = torch.nn.Linear(1, 1, bias=False)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
     if not args.optim_target_modules:  # which are looked for in the real model

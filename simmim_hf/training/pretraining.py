@@ -29,6 +29,7 @@ from ..evaluation.metrics import tfidf_reciprocal_rank
 from ..evaluation.tasks import load_scored_pairs
 from ..model.backbones import dropouts
 from ..model.modeling_simmim import SimMIMForPreTraining
+from ..options import refusing
 from ..quantities import QUANTITIES
 from . import card, checkpoints, report
 from .arguments import SCHEDULES, TOKEN_IDS, DataArguments, ModelArguments, PretrainingArguments, read_weight_schedule
@@ -99,7 +100,8 @@ def read_text(data_args: DataArguments, seed: int) -> tuple[Dataset | IterableDa
             raise ValueError(f"a stream holds out its first 1,000 texts, and has {len(first)}: --validation_file.")
         train, held_out = train.skip(1000), Dataset.from_list(first[:1000])
     else:
-        train, held_out = corpora.split_held_out(train, data_args.validation_split_percentage / 100, seed=seed)
+        with refusing("--validation_file is not given, and nothing can be held out of the training text"):
+            train, held_out = corpora.split_held_out(train, data_args.validation_split_percentage / 100, seed=seed)
     return mixtures.mix(train, weights, seed) if weights else train, held_out
 
 
@@ -136,9 +138,10 @@ def build_model(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase) 
     """
     if model_args.model_name_or_path:
         changed = {"num_hidden_layers": model_args.num_hidden_layers, "dropout": model_args.dropout}
-        model = SimMIMForPreTraining.from_backbone(
-            model_args.model_name_or_path, dtype="float32", **changed, **model_args.config_options()
-        )
+        with refusing(f"--model_name_or_path `{model_args.model_name_or_path}`"):
+            model = SimMIMForPreTraining.from_backbone(
+                model_args.model_name_or_path, dtype="float32", **changed, **model_args.config_options()
+            )
         if len(tokenizer) > model.config.vocab_size:
             model.resize_token_embeddings(len(tokenizer))
     else:

@@ -44,28 +44,12 @@ def views(batch) -> list[tuple[list[int], list[int]]]:
     ]
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("seed", range(5))
-def test_neither_span_sees_the_other(side, seed):
-    rows = documents([6, 7, 11, 14, 20, 20], seed)
-    make = collator(seed=seed)
-    make.tokenizer.padding_side = side
-    for row, (one, other) in zip(rows, views(make(rows)), strict=True):
-        assert one + other == row["input_ids"][1:-1]  # every token in one span, in its order
-        assert 3 <= len(one) <= 10 and 3 <= len(other) <= 10
-
-
 def test_a_text_too_short_to_cut_gives_two_corruptions_of_it():
     rows = documents([1, 4, 5])
     batch = collator(mlm_probability=0.5)(rows)
     for row, (one, other) in zip(rows, views(batch), strict=True):
         assert one == other == row["input_ids"][1:-1]
     assert not torch.equal(batch["labels"], batch["positive_labels"])
-
-
-def test_what_is_longer_than_two_passages_is_cut_off():
-    for one, other in views(collator()(documents([30, 40]))):
-        assert len(one) == len(other) == 10
 
 
 def test_both_views_are_corrupted_and_labelled():

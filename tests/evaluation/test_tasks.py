@@ -117,7 +117,7 @@ def test_the_built_in_task_is_the_held_out_part_of_pretraining(monkeypatch):
         ([{"text": "a", "label": None}, {"text": "a", "label": 1}], "row 1 has no label"),
         ([{"query": "a", "document": "b"}] * 4, "two different documents"),
         ([{"text": " "}] * 3, "all rows of the column `text` are blank"),
-        (["{not json"], "cannot be read"),
+        (["{not json"], "cannot read text from"),
     ],
 )
 def test_tasks_that_cannot_be_measured_are_refused(tmp_path, content, said):

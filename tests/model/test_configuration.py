@@ -108,9 +108,6 @@ def test_options_of_the_backbone_pass_through(family):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temprature": 0.1}, "`temperature`"),
-        ({"poling": "cls"}, "`pooling`"),
-        ({"mlm_wieght": 1.0}, "`mlm_weight`"),
         ({"hidden_dropout_prob": 0.0}, "text_config"),
         ({"type_vocab_size": 1}, "text_config"),
         ({"temperature": 0}, "above 0"),

@@ -83,12 +83,6 @@ def test_groups_cover_every_token_once(lengths):
     assert torch.equal(torch.cat([group.flat(group.grid(x)) for group in packing.groups]), x[0].transpose(0, 1))
 
 
-def test_rows_without_a_token_are_left_out():
-    packing = Packing.of(torch.tensor([[0, 0, 0], [1, 1, 0], [0, 0, 0]]))
-    assert packing.pack(torch.arange(9).view(3, 3)).tolist() == [3, 4]
-    assert packing.unpack(torch.tensor([7, 8])).tolist() == [[0, 0, 0], [7, 8, 0], [0, 0, 0]]
-
-
 def test_gradient_flows_back_through_packing():
     batch = ragged_batch([3, 1, 2])
     packing = Packing.of(batch["attention_mask"])

@@ -1,14 +1,15 @@
 """Checkpoints are whole or absent, the newest whole one is resumed, and no other run is written over."""
 
 import json
-import runpy
+import random
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
-from helpers import TINY, corpus_lines, ragged_batch, refused, run_python, tiny_model, tiny_tokenizer
+from faults import DAMAGES, Faults
+from helpers import TINY, corpus_lines, ragged_batch, refused, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
@@ -17,9 +18,6 @@ from simmim_hf.cli import main
 from simmim_hf.training import checkpoints
 
 pytestmark = pytest.mark.slow  # it trains
-
-FAULTS = Path(__file__).parents[2] / "benchmarks" / "faults.py"
-DAMAGES = runpy.run_path(str(FAULTS))["DAMAGES"]
 
 
 def make_trainer(folder: Path, **options) -> SimMIMTrainer:
@@ -221,7 +219,12 @@ def test_a_changed_run_is_resumed_only_where_that_is_allowed(commanded, tmp_path
     assert "Going on from checkpoint-1 with changes: training learning_rate was 0.0005 and is 0.001.\n" in said
 
 
-def test_killed_and_damaged_runs_end_with_the_weights_of_an_unbroken_one():
-    """Run `benchmarks/faults.py` itself for more kills, every kind of damage and more disks."""
-    few = ["--kills", "2", "--seed", "3", "--damages", "half of the optimizer", "--rooms", "100"]
-    assert run_python(FAULTS, *few).stdout.count("as unbroken") == 4
+def test_runs_with_faults_end_with_the_weights_of_an_unbroken_one(tmp_path):
+    """Run `benchmarks/faults.py` itself for more of them."""
+    faults = Faults(tmp_path, random.Random(3))
+    faults.kill(0)
+    faults.kill(1)
+    faults.terminate(0)
+    faults.damage("half of the optimizer")
+    faults.fill(faults.saving[len(faults.saving) // 2])
+    assert len(faults.results) == 5 and all(row["as_it_should"] for row in faults.results)

@@ -30,6 +30,11 @@ NOT_READ = "no-such-file.txt"
         ("--report_to nowhere", "--report_to nowhere"),
         ("--deepspeed x.json", "pip install deepspeed"),
         ("--use_liger_kernel", "pip install liger-kernel"),
+        ('--accelerator_config {"a":1}', "--accelerator_config: "),  # transformers does not say which option it is
+        ("--dataloader_persistent_workers", "--dataloader_num_workers 0"),
+        ("--hub_model_id a/b/c", "--hub_model_id"),
+        ("--label_smoothing_factor 0.1", "--label_smoothing_factor"),
+        ("--metric_for_best_model spearman", "choose from loss, mlm_loss, contrastive_loss"),
         ('--text_config {"hidden_size":0}', "`hidden_size` is 0"),
         ('--text_config {"hidden_size":"wide"}', "hidden_size"),
         ('--text_config {"hiden_size":64}', "Did you mean `hidden_size`?"),
