@@ -76,9 +76,8 @@ def main() -> None:
             budget = None
             for arm, options in arms.items():
                 options = options_of(arguments, files, seed, folder / arm, options)
-                budget = finish(folder / arm, arguments, tasks, seed, adapter(options, arguments.steps, budget))[
-                    "flops"
-                ]
+                facts = finish(folder / arm, arguments, tasks, seed, adapter(options, arguments.steps, budget))
+                budget = budget or facts["flops"]
             if not arguments.without_tsdae:
                 options = options_of(arguments, files, seed, folder / TSDAE, {"objective": "mlm"})  # single passages
                 finish(folder / TSDAE, arguments, tasks, seed, tsdae(options, budget))
