@@ -277,7 +277,8 @@ def fault(case: Case, folder: Path, code: int | None, said: Path) -> str | None:
         return "a refusal that is not one line at the end"
     if len(told[0]) > LONGEST_LINE + max(map(len, case.words)):
         return f"a line of {len(told[0])} characters"
-    if not any(name.split() and " ".join(name.split()) in told[0] for name in case.names):
+    spellings = [spelling for name in case.names for spelling in (" ".join(name.split()), repr(name)[1:-1])]
+    if not any(spelling.strip() and spelling in told[0] for spelling in spellings):
         return f"a line that names nothing: {told[0]}"
     return None
 

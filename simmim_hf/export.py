@@ -487,7 +487,9 @@ def _readings(
     """What every export is compared on, several sentences and then a long text: the texts, what the tokenizer makes of
     them, (batch, length) each, and what the encoder of `model` makes of that."""
     if tokenizer.pad_token is None:
-        raise ValueError("the tokenizer has no pad token, and a batch of texts cannot be made: set `pad_token` first.")
+        raise ValueError(
+            "the tokenizer of --model has no pad token, and a batch of texts cannot be made: set `pad_token` first."
+        )
     # Absolute positions are not moved by padding on the right.
     source, tokenizer = _reference(model), _fitted(model, tokenizer, padding_side="right")
     for texts in (SENTENCES, [LONG_TEXT]):
