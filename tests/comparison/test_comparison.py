@@ -270,6 +270,6 @@ def test_arms_keep_the_pooling_of_the_model_they_start_from(tmp_path):
     given = {"train_file": [str(tmp_path / "corpus.txt")], "model_name_or_path": str(tmp_path / "start")}
     arms = {"spans": {"objective": "spans"}, "own": {"objective": "spans", "pooling": "cls"}}
     given |= {"use_cpu": True, "per_device_train_batch_size": BATCH}
-    comparison = Comparison(arms, given, str(tmp_path / "out"), seeds=1, budget_tokens=100)
+    comparison = Comparison(arms, given, str(tmp_path / "out"), seeds=1, budget_tokens=1000)
     pooling = [comparison._trainer(arm, 42).model.config.pooling for arm in arms]
     assert pooling == ["max", "cls"]
