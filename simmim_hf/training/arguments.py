@@ -66,11 +66,26 @@ class SimMIMTrainingArguments(TrainingArguments):
         if self.deepspeed and not is_deepspeed_available():
             # transformers finds it out later, and leaves a half-made configuration for the next model to stumble on.
             raise ValueError("--deepspeed needs a package: pip install deepspeed, or leave it out.")
+        refuse_compiling(self)
         super().__post_init__()
         self.weight_schedule = read_weight_schedule(self.weight_schedule)
 
 
 METHOD_OPTIONS = [each.name for each in fields(SimMIMTrainingArguments)][len(fields(TrainingArguments)) :]
+
+
+def refuse_compiling(args: TrainingArguments) -> None:
+    """Refuses `torch.compile`, in whichever way it is asked for.
+
+    Raises:
+        ValueError: it is.
+    """
+    for name in ("torch_compile", "torch_compile_backend", "torch_compile_mode"):
+        if getattr(args, name):
+            raise ValueError(
+                f"--{name}: batches without padding have new lengths at every step, and each would be compiled anew, "
+                "which takes longer than training. Leave it out."
+            )
 
 
 def read_weight_schedule(schedule: dict | list[str] | None) -> dict[str, list[tuple[float, float]]] | None:

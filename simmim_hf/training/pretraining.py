@@ -100,7 +100,7 @@ def read_text(data_args: DataArguments, seed: int) -> tuple[Dataset | IterableDa
             raise ValueError(f"a stream holds out its first 1,000 texts, and has {len(first)}: --validation_file.")
         train, held_out = train.skip(1000), Dataset.from_list(first[:1000])
     else:
-        with refusing("--validation_file is not given, and nothing can be held out of the training text"):
+        with refusing("nothing can be held out of the training text (--train_file), give a --validation_file"):
             train, held_out = corpora.split_held_out(train, data_args.validation_split_percentage / 100, seed=seed)
     return mixtures.mix(train, weights, seed) if weights else train, held_out
 

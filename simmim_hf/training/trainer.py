@@ -29,7 +29,13 @@ from ..model.configuration_simmim import Objective
 from ..model.losses import alignment, uniformity
 from ..model.modeling_simmim import TERMS
 from . import card, checkpoints, sharding
-from .arguments import METHOD_OPTIONS, SimMIMTrainingArguments, check_method_options, read_weight_schedule
+from .arguments import (
+    METHOD_OPTIONS,
+    SimMIMTrainingArguments,
+    check_method_options,
+    read_weight_schedule,
+    refuse_compiling,
+)
 from .queue import VectorQueue
 
 logger = logging.get_logger(__name__)
@@ -208,11 +214,7 @@ class SimMIMTrainer(Trainer):
             )
             self.args._n_gpu = 1
             self._train_batch_size = self.args.train_batch_size
-        if self.args.torch_compile:
-            raise ValueError(
-                "torch_compile: batches without padding have new lengths at every step, and each would be compiled "
-                "anew, which takes longer than training. Leave it out."
-            )
+        refuse_compiling(self.args)
         self.args = copy.copy(self.args)  # other Trainers may share them
         given = {"chunk_size": chunk_size, "queue_size": queue_size, "weight_schedule": weight_schedule}
         given |= {"conflict_steps": conflict_steps, "max_skipped_steps": max_skipped_steps}
