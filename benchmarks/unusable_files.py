@@ -171,7 +171,7 @@ def write_parquet(rows: list[dict], rng: random.Random) -> bytes:
         table = pyarrow.table({name: [row.get(name) for row in rows] for name in names})
     except (pyarrow.ArrowException, UnicodeEncodeError):
         table = pyarrow.table({name: [_encoded(repr(row.get(name))) for row in rows] for name in names})
-    if rng.random() < 0.2:
+    if rng.random() < 0.2 and not pyarrow.types.is_nested(table.column(0).type):
         table = table.set_column(0, names[0], table.column(0).dictionary_encode())
     written = io.BytesIO()
     pyarrow.parquet.write_table(table, written)

@@ -174,7 +174,7 @@ def read_settings(path: str) -> dict:
     with open(path, encoding="utf-8") as file:
         try:
             settings = yaml.safe_load(file)  # every JSON file is a YAML file
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"`{path}` is not valid YAML or JSON: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"`{path}` must hold options and their values, for example `temperature: 0.05`.")

@@ -7,7 +7,7 @@ import torch
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
-from transformers.utils import is_liger_kernel_available
+from transformers.utils import is_liger_kernel_available, is_torch_xla_available
 
 from ..data.collator import DataCollatorForSimMIM
 from ..model.configuration_simmim import COMMON_OPTIONS, WEIGHTS, SimMIMConfig, nearest
@@ -61,6 +61,8 @@ def check(model_args: ModelArguments, data_args: DataArguments, args: Pretrainin
         raise ValueError("Give --train_file or --dataset_name, not both.")
     if data_args.mixture_weights is not None:
         check_mixture(data_args)
+    if "tpu_metrics_debug" in [each.value for each in args.debug] and not is_torch_xla_available():
+        raise ValueError("--debug tpu_metrics_debug needs a TPU: leave it out.")
     if args.bf16_full_eval or args.fp16_full_eval:
         raise ValueError(
             "--bf16_full_eval and --fp16_full_eval would leave the weights in half precision, for the first "

@@ -120,7 +120,8 @@ def test_more_tokens_than_positions_are_truncated(corpus, tmp_path, capsys):
         (["--dropout", "1"], "dropout=1.0: give a number from 0 to below 1"),
         (["--objective", "simcse", "--dropout", "0"], "none: give --dropout 0.1"),
         (["--bf16_full_eval", "true"], "--bf16_full_eval"),
-        (["--torch_compile"], "torch_compile: batches without padding have new lengths"),
+        (["--torch_compile_backend", "none"], "--torch_compile_backend: batches without padding have new lengths"),
+        (["--debug", "tpu_metrics_debug"], "--debug tpu_metrics_debug needs a TPU"),
         (["stray"], "stray"),
     ],
 )
@@ -172,5 +173,7 @@ def test_unknown_settings_in_a_file_are_refused(tmp_path, capsys):
     (tmp_path / "settings.json").write_text('{"tempperature": 1}')
     assert "Did you mean --temperature?" in refused(capsys, "pretrain", str(tmp_path / "settings.json"))
     assert "no settings file" in refused(capsys, "pretrain", str(tmp_path / "missing.yaml"))
+    (tmp_path / "settings.json").write_bytes(b"\xff")
+    assert "settings.json` is not valid YAML or JSON" in refused(capsys, "pretrain", str(tmp_path / "settings.json"))
     (tmp_path / "list.yaml").write_text("- 1\n")
     assert "must hold options" in refused(capsys, "pretrain", str(tmp_path / "list.yaml"))
