@@ -13,7 +13,6 @@ A step is forward and backward. The contenders take turns of two steps in one la
 A step takes as long as its slowest process; how long the fastest takes tells what is spent on waiting for others.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -28,8 +27,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from train_step import make_batches
-from transformers import BertConfig
+from train_step import backbone, make_batches, parser_of_steps
 
 from simmim_hf import SimMIMConfig, SimMIMForPreTraining
 from simmim_hf.data import corpora, tokenization
@@ -87,22 +85,9 @@ def measure(model: SimMIMForPreTraining, batches: list[dict], rounds: int, threa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", required=True, help="text file, one sentence or paragraph a line")
-    parser.add_argument("--tokenizer", default=None, help="default: trained on the text")
-    parser.add_argument("--rows", type=int, default=5000, help="lines that are read")
-    parser.add_argument(
-        "--paragraphs", action="store_true", help="whole lines of at least --max_length, not sentences"
-    )
+    parser = parser_of_steps(__doc__)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of all processes together")
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--hidden_size", type=int, default=128)
-    parser.add_argument("--batch_size", type=int, default=64, help="of all processes together")
-    parser.add_argument("--max_length", type=int, default=128)
-    parser.add_argument("--batches", type=int, default=4, help="different batches")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", default=None, help="write NAME.json and NAME.md")
     arguments = parser.parse_args()
     if "RANK" not in os.environ:
         sys.exit(launch(arguments.processes))
@@ -116,14 +101,7 @@ def main() -> None:
         tokenizer = tokenization.train_tokenizer(texts, show_progress=False)
     torch.manual_seed(0)  # the same corruption and weights in all
     batches = make_batches(arguments, tokenizer, torch.device("cpu"))
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        num_hidden_layers=arguments.layers,
-        hidden_size=arguments.hidden_size,
-        num_attention_heads=arguments.hidden_size // 64,
-        intermediate_size=4 * arguments.hidden_size,
-    )
-    model = SimMIMForPreTraining(SimMIMConfig(text_config=config)).train()
+    model = SimMIMForPreTraining(SimMIMConfig(text_config=backbone(arguments, len(tokenizer)))).train()
     seconds = measure(model, batches, arguments.rounds, arguments.threads)
     if dist.get_rank() == 0:
         report(arguments, model, batches, seconds)

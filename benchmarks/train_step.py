@@ -209,8 +209,9 @@ def peak_memory(name: str) -> int:
     return int(subprocess.run(alone, stdout=subprocess.PIPE, check=True, text=True).stdout.split()[-1])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of_steps(description: str) -> argparse.ArgumentParser:
+    """The text, network and number of the steps that are timed, here and in processes.py."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", required=True, help="text file, one sentence or paragraph a line")
     parser.add_argument("--tokenizer", default=None, help="default: trained on the text")
     parser.add_argument("--rows", type=int, default=5000, help="lines that are read")
@@ -219,19 +220,34 @@ def main() -> None:
     )
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--hidden_size", type=int, default=128)
-    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--batch_size", type=int, default=64, help="of all processes together")
     parser.add_argument("--max_length", type=int, default=128)
+    parser.add_argument("--batches", type=int, default=4, help="different batches")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", default=None, help="write NAME.json and NAME.md")
+    return parser
+
+
+def backbone(arguments, vocab_size: int) -> BertConfig:
+    return BertConfig(
+        vocab_size=vocab_size,
+        num_hidden_layers=arguments.layers,
+        hidden_size=arguments.hidden_size,
+        num_attention_heads=arguments.hidden_size // 64,
+        intermediate_size=4 * arguments.hidden_size,
+    )
+
+
+def main() -> None:
+    parser = parser_of_steps(__doc__)
     parser.add_argument(
         "--pad_to_max_length", action="store_true", help="pad to --max_length, not to the longest of a batch"
     )
-    parser.add_argument("--batches", type=int, default=4, help="different batches")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast for every contender, not only for ours")
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
     parser.add_argument("--chunk_size", type=int, default=None, help="of simmim_hf")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--memory_only", action="store_true", help="print the peak memory of all batches and stop")
-    parser.add_argument("--output", default=None, help="write NAME.json and NAME.md")
     arguments = parser.parse_args()
 
     device = torch.device(arguments.device)
@@ -241,13 +257,7 @@ def main() -> None:
     if tokenizer is None:
         tokenizer = tokenization.train_tokenizer(corpora.load_text(arguments.text)["text"])
     batches = make_batches(arguments, tokenizer, device)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        num_hidden_layers=arguments.layers,
-        hidden_size=arguments.hidden_size,
-        num_attention_heads=arguments.hidden_size // 64,
-        intermediate_size=4 * arguments.hidden_size,
-    )
+    config = backbone(arguments, len(tokenizer))
     torch.manual_seed(0)
     models = {name: CONTENDERS[name](config).to(device).train() for name in arguments.contenders}
     for name in {"simmim", "simmim_bf16"} & models.keys():

@@ -693,7 +693,8 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
             kwargs |= {"past_key_values": past_key_values, "use_cache": use_cache}
         else:
             self._check_backbone(self.simmim._packs(inputs.device))
-            if past_key_values is None and (use_cache or not (self.training or use_cache is False)):
+            use_cache = not self.training if use_cache is None else use_cache
+            if use_cache and past_key_values is None:
                 past_key_values = DynamicCache()
             kwargs["past"] = Past(attention_mask, past_key_values)
             attention_mask = torch.ones(1, 1, 1, 1, device=inputs.device)  # see `SimMIMModel._encode_packed`

@@ -239,9 +239,7 @@ def packed_sdpa_attention(
         CannotPack: the backbone adds a bias, a cap or sinks to its scores.
     """
     if past is not None:
-        key, value = past.update(key, value)
-        repeats = query.shape[1] // key.shape[1]
-        key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
+        key, value = _for_each_head(query, *past.update(key, value))
         mask = past.visible(query.shape[2], sliding_window)
         attended = F.scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout, scale=scaling)
         return attended.transpose(1, 2), None
@@ -279,8 +277,7 @@ def packed_sdpa_attention(
             enable_gqa=query.shape[1] != key.shape[1],
         )
         return attended[None], None  # (1, tokens, heads, dim)
-    repeats = query.shape[1] // key.shape[1]  # by 1 nothing is copied
-    key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)  # (1, heads, tokens, dim) each
+    key, value = _for_each_head(query, key, value)  # (1, heads, tokens, dim) each
     outputs = []
     for group in packing.groups:
         mask = group.visible(query.device, is_causal, sliding_window)
@@ -295,6 +292,11 @@ def packed_sdpa_attention(
         )
         outputs.append(group.flat(attended))  # (tokens of the group, heads, dim)
     return torch.cat(outputs)[None], None  # (1, tokens, heads, dim)
+
+
+def _for_each_head(query: torch.Tensor, *shared: torch.Tensor) -> list[torch.Tensor]:
+    """Keys and values that several heads of the query share, once for each: (batch, heads, length, dim)."""
+    return [repeat_kv(x, query.shape[1] // x.shape[1]) for x in shared]  # by 1 nothing is copied
 
 
 @functools.cache
