@@ -39,12 +39,12 @@ from simmim_hf.evaluation.tasks import Task, halves, load_task
 from simmim_hf.options import build, read_settings
 from simmim_hf.quantities import QUANTITIES
 from simmim_hf.training.adaptation import ADAPTATION, Adaptation
-from simmim_hf.training.checkpoints import checkpoints_in
 
 logger = logging.get_logger(__name__)
 
 BEFORE, TSDAE = "before", "tsdae"
-ARMS = {name: {"objective": name} for name in ("spans", "snippets", "mlm", "simcse")}
+ARMS = {name: {"objective": name} for name in ("spans", "snippets", "mlm")}
+ARMS["simcse"] = {"objective": "simcse", "dropout": 0.1}  # which some families have not
 METRICS = {"retrieval": "mrr@10", "similarity": "spearman", "transfer": "accuracy"}  # what stands in the table
 DELETED = 0.6  # of the words, by TSDAE (Wang et al. 2021)
 SAMPLED_BATCHES = 16
@@ -72,7 +72,7 @@ def main() -> None:
         for seed in arguments.seeds:
             folder = output / domain / str(seed)
             tasks = tasks_of(domain, files, arguments, seed)
-            finish(folder / BEFORE, arguments, tasks, seed, lambda _: (arguments.model, {}))
+            finish(folder / BEFORE, arguments, tasks, seed, unchanged(arguments.model))
             budget = None
             for arm, options in arms.items():
                 options = options_of(arguments, files, seed, folder / arm, options)
@@ -101,18 +101,19 @@ def options_of(arguments, files: str, seed: int, folder: Path, options: dict) ->
     shared = {"model_name_or_path": arguments.model, "seed": seed, "output_dir": str(folder / "adapted")}
     shared |= {"per_device_train_batch_size": arguments.batch_size, "max_seq_length": arguments.max_seq_length}
     shared |= {"bf16": arguments.bf16, "max_minutes": math.inf, "report_to": "none", "overwrite_output_dir": True}
+    shared |= {"eval_strategy": "no", "save_strategy": "no"}
     if files:
         shared["train_file"] = files.partition(",")[0]
     return {**shared, **options}
 
 
 def finish(folder: Path, arguments, tasks: dict[str, Task], seed: int, adapt) -> dict:
-    """The results of an arm, made where they are not there yet; `adapt` gives a model and what it cost."""
+    """The results of an arm, made where they are not there yet; `adapt` gives a model, its tokenizer and its cost."""
     path = folder / "results.json"
     if path.is_file():
         return records.read_json(path)
     try:
-        model, facts = adapt(folder)
+        model, tokenizer, facts = adapt(folder)
     except (ValueError, RuntimeError, AttributeError, AssertionError) as error:
         if folder.name != TSDAE:
             raise
@@ -120,11 +121,10 @@ def finish(folder: Path, arguments, tasks: dict[str, Task], seed: int, adapt) ->
         logger.warning(f"{folder}: {reason}")
         facts = {"failed": reason or type(error).__name__}
     else:
-        encoder, tokenizer = load_encoder(str(model)), load_tokenizer(str(model))
         options = {"max_length": arguments.max_seq_length, "seed": seed}
         facts["tasks"] = {}
         for name, task in tasks.items():
-            facts["tasks"][name] = {"kind": task.kind, **measure(task, encoder, tokenizer, **options)}
+            facts["tasks"][name] = {"kind": task.kind, **measure(task, model, tokenizer, **options)}
             if task.kind == "retrieval" and folder.name == BEFORE:
                 pairs = task.test
                 facts["tfidf"] = tfidf_reciprocal_rank(list(pairs["query"]), list(pairs["document"]))
@@ -134,19 +134,23 @@ def finish(folder: Path, arguments, tasks: dict[str, Task], seed: int, adapt) ->
     return facts
 
 
+def unchanged(name: str):
+    """A function that gives a model as it is."""
+    return lambda folder: (load_encoder(name), load_tokenizer(name), {})
+
+
 def adapter(options: dict, steps: int, budget: float | None):
     """A function that adapts a model by `simmim adapt` for as many operations as the budget has, or for some steps."""
 
-    def adapt(folder: Path) -> tuple[Path, dict]:
-        adapted = folder / "adapted"
-        resumed = {"resume_from_checkpoint": "last"} if checkpoints_in(adapted / "simmim") else {}
-        trial = Adaptation(*build(ADAPTATION, {**options, "max_steps": 1, "output_dir": str(folder / "trial")}))
-        cost = step_flops(trial)
-        shutil.rmtree(folder / "trial", ignore_errors=True)
-        count = steps if budget is None else max(1, round(budget / cost))
+    def adapt(folder: Path):
+        run = Adaptation(*build(ADAPTATION, {**options, "max_steps": steps}))
+        cost = step_flops(run)
+        if budget is not None:
+            run.args.max_steps = max(1, round(budget / cost))
         start = time.perf_counter()
-        Adaptation(*build(ADAPTATION, {**options, "max_steps": count, **resumed})).run()
-        return adapted, {"steps": count, "flops": count * cost, "seconds": time.perf_counter() - start}
+        run.train()
+        facts = {"steps": run.args.max_steps, "flops": run.args.max_steps * cost}
+        return run.model, run.tokenizer, facts | {"seconds": time.perf_counter() - start}
 
     return adapt
 
@@ -173,7 +177,7 @@ def step_flops(run: Adaptation) -> float:
 def tsdae(options: dict, budget: float):
     """A function that adapts a model by TSDAE, for as many operations as the budget has."""
 
-    def adapt(folder: Path) -> tuple[Path, dict]:
+    def adapt(folder: Path):
         from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
         from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
         from sentence_transformers.sentence_transformer.losses import DenoisingAutoEncoderLoss
@@ -217,7 +221,8 @@ def tsdae(options: dict, budget: float):
         trainer.train()
         seconds = time.perf_counter() - start
         model.save_pretrained(str(folder / "adapted"), create_model_card=False)
-        return folder / "adapted", {"steps": count, "flops": count * cost, "seconds": seconds}
+        facts = {"steps": count, "flops": count * cost, "seconds": seconds}
+        return *unchanged(str(folder / "adapted"))(folder), facts
 
     return adapt
 

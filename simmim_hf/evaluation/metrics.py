@@ -168,10 +168,11 @@ def _distinct(vectors: np.ndarray, ids: Sequence | None) -> tuple[np.ndarray, np
 
 
 def tfidf_reciprocal_rank(queries: list[str], documents: list[str], k: int = 10) -> float:
-    """MRR@k of finding document i with query i by weighted word overlap: the baseline that needs no training."""
-    vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english", dtype=np.float32).fit(documents)
+    """MRR@k of finding document i with query i by weighted word overlap: the baseline that needs no training. The same
+    text is one query, or one document, see `retrieval_values`."""
+    vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english", dtype=np.float32).fit(sorted(set(documents)))
     vectors = [vectorizer.transform(texts).toarray() for texts in (queries, documents)]  # two (pairs, words)
-    return retrieval_metrics(vectors[0], vectors[1], k=k)[f"mrr@{k}"]
+    return retrieval_metrics(*vectors, query_ids=queries, document_ids=documents, k=k)[f"mrr@{k}"]
 
 
 def geometry_metrics(vectors: np.ndarray, pairs: tuple[np.ndarray, np.ndarray] | None = None) -> dict[str, float]:

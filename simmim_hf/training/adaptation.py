@@ -112,7 +112,7 @@ class Adaptation(Pretraining):
         """Of the built-in text summaries and bodies, of other text the halves of each held-out document."""
         return super()._retrieval_pairs() or halves(self.held_out["text"], longest=4 * self.max_length)
 
-    def _train(self) -> TrainOutput:
+    def train(self) -> TrainOutput:
         share = self.args.head_warmup
         if self.model.head_is_new and self.model.config.mlm_weight and share and not self.checkpoint:
             logger.warning(
@@ -122,7 +122,7 @@ class Adaptation(Pretraining):
             self._warm_up_head(share)
             if self.signals.came(self.args.device):
                 raise Interrupted
-        return super()._train()
+        return super().train()
 
     def _warm_up_head(self, share: float) -> None:
         """Trains the masked-LM head alone. Nothing of it is saved: a run that is killed meanwhile begins anew."""

@@ -284,7 +284,7 @@ class Pretraining:
         if self.trainer.is_world_process_zero() and not _continues(self.checkpoint, self.args.output_dir):
             for overwritten in checkpoints.checkpoints_in(Path(self.args.output_dir)):
                 shutil.rmtree(overwritten)  # or `last` would mean one of them
-        trained = self._train()
+        trained = self.train()
         if self.signals.came(self.args.device):
             raise Interrupted
         after, samples_after = self._measure()
@@ -307,7 +307,8 @@ class Pretraining:
             self.trainer.push_to_hub()
         return results
 
-    def _train(self) -> TrainOutput:
+    def train(self) -> TrainOutput:
+        """Trains, and neither measures nor saves the model that comes out."""
         return self.trainer.train(resume_from_checkpoint=self.checkpoint)
 
     def _retrieval_pairs(self) -> Dataset | None:
@@ -349,8 +350,10 @@ class Pretraining:
         metrics = {name: measured[f"eval_{name}"] for name in QUANTITIES if f"eval_{name}" in measured}
         samples = {}
         if self.retrieval_pairs is not None:
-            vectors = self._vectors(self.retrieval_pairs, "query", "document")
-            samples["retrieval_mrr@10"] = retrieval_samples(*vectors)["mrr@10"]
+            pairs = self.retrieval_pairs
+            vectors = self._vectors(pairs, "query", "document")
+            ids = {"query_ids": pairs["query"][:], "document_ids": pairs["document"][:]}
+            samples["retrieval_mrr@10"] = retrieval_samples(*vectors, **ids)["mrr@10"]
         if self.scored_pairs is not None:
             vectors = self._vectors(self.scored_pairs, "sentence1", "sentence2")
             samples["similarity_spearman"] = similarity_samples(*vectors, self.scored_pairs["score"][:])["spearman"]

@@ -94,6 +94,9 @@ def test_repeated_documents_are_one_document():
 
 def test_word_overlap_finds_the_document_that_shares_words():
     assert metrics.tfidf_reciprocal_rank(["green apples", "fast cars"], ["apples grow green", "cars drive fast"]) == 1
+    # A query with two documents is one query: the right document that is found first counts.
+    queries, documents = ["green apples", "green apples", "fast cars"], ["apples grow green", "apples", "cars drive"]
+    assert metrics.tfidf_reciprocal_rank(queries, documents) == 1
 
 
 def test_geometry_equals_loops(generator):
