@@ -4,6 +4,7 @@ import contextlib
 import copy
 import inspect
 import json
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -183,13 +184,32 @@ def as_decoder(text_config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def load_native(name_or_path: str, text_config: PreTrainedConfig, **loading) -> tuple[PreTrainedModel, dict]:
-    """The backbone in its own class with a language-model head, and what was missing in the checkpoint."""
+    """The backbone in its own class with a language-model head, and what was missing in the checkpoint.
+
+    That a head is missing is for the caller to say: transformers' own words, of a checkpoint that seems corrupted, are
+    kept back where nothing of the encoder is missing.
+    """
     has_masked_lm = text_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     auto_class = AutoModelForMaskedLM if has_masked_lm else class_with_head(text_config)
-    with explaining_weights(name_or_path):
-        return (auto_class or AutoModel).from_pretrained(
-            name_or_path, config=text_config, output_loading_info=True, use_safetensors=True, **loading
-        )
+    loader, said = logging.getLogger("transformers.modeling_utils"), []
+
+    def keep_back(record: logging.LogRecord) -> bool:
+        said.append(record)
+        return False
+
+    loader.addFilter(keep_back)
+    try:
+        with explaining_weights(name_or_path):
+            model, info = (auto_class or AutoModel).from_pretrained(
+                name_or_path, config=text_config, output_loading_info=True, use_safetensors=True, **loading
+            )
+        if auto_class and not any(key.startswith(f"{model.base_model_prefix}.") for key in info["missing_keys"]):
+            said.clear()
+    finally:
+        loader.removeFilter(keep_back)
+        for record in said:
+            loader.handle(record)
+    return model, info
 
 
 # Of sentence-transformers: the modules that make a vector as it can be made here, and the poolings among theirs.

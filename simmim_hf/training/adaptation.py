@@ -21,7 +21,7 @@ from ..evaluation.tasks import halves
 from ..model.backbones import source_pooling
 from ..model.configuration_simmim import OBJECTIVES
 from ..options import option
-from . import checkpoints, report
+from . import card, checkpoints, report
 from .arguments import DataArguments, ModelArguments, PretrainingArguments
 from .pretraining import Pretraining, build_trainer
 from .signals import Interrupted
@@ -153,9 +153,10 @@ class Adaptation(Pretraining):
         finally:
             shutil.rmtree(written, ignore_errors=True)
         super()._report(results)
+        card.save_adapted_card(results, self.folder, RUN)
 
     def _how_to_use(self) -> str:
-        return report.adapted_snippet(str(self.folder), RUN)
+        return report.adapted_note(str(self.folder), RUN)
 
 
 def check_source(model_args: AdaptedModelArguments, args: AdaptationArguments) -> None:

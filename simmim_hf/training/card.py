@@ -311,6 +311,40 @@ def write_trainer_card(trainer: Trainer, facts: dict, name: str | None, **option
         logger.warning(f"No model card is written: {error}")
 
 
+def save_adapted_card(facts: dict, folder: Path, run: str) -> None:
+    """README.md of an adapted sentence-transformers model; an edited one stays, with a warning.
+
+    Args:
+        facts: what `results.json` holds
+        run: the folder in that of the model that has the card of the run
+    """
+    name, source = _name(None, folder), facts.get("base_model")
+    origin = f"[{source}](https://huggingface.co/{source})" if source else facts["initial_weights"]
+    text, head, *rows = _text(facts.get("data", {})) or "text that was not recorded", *_metrics(facts)
+    data = ModelCardData(
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=["sentence-transformers", "simmim", "feature-extraction"],
+        base_model=source,
+    )
+    table = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] + ["---:"] * (len(head) - 1), *rows)]
+    body = [
+        f"---\n{data.to_yaml()}\n---\n",
+        f"# {name}\n",
+        f"Sentence vectors for {text}: {origin}, adapted to this text without labels by `simmim adapt`. Its modules, "
+        "pooling and maximum length are those of its source; only the weights are others.\n",
+        f"```python\n{report.search_snippet('.')}\n```\n",
+        *table,
+        "",
+        " ".join(_notes(facts)),
+        f"\nHow it was trained: [{run}/README.md]({run}/README.md).",
+    ]
+    try:
+        save_card(ModelCard("\n".join(body)), folder)
+    except FileExistsError as error:
+        logger.warning(f"No model card is written: {error}")
+
+
 def _name(hub_model_id: str | None, folder: Path) -> str:
     return hub_model_id.split("/")[-1] if hub_model_id else folder.resolve().name
 

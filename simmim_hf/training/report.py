@@ -1,5 +1,7 @@
 """What a run shows a person: the table, the plot, the snippet."""
 
+import textwrap
+
 from ..data import corpora
 from ..quantities import BASELINES, as_text, quantity, title
 
@@ -122,8 +124,17 @@ def neighbours(query: str, found: list[tuple[str, float]]) -> str:
     return "\n".join([_start(query, 100), *(f"   {cosine:.2f}  {_start(text, 92)}" for text, cosine in found)])
 
 
-def adapted_snippet(folder: str, run: str) -> str:
-    """Python that searches with an adapted model.
+def search_snippet(model: str) -> str:
+    """Python that searches with a sentence-transformers model."""
+    return f"""from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{model}")
+texts = ["A text.", "Another one."]
+scores = model.similarity(model.encode(["A question?"]), model.encode(texts))"""
+
+
+def adapted_note(folder: str, run: str) -> str:
+    """What is in the folder of an adapted model, and how to search with it.
 
     Args:
         run: the folder in it that tells how it was made
@@ -132,11 +143,7 @@ def adapted_snippet(folder: str, run: str) -> str:
 The adapted model is in {folder}; {run}/ in it has the checkpoint with its masked-LM head, results.json, training.png
 and a model card. Search with
 
-    from sentence_transformers import SentenceTransformer
-
-    model = SentenceTransformer("{folder}")
-    texts = ["A text.", "Another one."]
-    scores = model.similarity(model.encode(["A question?"]), model.encode(texts))
+{textwrap.indent(search_snippet(folder), "    ")}
 """
 
 

@@ -1,6 +1,7 @@
 """The command `simmim adapt`: a model of any kind in, a model of the same kind out, and what it refuses."""
 
 import json
+import logging
 import re
 import shutil
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import FAMILIES, randomize, refused, text_config, tiny_tokenizer
+from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -80,7 +82,10 @@ def adapt(source: Path, text: Path, output: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("pooling", "more", "similarity"), [("cls", [Normalize()], "cosine"), ("mean", [], "dot")])
-def test_a_sentence_transformer_stays_what_it_is(text, tmp_path, capsys, pooling, more, similarity):
+def test_a_sentence_transformer_stays_what_it_is(
+    text, tmp_path, capsys, caplog, monkeypatch, pooling, more, similarity
+):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # into caplog
     options = {"prompts": PROMPTS, "default_prompt_name": "query", "similarity_fn_name": similarity}
     source = sentence_transformer(tmp_path, pooling, more, truncate_dim=20, **options)
     assert main(adapt(source, text, tmp_path / "out")) == 0
@@ -106,6 +111,9 @@ def test_a_sentence_transformer_stays_what_it_is(text, tmp_path, capsys, pooling
     said, results = capsys.readouterr().out, json.loads((tmp_path / "out/simmim/results.json").read_text())
     assert "retrieval MRR@10" in said and "the second half of a text by its first among" in said
     assert results["differences"]["retrieval_mrr@10"].keys() == {"value", "low", "high"}
+    card = ModelCard.load(tmp_path / "out/README.md")
+    assert card.data.library_name == "sentence-transformers" and "| retrieval MRR@10 |" in card.text
+    assert "corrupted" not in caplog.text and "LOAD REPORT" not in caplog.text, "its head is missing, and no fault"
 
 
 def test_the_python_of_the_page_runs_on_what_came_out(text, tmp_path, monkeypatch):
@@ -152,7 +160,7 @@ class Killer(TrainerCallback):
 def test_a_new_head_learns_before_the_encoder_does(text, tmp_path, monkeypatch, caplog, capsys):
     """And a signal, in whichever part it comes, changes nothing of what a run comes to in the end."""
     source = sentence_transformer(tmp_path)
-    warm_up, train, states = Adaptation._warm_up_head, Pretraining._train, []
+    warm_up, train, states = Adaptation._warm_up_head, Pretraining.train, []
 
     def noting_train(run):
         states.append({name: tensor.clone() for name, tensor in run.model.state_dict().items()})
@@ -166,7 +174,7 @@ def test_a_new_head_learns_before_the_encoder_does(text, tmp_path, monkeypatch, 
         run.signals.received = signal.SIGTERM
         warm_up(run, share)
 
-    monkeypatch.setattr(Pretraining, "_train", noting_train)
+    monkeypatch.setattr(Pretraining, "train", noting_train)
     assert main(adapt(source, text, tmp_path / "whole")) == 0
     assert "has no masked-LM head. A new one is trained with the encoder frozen for 50%" in caplog.text
     start = SimMIMForPreTraining.from_backbone(str(source)).state_dict()
@@ -180,7 +188,7 @@ def test_a_new_head_learns_before_the_encoder_does(text, tmp_path, monkeypatch, 
         assert "before the first step. Give the same command again" in refused(capsys, *broken, code=75)
         assert not checkpoints_in(tmp_path / "broken/simmim")
     with monkeypatch.context() as patch:
-        patch.setattr(Pretraining, "_train", killed_train)
+        patch.setattr(Pretraining, "train", killed_train)
         assert "ended with a checkpoint of step 2" in refused(capsys, *broken, code=75)
     assert main([*broken, "--resume_from_checkpoint", "last"]) == 0
     whole, resumed = (tmp_path / name / "model.safetensors" for name in ("whole", "broken"))
