@@ -78,6 +78,7 @@ QUANTITIES = {
     "mean_cosine": Quantity("mean cosine", axis=GEOMETRY),
     "effective_rank": Quantity("effective rank", 0, 1, axis=GEOMETRY),
     "length_r2": Quantity("length readable from the vector, R²", axis=GEOMETRY),
+    "source_probe": Quantity("source readable from the vector", axis=GEOMETRY, hint="0 a guess, 1 always"),
     "main_score": Quantity("main score", 1),
 }
 

@@ -41,9 +41,11 @@ def built_in_corpus() -> Dataset:
 
 
 def retrieval_pairs(corpus: Dataset) -> Dataset:
-    """`query` and `document`: the summary and the body of each docstring whose body says enough to be found by it."""
+    """`query` and `document`, the summary and the body of each docstring whose body says enough to be found by it, and
+    `source`, its package."""
     pairs = corpus.filter(lambda row: len(row["body"].split()) >= 10)
-    return pairs.select_columns(["summary", "body"]).rename_columns({"summary": "query", "body": "document"})
+    pairs = pairs.map(lambda row: {"source": row["source"].partition("/")[0]})
+    return pairs.select_columns(["summary", "body", "source"]).rename_columns({"summary": "query", "body": "document"})
 
 
 def scan_docstrings(folders: dict[str, str | Path]) -> list[dict[str, str]]:

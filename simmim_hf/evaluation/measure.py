@@ -189,7 +189,8 @@ def _plain_text(
 
 
 def _geometry(task: Task, vectors: TextVectors, tokenizer, max_length: int, seed: int) -> dict[str, float | None]:
-    """How the vectors of a sample of the texts lie, and whether they tell the length of their text."""
+    """How the vectors of a sample of the texts lie, and whether they tell the length of their text and, where the rows
+    have the column `source`, where it is from."""
     sample = _draw(vectors.texts, GEOMETRY_TEXTS, seed)
     if len(sample) < 2:
         return {}
@@ -201,7 +202,14 @@ def _geometry(task: Task, vectors: TextVectors, tokenizer, max_length: int, seed
         pairs = vectors[rows[task.text_columns[0]]], vectors[rows[task.text_columns[1]]]  # (pairs, hidden) each
     lengths = [len(ids) for ids in tokenizer(sample, truncation=True, max_length=max_length)["input_ids"]]
     values = metrics.geometry_metrics(vectors[sample], pairs)
-    return {**values, "length_r2": metrics.length_probe(vectors[sample], lengths, seed)}
+    values["length_r2"] = metrics.length_probe(vectors[sample], lengths, seed)
+    if "source" in task.test.column_names:
+        sources = list(map(str, task.test["source"]))
+        of_texts = [zip(task.test[column], sources, strict=True) for column in task.text_columns]
+        of_text = dict(sorted(pair for pairs in of_texts for pair in pairs))  # whatever the order of the rows
+        known = [text for text in sample if text in of_text]  # none of the training texts of a split
+        values["source_probe"] = metrics.source_probe(vectors[known], [of_text[text] for text in known], seed)
+    return values
 
 
 def _by_text(rows: Dataset) -> tuple[list[str], list]:

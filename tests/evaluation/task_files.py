@@ -23,7 +23,7 @@ def write_tasks(folder) -> dict[str, str]:
     texts = sentences(60)
     pairs = zip(texts[:20], texts[20:40], strict=True)
     scored = [{"sentence1": a, "sentence2": b, "score": i % 6} for i, (a, b) in enumerate(pairs)]
-    found = [{"query": texts[i], "document": texts[30 + i // 2]} for i in range(24)]
+    found = [{"query": texts[i], "document": texts[30 + i // 2], "source": "ab"[i % 2]} for i in range(24)]
     labelled = [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(texts)]
     write_lines(folder / "given" / "train.jsonl", labelled[:40])
     write_lines(folder / "given" / "test.jsonl", labelled[40:])

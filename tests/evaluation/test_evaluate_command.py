@@ -50,6 +50,7 @@ def test_every_kind_of_task_is_measured_and_written(checkpoint, files, tmp_path,
     ]
     assert all(task.keys() >= GEOMETRY for task in found.values())
     assert found["similarity"]["pairs"] == 20 and "alignment" in found["similarity"]
+    assert "source_probe" in found["retrieval"] and "source_probe" not in found["similarity"]
     assert found["retrieval"]["queries"] == 24 and found["retrieval"]["documents"] == 12
     assert found["transfer"]["texts"] == found["given split"]["texts"] == 60
     assert 0 <= found["given split"]["accuracy"] <= 100

@@ -131,6 +131,16 @@ def test_length_probe_reads_a_length_that_is_there_and_no_other(generator):
     assert metrics.length_probe(told[:19], lengths[:19]) is None
 
 
+def test_source_probe_reads_a_source_that_is_there_and_no_other(generator):
+    sources = generator.choice(["wiki", "books"], p=[0.8, 0.2], size=200)
+    noise = generator.normal(size=(200, 8))
+    told = np.concatenate([noise, np.where(sources == "wiki", 3.0, -3.0)[:, None]], axis=1)
+    assert metrics.source_probe(told, sources) > 0.9
+    assert metrics.source_probe(noise, sources) < 0.1
+    assert metrics.source_probe(told, ["wiki"] * 200) is None
+    assert metrics.source_probe(told[:19], sources[:19]) is None
+
+
 def labelled_vectors(generator, count):
     labels = generator.integers(0, 3, size=count)
     return generator.normal(size=(count, 5)) + 0.8 * np.eye(5)[labels], np.array(["x", "y", "z"])[labels]
