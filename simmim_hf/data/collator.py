@@ -20,7 +20,7 @@ from transformers.utils import cached_file
 
 from ..model.configuration_simmim import PASSAGES, CorruptedViews, PositiveView, SimMIMConfig, choices_of, described
 from ..options import option
-from .words import ALONE, CONTINUES, build_word_tables, inside_han_word, shift_right
+from .words import ALONE, CONTINUES, build_word_tables, ends_of_sentences, inside_han_word, shift_right
 
 CONFIG_NAME = "data_collator_config.json"
 IGNORE_INDEX = -100
@@ -131,6 +131,12 @@ class DataCollatorForSimMIM:
         allows=lambda value: value >= 1,
         choose="1 or more, such as 4",
     )
+    first_sentence_probability: float = option(
+        0.0,
+        "With positive_view span: the probability that a text is cut behind its first sentence, often a title or a "
+        "summary, instead of anywhere. Of the rest, what is longer than max_length is not read then.",
+        **PROBABILITY,
+    )
     snippet_ratio: float | tuple[float, float] = option(
         (0.1, 0.5),
         "With positive_view snippet: its length as a share of the text; two numbers: drawn between them.",
@@ -155,6 +161,7 @@ class DataCollatorForSimMIM:
         self._ordinary_ids = np.setdiff1d(list(self.tokenizer.get_vocab().values()), self._special_ids)
         if self.whole_word_mask:
             self._word_table, self._han_table = build_word_tables(self.tokenizer)
+        self._sentence_ends = ends_of_sentences(self.tokenizer) if self.first_sentence_probability else []
         self._total_batches = None
         self.begin(0)
 
@@ -361,8 +368,13 @@ class DataCollatorForSimMIM:
         first, last = np.maximum(shortest, count - longest), np.minimum(count - shortest, longest)
         cut = first + np.floor(rng.random(count.shape) * (last - first + 1))  # (batch, 1), tokens before it
         is_cut = first <= last
+        if self.first_sentence_probability:
+            ends = np.isin(rows.input_ids, self._sentence_ends) & (place + 1 >= shortest) & (place + 1 <= last)
+            end = np.take_along_axis(place, ends.argmax(1, keepdims=True), axis=1)  # (batch, 1)
+            taken = ends.any(1, keepdims=True) & (rng.random(count.shape) < self.first_sentence_probability)
+            cut = np.where(taken, end + 1, cut)
         one = np.where(is_cut, place < cut, place < longest)  # (batch, length)
-        other = np.where(is_cut, (place >= cut) & (place < count), place < longest)
+        other = np.where(is_cut, (place >= cut) & (place < np.minimum(count, cut + longest)), place < longest)
         return self._keep(rows, one), self._keep(rows, other | (place < 0))
 
     def _make_snippet(self, rows: Rows, rng: np.random.Generator) -> tuple[Rows, Rows]:

@@ -15,6 +15,7 @@ logger = logging.get_logger(__name__)
 
 ALONE, BEGINS, CONTINUES = 0, 1, 2  # a token's place in its word: the whole word, its first token, a later one
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+SENTENCE_ENDS = (*".?!", "\u3002", "\uff1f", "\uff01")  # and the Chinese ones
 
 
 def shift_right(array: np.ndarray) -> np.ndarray:
@@ -22,6 +23,12 @@ def shift_right(array: np.ndarray) -> np.ndarray:
     shifted = np.zeros_like(array)
     shifted[:, 1:] = array[:, :-1]
     return shifted
+
+
+def ends_of_sentences(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of tokens that end with a full stop, a question mark or an exclamation mark."""
+    text = tokenizer.convert_tokens_to_string
+    return [index for token, index in tokenizer.get_vocab().items() if text([token]).rstrip().endswith(SENTENCE_ENDS)]
 
 
 def build_word_tables(tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import tiny_tokenizer
 from torch.utils.data import DataLoader
+from transformers import BertTokenizer
 
 from simmim_hf import DataCollatorForSimMIM
 
@@ -13,7 +14,7 @@ CLS, SEP, UNK, MASK = 2, 3, 1, 4
 
 def collator(**options) -> DataCollatorForSimMIM:
     defaults = {"positive_view": "span", "corrupted_views": "both", "max_length": 12, "min_span_length": 3}
-    return DataCollatorForSimMIM(tiny_tokenizer(), **{**defaults, **options})
+    return DataCollatorForSimMIM(**{"tokenizer": tiny_tokenizer(), **defaults, **options})
 
 
 def documents(lengths, seed=0) -> list[dict]:
@@ -50,6 +51,20 @@ def test_a_text_too_short_to_cut_gives_two_corruptions_of_it():
     for row, (one, other) in zip(rows, views(batch), strict=True):
         assert one == other == row["input_ids"][1:-1]
     assert not torch.equal(batch["labels"], batch["positive_labels"])
+
+
+def test_a_cut_behind_the_first_sentence():
+    tokenizer = BertTokenizer(vocab={**tiny_tokenizer().get_vocab(), ".": 64, "!": 65})
+    make = collator(tokenizer=tokenizer, first_sentence_probability=1.0, mlm_probability=0.2)
+    stop, shout = 64, 65  # the ids of . and !
+    rows = [[*range(5, 10), stop, *range(20, 40)], [5, stop, 6, 7, shout, *range(20, 28)], [*range(30, 50)]]
+    batch = make([{"input_ids": [CLS, *row, SEP]} for row in rows])
+    (one, other), (short, rest), (before, after) = views(batch)
+    assert (one, other) == (rows[0][:6], rows[0][6:16]), "as much of the rest as max_length has room for"
+    assert (short, rest) == (rows[1][:5], rows[1][5:]), "a first sentence that is too short is not one"
+    assert before + after == rows[2], "anywhere, where no sentence ends"
+    often = collator(tokenizer=tokenizer, first_sentence_probability=0.5)([{"input_ids": [CLS, *rows[0], SEP]}] * 200)
+    assert 0.4 < np.mean([one == rows[0][:6] for one, _ in views(often)]) < 0.7
 
 
 def test_both_views_are_corrupted_and_labelled():
