@@ -9,7 +9,8 @@ place of the latter a table of a task of `simmim evaluate`, such as of `query` a
 seed use as many operations as `--steps` of the first arm, the warm-up of its head included; those of TSDAE, which is
 that of sentence-transformers and runs where it can, are counted in the same way. The same command goes on where it
 ended. results.json has every value, results.md the means over the seeds with half the width of their 95 % intervals,
-and a star where a paired t-test over the seeds tells an arm from the model before at 5 %.
+and a star where a paired t-test over the seeds tells an arm from the model before at 5 %; results.png shows each
+domain's own task.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
+from matplotlib.figure import Figure
 from transformers.utils import logging
 
 from simmim_hf import records
@@ -254,10 +256,10 @@ def report(arguments, domains: list[str], arms: list[str], output: Path) -> None
         for arm in arms:
             paths = {seed: output / domain / str(seed) / arm / "results.json" for seed in arguments.seeds}
             found[arm] = {seed: records.read_json(path) for seed, path in paths.items() if path.is_file()}
-        results["runs"][domain] = found
         before = next(iter(found[BEFORE].values()), None)
         if before is None:
             continue
+        results["runs"][domain] = found
         columns = {name: METRICS[values["kind"]] for name, values in before["tasks"].items()}
         shown = records.without_folders(list(columns))
         titles = [f"{name}: {QUANTITIES[key].title}" for name, key in zip(shown, columns.values(), strict=True)]
@@ -284,9 +286,26 @@ def report(arguments, domains: list[str], arms: list[str], output: Path) -> None
         lines.append("")
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     lines += [f"Seeds {', '.join(map(str, arguments.seeds))}; {versions}.", "", "```bash", results["command"], "```"]
+    plot(results["runs"], output / "results.png")
     records.write_json(output / "results.json", results)
     (output / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
+
+
+def plot(runs: dict[str, dict], path: Path) -> None:
+    """For each domain what its own task gives: before, as a line, and after each arm, with 95 % intervals."""
+    figure = Figure(figsize=(8, 0.8 + 0.3 * max(map(len, runs.values()))), layout="constrained")
+    for panel, (domain, arms) in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs.items(), strict=True):
+        kinds = {run["tasks"][domain]["kind"] for seeds in arms.values() for run in seeds.values() if "tasks" in run}
+        key = METRICS[kinds.pop()]
+        values = {arm: _estimate(seeds, "tasks", domain, key) for arm, seeds in arms.items()}
+        values = {arm: value for arm, value in values.items() if value is not None}
+        means, halves = zip(*((value.mean, value.half_width or 0) for value in values.values()), strict=True)
+        panel.errorbar(means, range(len(values)), xerr=halves, fmt="o", capsize=3)
+        panel.axvline(values[BEFORE].mean, linestyle="--", color="grey", linewidth=1)
+        panel.set(yticks=range(len(values)), yticklabels=values, title=domain, xlabel=QUANTITIES[key].title)
+        panel.invert_yaxis()
+    figure.savefig(path, dpi=120)
 
 
 def _estimate(runs: dict[int, dict], *path: str):
