@@ -25,7 +25,6 @@ from pathlib import Path
 
 from children import prepare, run_command
 from safetensors.torch import load_file
-from transformers import HfArgumentParser
 from unusable_files import damaged_file, damaged_folder, lines
 from unusable_values import FEW, LENGTHS, STRINGS, unusable_backbone, unusable_json, unusable_value
 
@@ -34,6 +33,7 @@ from simmim_hf.comparison.comparison import ComparisonArguments
 from simmim_hf.evaluation.command import EvaluationArguments
 from simmim_hf.export import ExportArguments
 from simmim_hf.model.configuration_simmim import OBJECTIVES
+from simmim_hf.options import Parser
 from simmim_hf.training import report
 from simmim_hf.training.arguments import pretraining_parser
 from simmim_hf.training.card import CardArguments
@@ -83,7 +83,7 @@ class Fuzz:
             ("card", CardArguments),
             ("compare", ComparisonArguments),
         ):
-            self.options[command] = options_of(HfArgumentParser(arguments))
+            self.options[command] = options_of(Parser(arguments))
         self.options["compare"] += self.options["pretrain"]
         self.kinds = {
             self.pretrain: 50,

@@ -17,7 +17,7 @@ from .model.configuration_simmim import nearest
 SETTINGS_FILES = (".yaml", ".yml", ".json")
 NOT_GIVEN = object()
 REFUSED = 2  # the exit code where the input cannot work, as in argparse
-LONGEST_REASON = 300  # characters of what a library says
+LONGEST_REASON = 600  # characters of what a library says
 
 
 class Parser(HfArgumentParser):
@@ -153,6 +153,9 @@ def known_words(parser: Parser, argv: Sequence[str]) -> list[str]:
     names = option_names(parser.dataclass_types)
     given = [word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
     _check_names([name for name in given if name != "help" and name.removeprefix("no_") not in names], names)
+    for word in argv:
+        if word.partition("=")[2] == "--":  # which argparse would make an empty list of
+            raise ValueError(f"`{word}` has no value: -- is none.")
     return list(argv)
 
 

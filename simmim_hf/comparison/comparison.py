@@ -27,7 +27,7 @@ from ..evaluation.metrics import tfidf_reciprocal_rank
 from ..evaluation.tasks import load_tasks
 from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig
 from ..model.modeling_simmim import SimMIMForPreTraining
-from ..options import build, option
+from ..options import build, option, refusing
 from ..training import pretraining
 from ..training.arguments import PRETRAINING
 from ..training.checkpoints import in_all_processes, last_checkpoint
@@ -144,7 +144,8 @@ class Comparison:
         with without_progress_bars():
             self._save_initial_weights(is_new)
             self.rates = self._rates()
-            self.tasks = load_tasks(tasks, self.seeds[0])
+            with refusing("--tasks"):
+                self.tasks = load_tasks(tasks, self.seeds[0])
             if any(task.kind == "language modelling" for task in self.tasks.values()):
                 load_language_model(str(self._initial(self.seeds[0])))  # refuses what has no head
         if self.is_main:

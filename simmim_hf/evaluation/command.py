@@ -14,7 +14,7 @@ import torch
 from .. import quantities, records
 from ..data import tokenization
 from ..model.configuration_simmim import Pooling, SimMIMConfig
-from ..options import option
+from ..options import option, refusing
 from .bootstrap import CONFIDENCE, Sampled, paired_difference
 from .encoding import load_encoder
 from .language_modelling import load_language_model, masked_rows
@@ -157,7 +157,8 @@ class Evaluation:
         self.args = args
         self.device = _device(args.device)
         self.mteb_tasks = _mteb_tasks(args.mteb) if args.mteb else []
-        self.tasks = load_tasks(args.tasks or (), args.seed)
+        with refusing("--tasks"):
+            self.tasks = load_tasks(args.tasks or (), args.seed)
         reads_plain_text = any(task.kind == "language modelling" for task in self.tasks.values())
         self.contenders: dict[str, Contender] = {}
         for model in args.model:

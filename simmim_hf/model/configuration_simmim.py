@@ -356,6 +356,9 @@ class SimMIMConfig(PreTrainedConfig):
             if choices and value not in choices:
                 near = nearest(str(value), filter(None, choices))
                 raise ValueError(f"`{option.name}` is {value!r}.{near} Choose from {choices}.")
+            if "help" in option.metadata and not choices and not isinstance(value, option.type):
+                kind = getattr(option.type, "__name__", option.type)
+                raise ValueError(f"`{option.name}` is {value!r}: it must be {kind}.")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"`temperature` is {self.temperature}: it must be above 0; 0.05 is usual for cosine.")
         for name in WEIGHTS:

@@ -396,7 +396,7 @@ def read_text_config(text_config: str | dict | None) -> dict:
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(
             f"--text_config `{text_config}` is neither a JSON object, nor a JSON file, nor a model type of "
-            f"transformers: {str(error).splitlines()[0]}"
+            f"transformers: {reason(error)}"
         ) from error
 
 

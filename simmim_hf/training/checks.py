@@ -6,6 +6,7 @@ import psutil
 import torch
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, Trainer, TrainingArguments, get_scheduler
+from transformers.debug_utils import DebugOption
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import is_liger_kernel_available, is_torch_xla_available
 
@@ -61,8 +62,13 @@ def check(model_args: ModelArguments, data_args: DataArguments, args: Pretrainin
         raise ValueError("Give --train_file or --dataset_name, not both.")
     if data_args.mixture_weights is not None:
         check_mixture(data_args)
-    if "tpu_metrics_debug" in [each.value for each in args.debug] and not is_torch_xla_available():
+    if DebugOption.TPU_METRICS_DEBUG in args.debug and not is_torch_xla_available():
         raise ValueError("--debug tpu_metrics_debug needs a TPU: leave it out.")
+    if DebugOption.UNDERFLOW_OVERFLOW in args.debug:
+        raise ValueError(
+            "--debug underflow_overflow of transformers fails at attention masks, which are Boolean: leave it out. A "
+            "step that is not finite is skipped and counted in the log."
+        )
     if args.bf16_full_eval or args.fp16_full_eval:
         raise ValueError(
             "--bf16_full_eval and --fp16_full_eval would leave the weights in half precision, for the first "

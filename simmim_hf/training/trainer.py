@@ -28,6 +28,7 @@ from ..data.collator import DataCollatorForSimMIM
 from ..model.configuration_simmim import Objective
 from ..model.losses import alignment, uniformity
 from ..model.modeling_simmim import TERMS
+from ..options import refusing
 from . import card, checkpoints, sharding
 from .arguments import (
     METHOD_OPTIONS,
@@ -250,6 +251,10 @@ class SimMIMTrainer(Trainer):
         if isinstance(ratio, tuple):
             self._evaluation_collator = dataclasses.replace(self.data_collator, mlm_probability=ratio[1])
             self.add_callback(MaskRatioSchedule(self.data_collator))
+
+    def init_hf_repo(self, *args, **kwargs) -> None:
+        with refusing("--push_to_hub"):  # the Hub cannot be reached, or wants a token: said before training
+            super().init_hf_repo(*args, **kwargs)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
