@@ -241,10 +241,13 @@ class Fuzz:
             if name in LEFT_OUT or name in lengths[1:]:
                 continue
             value = unusable_value(rng, option, name)
-            case.words += [f"--{name}={value}"] if value is not None else [f"--{name}"]
+            values = [value] if value is not None else []
             if option.nargs == "+" and rng.random() < 0.3:
-                case.words += [value or "x", unusable_value(rng, option, name) or "y"]
-            case.names += [name, name.removeprefix("no_"), *([value] if value and len(value) > 1 else [])]
+                values = [value or "x", unusable_value(rng, option, name) or "y"]
+                case.words += [f"--{name}", *values]
+            else:
+                case.words += [f"--{name}={value}" if values else f"--{name}"]
+            case.names += [name, name.removeprefix("no_"), *(value for value in values if len(value) > 1)]
             if name in ("model_name_or_path", "resume_from_checkpoint", "model", "tokenizer_name"):
                 with contextlib.suppress(FileExistsError):
                     self._model(folder)
@@ -275,7 +278,7 @@ def fault(case: Case, folder: Path, code: int | None, said: Path) -> str | None:
         return f"exit code {code}"
     if len(told) != 1 or errors.rstrip().splitlines()[-1] != told[0] or "error: " not in told[0]:
         return "a refusal that is not one line at the end"
-    if len(told[0]) > LONGEST_LINE + max(map(len, case.words)):
+    if len(told[0]) > LONGEST_LINE:
         return f"a line of {len(told[0])} characters"
     spellings = [spelling for name in case.names for spelling in (" ".join(name.split()), repr(name)[1:-1])]
     if not any(spelling.strip() and spelling in told[0] for spelling in spellings):

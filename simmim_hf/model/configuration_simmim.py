@@ -166,6 +166,11 @@ class Objective:
         return bool(self.contrastive_weight) and self.positive_view == "masked" and not self.corrupts_both
 
     @property
+    def directions(self) -> list[bool]:
+        """Whether text is read from left to right only, for each way in which it is read."""
+        return [True] * (self.clm_weight > 0) + [False] * (self.mlm_weight > 0 or self.contrastive_weight > 0)
+
+    @property
     def is_causal(self) -> bool:
         """Whether everything is read from left to right only."""
         return self.clm_weight > 0 and self.mlm_weight == 0 and self.contrastive_weight == 0

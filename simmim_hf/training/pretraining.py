@@ -7,7 +7,6 @@ import dataclasses
 import math
 import os
 import shutil
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, TrainerState, set_seed
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from .. import records
@@ -88,7 +87,9 @@ def read_text(data_args: DataArguments, seed: int) -> tuple[Dataset | IterableDa
     elif data_args.streaming:
         first = list(train.take(1001))
         if len(first) <= 1000:
-            raise ValueError(f"a stream holds out its first 1,000 texts, and has {len(first)}: --validation_file.")
+            raise ValueError(
+                f"--streaming holds out the first 1,000 texts, and there are {len(first)}: give a --validation_file."
+            )
         train, held_out = train.skip(1000), Dataset.from_list(first[:1000])
     else:
         with refusing("nothing can be held out of the training text (--train_file), give a --validation_file"):
@@ -199,12 +200,15 @@ def build_trainer(
 
     Args:
         options: further arguments of the Trainer
+
+    Raises:
+        ValueError: the backbone cannot read text as the objective asks.
     """
     options_of_collator = data_args.collator_options()
     collator = DataCollatorForSimMIM.for_config(
         tokenizer, model.config, seed=args.seed, max_length=tokenizer.model_max_length, **options_of_collator
     )
-    return trainer_class(
+    trainer = trainer_class(
         model=model,
         args=args,
         train_dataset=text.train,
@@ -214,6 +218,10 @@ def build_trainer(
         callbacks=[TimeLimit(args.max_minutes)] if args.max_minutes else None,
         **options,
     )
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):  # which need all processes to read
+        for is_causal in model.config.objective.directions:
+            model.simmim.prove_direction(is_causal, args.device)
+    return trainer
 
 
 class Pretraining:
@@ -328,12 +336,10 @@ class Pretraining:
 
     def _saved_at_a_signal(self) -> str:
         """Saves the last step where the signal ended an evaluation, and says how to go on."""
-        step, name = self.trainer.state.global_step, signal.Signals(self.signals.received).name
+        step, name = self.trainer.state.global_step, self.signals.name
         if not step:
             return f"{name}: ended before the first step. Give the same command again."
-        target = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
-        if not checkpoints.in_all_processes(target.is_dir()):
-            self.trainer._save_checkpoint(self.trainer.model, trial=None)
+        self.trainer.ensure_checkpoint()
         more = "The same command with `--resume_from_checkpoint last` goes on from it."
         return f"{name}: ended with a checkpoint of step {step}. {more}"
 

@@ -499,6 +499,13 @@ class SimMIMTrainer(Trainer):
         finally:
             shutil.rmtree(written.parent, ignore_errors=True)
 
+    def ensure_checkpoint(self) -> None:
+        """Saves the last step, where no checkpoint has it: an evaluation was interrupted."""
+        step = self.state.global_step
+        target = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+        if step and not checkpoints.in_all_processes(target.is_dir()):
+            self._save_checkpoint(self.model, trial=None)
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._is_saving:  # the upload goes on in the background, and the folder is about to be renamed
             return

@@ -115,6 +115,8 @@ def test_more_tokens_than_positions_are_truncated(corpus, tmp_path, capsys):
         (["--resume_from_checkpoint", "last"], "no checkpoint"),
         (["--resume_from_checkpoint", "no/such/folder"], "there is no folder `no/such/folder`"),
         (["--streaming", "--max_steps", "-1"], "--max_steps"),
+        (["--streaming"], "--streaming holds out the first 1,000 texts, and there are"),
+        (["--text_config", '{"layer_norm_eps": 1e30, "num_hidden_layers": 1}'], "the same vectors whatever it reads"),
         (["--validation_split_percentage", "0"], "--validation_split_percentage is 0.0"),
         (["--similarity_file", "no-such-pairs.jsonl"], "--similarity_file: there is no file `no-such-pairs.jsonl`"),
         (["--push_to_hub", "--hub_token", "wrong"], "--push_to_hub: "),  # without a network, or with one
