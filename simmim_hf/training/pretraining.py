@@ -219,8 +219,9 @@ def build_trainer(
         **options,
     )
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):  # which need all processes to read
-        for is_causal in model.config.objective.directions:
-            model.simmim.prove_direction(is_causal, args.device)
+        with refusing("--text_config or --model_name_or_path"):
+            for is_causal in model.config.objective.directions:
+                model.simmim.prove_direction(is_causal, args.device)
     return trainer
 
 
