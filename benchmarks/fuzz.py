@@ -6,6 +6,8 @@ one line that names an option, a value or a file of the case; 1 only with the wo
 code, a result that is not there, or more than `--seconds` is a failure, and is printed with the command that shows it.
 
 python benchmarks/fuzz.py [--runs 200] [--seed 0] [--only NUMBER ...] [--folder FOLDER] [--output results/fuzz.json]
+
+With `--output`, the same command goes on after a kill or a mend: what failed is run again, then what is missing.
 """
 
 import argparse
@@ -338,7 +340,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, nargs="+", default=None, help="the numbers of cases of this seed")
     parser.add_argument("--seconds", type=float, default=30, help="of the processor that a case may take")
     parser.add_argument("--folder", default=None, help="keep the files of what fails here")
-    parser.add_argument("--output", default=None, help="write the summary here, as JSON")
+    parser.add_argument("--output", default=None, help="write the summary here, as JSON; if it is there, go on")
     parser.add_argument("--verbose", action="store_true", help="print each case with its last line")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -347,28 +349,37 @@ def main() -> None:
         material.mkdir(parents=True)
         fuzz = Fuzz(material, arguments.seed)
         fuzz.prepare()
-        outcomes, failures, begun = collections.Counter(), [], time.monotonic()
-        numbers = arguments.only or range(arguments.runs)
+        output = Path(arguments.output) if arguments.output and not arguments.only else None
+        summary = {"cases": 0, "seconds": 0, "outcomes": {}, "failures": []}
+        if output and output.exists():  # goes on: what failed is run again, then what is missing
+            summary = records.read_json(output)
+            if summary["seed"] != arguments.seed:
+                parser.error(f"{output} is of the seed {summary['seed']}")
+        summary |= {"command": shlex.join(["python", "benchmarks/fuzz.py", *sys.argv[1:]]), "seed": arguments.seed}
+        summary |= {"versions": records.versions(), "revision": records.git_revision()}
+        failures = {failure["number"]: failure for failure in summary["failures"]}
+        numbers = arguments.only or [*failures, *range(summary["cases"], arguments.runs)]
+        outcomes, spent, begun = collections.Counter(summary["outcomes"]), summary["seconds"], time.monotonic()
         for number in numbers:
             started = used()
             code, case, wrong, errors = run(fuzz, number, arguments.seconds)
+            if failures.pop(number, None):
+                outcomes[f"{case.words[0]}: failed"] -= 1
             outcomes[f"{case.words[0]}: {'failed' if wrong else f'exit code {code}'}"] += 1
             line = f"cd {material}/cases/{number} && {shlex.join(['simmim', *case.words])}"
             if arguments.verbose:
                 last = errors.strip().splitlines()[-1:]
                 print(f"{number} {code} {used() - started:.1f} s {line[:3000]}\n    {''.join(last)[:600]}")
             if wrong:
-                failures.append({"number": number, "what": wrong, "command": records.command(case.words)})
+                failures[number] = {"number": number, "what": wrong, "command": records.command(case.words)}
                 print(f"FAILED {number}, {wrong[:500]}\n    {line}\n{errors[-1500:]}")
-        seconds = time.monotonic() - begun
-    print(f"{len(numbers)} cases in {seconds:.0f} s: {len(failures)} failed")
-    for outcome, count in sorted(outcomes.items()):
+            summary |= {"cases": max(summary["cases"], number + 1), "seconds": round(spent + time.monotonic() - begun)}
+            summary |= {"outcomes": dict(sorted((+outcomes).items())), "failures": list(failures.values())}
+            if output:
+                records.write_json(output, summary)
+    print(f"{len(numbers)} cases in {time.monotonic() - begun:.0f} s: {len(failures)} failed")
+    for outcome, count in summary["outcomes"].items():
         print(f"{count:6} {outcome}")
-    if arguments.output:
-        summary = {"command": shlex.join(["python", "benchmarks/fuzz.py", *sys.argv[1:]]), "seed": arguments.seed}
-        summary |= {"cases": len(numbers), "seconds": round(seconds), "outcomes": dict(sorted(outcomes.items()))}
-        summary |= {"failures": failures, "versions": records.versions(), "revision": records.git_revision()}
-        records.write_json(Path(arguments.output), summary)
     sys.exit(1 if failures else 0)
 
 
