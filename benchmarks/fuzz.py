@@ -6,6 +6,8 @@ one line that names an option, a value or a file of the case; 1 only with the wo
 code, a result that is not there, or more than `--seconds` is a failure, and is printed with the command that shows it.
 
 python benchmarks/fuzz.py [--runs 200] [--seed 0] [--only NUMBER ...] [--folder FOLDER] [--output results/fuzz.json]
+
+With `--output`, the same command goes on after a kill or a mend: what failed is run again, then what is missing.
 """
 
 import argparse
@@ -25,7 +27,6 @@ from pathlib import Path
 
 from children import prepare, run_command
 from safetensors.torch import load_file
-from transformers import HfArgumentParser
 from unusable_files import damaged_file, damaged_folder, lines
 from unusable_values import FEW, LENGTHS, STRINGS, unusable_backbone, unusable_json, unusable_value
 
@@ -34,6 +35,7 @@ from simmim_hf.comparison.comparison import ComparisonArguments
 from simmim_hf.evaluation.command import EvaluationArguments
 from simmim_hf.export import ExportArguments
 from simmim_hf.model.configuration_simmim import OBJECTIVES
+from simmim_hf.options import Parser
 from simmim_hf.training import report
 from simmim_hf.training.arguments import pretraining_parser
 from simmim_hf.training.card import CardArguments
@@ -83,7 +85,7 @@ class Fuzz:
             ("card", CardArguments),
             ("compare", ComparisonArguments),
         ):
-            self.options[command] = options_of(HfArgumentParser(arguments))
+            self.options[command] = options_of(Parser(arguments))
         self.options["compare"] += self.options["pretrain"]
         self.kinds = {
             self.pretrain: 50,
@@ -241,10 +243,13 @@ class Fuzz:
             if name in LEFT_OUT or name in lengths[1:]:
                 continue
             value = unusable_value(rng, option, name)
-            case.words += [f"--{name}={value}"] if value is not None else [f"--{name}"]
+            values = [value] if value is not None else []
             if option.nargs == "+" and rng.random() < 0.3:
-                case.words += [value or "x", unusable_value(rng, option, name) or "y"]
-            case.names += [name, name.removeprefix("no_"), *([value] if value and len(value) > 1 else [])]
+                values = [value or "x", unusable_value(rng, option, name) or "y"]
+                case.words += [f"--{name}", *values]
+            else:
+                case.words += [f"--{name}={value}" if values else f"--{name}"]
+            case.names += [name, name.removeprefix("no_"), *(value for value in values if len(value) > 1)]
             if name in ("model_name_or_path", "resume_from_checkpoint", "model", "tokenizer_name"):
                 with contextlib.suppress(FileExistsError):
                     self._model(folder)
@@ -275,7 +280,7 @@ def fault(case: Case, folder: Path, code: int | None, said: Path) -> str | None:
         return f"exit code {code}"
     if len(told) != 1 or errors.rstrip().splitlines()[-1] != told[0] or "error: " not in told[0]:
         return "a refusal that is not one line at the end"
-    if len(told[0]) > LONGEST_LINE + max(map(len, case.words)):
+    if len(told[0]) > LONGEST_LINE:
         return f"a line of {len(told[0])} characters"
     spellings = [spelling for name in case.names for spelling in (" ".join(name.split()), repr(name)[1:-1])]
     if not any(spelling.strip() and spelling in told[0] for spelling in spellings):
@@ -335,7 +340,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, nargs="+", default=None, help="the numbers of cases of this seed")
     parser.add_argument("--seconds", type=float, default=30, help="of the processor that a case may take")
     parser.add_argument("--folder", default=None, help="keep the files of what fails here")
-    parser.add_argument("--output", default=None, help="write the summary here, as JSON")
+    parser.add_argument("--output", default=None, help="write the summary here, as JSON; if it is there, go on")
     parser.add_argument("--verbose", action="store_true", help="print each case with its last line")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -344,28 +349,37 @@ def main() -> None:
         material.mkdir(parents=True)
         fuzz = Fuzz(material, arguments.seed)
         fuzz.prepare()
-        outcomes, failures, begun = collections.Counter(), [], time.monotonic()
-        numbers = arguments.only or range(arguments.runs)
+        output = Path(arguments.output) if arguments.output and not arguments.only else None
+        summary = {"cases": 0, "seconds": 0, "outcomes": {}, "failures": []}
+        if output and output.exists():  # goes on: what failed is run again, then what is missing
+            summary = records.read_json(output)
+            if summary["seed"] != arguments.seed:
+                parser.error(f"{output} is of the seed {summary['seed']}")
+        summary |= {"command": shlex.join(["python", "benchmarks/fuzz.py", *sys.argv[1:]]), "seed": arguments.seed}
+        summary |= {"versions": records.versions(), "revision": records.git_revision()}
+        failures = {failure["number"]: failure for failure in summary["failures"]}
+        numbers = arguments.only or [*failures, *range(summary["cases"], arguments.runs)]
+        outcomes, spent, begun = collections.Counter(summary["outcomes"]), summary["seconds"], time.monotonic()
         for number in numbers:
             started = used()
             code, case, wrong, errors = run(fuzz, number, arguments.seconds)
+            if failures.pop(number, None):
+                outcomes[f"{case.words[0]}: failed"] -= 1
             outcomes[f"{case.words[0]}: {'failed' if wrong else f'exit code {code}'}"] += 1
             line = f"cd {material}/cases/{number} && {shlex.join(['simmim', *case.words])}"
             if arguments.verbose:
                 last = errors.strip().splitlines()[-1:]
                 print(f"{number} {code} {used() - started:.1f} s {line[:3000]}\n    {''.join(last)[:600]}")
             if wrong:
-                failures.append({"number": number, "what": wrong, "command": records.command(case.words)})
+                failures[number] = {"number": number, "what": wrong, "command": records.command(case.words)}
                 print(f"FAILED {number}, {wrong[:500]}\n    {line}\n{errors[-1500:]}")
-        seconds = time.monotonic() - begun
-    print(f"{len(numbers)} cases in {seconds:.0f} s: {len(failures)} failed")
-    for outcome, count in sorted(outcomes.items()):
+            summary |= {"cases": max(summary["cases"], number + 1), "seconds": round(spent + time.monotonic() - begun)}
+            summary |= {"outcomes": dict(sorted((+outcomes).items())), "failures": list(failures.values())}
+            if output:
+                records.write_json(output, summary)
+    print(f"{len(numbers)} cases in {time.monotonic() - begun:.0f} s: {len(failures)} failed")
+    for outcome, count in summary["outcomes"].items():
         print(f"{count:6} {outcome}")
-    if arguments.output:
-        summary = {"command": shlex.join(["python", "benchmarks/fuzz.py", *sys.argv[1:]]), "seed": arguments.seed}
-        summary |= {"cases": len(numbers), "seconds": round(seconds), "outcomes": dict(sorted(outcomes.items()))}
-        summary |= {"failures": failures, "versions": records.versions(), "revision": records.git_revision()}
-        records.write_json(Path(arguments.output), summary)
     sys.exit(1 if failures else 0)
 
 

@@ -5,7 +5,7 @@ import contextlib
 import sys
 from collections.abc import Sequence
 
-from .options import REFUSED, Parser, option_names, parse, parse_given
+from .options import REFUSED, Parser, one_line, option_names, parse, parse_given
 
 FAILED = 1  # the input was right and the result is not
 # A signal came and a checkpoint was saved: EX_TEMPFAIL of sysexits.h, try again. 128 + signal, as of a shell, would
@@ -95,6 +95,7 @@ def compare(argv: list[str]) -> int:
     from .comparison.arms import read_arms
     from .comparison.comparison import Comparison, ComparisonArguments
     from .training.arguments import PRETRAINING
+    from .training.signals import Interrupted
 
     parser = parser_of(
         (ComparisonArguments, *PRETRAINING),
@@ -108,7 +109,8 @@ def compare(argv: list[str]) -> int:
         own = {name: options.pop(name) for name in option_names([ComparisonArguments]) if name in options}
         arms = read_arms(own.pop("objectives", None), own.pop("arms", None))
         comparison = Comparison(arms, options, options.pop("output_dir"), **own)
-    results = comparison.run(["compare", *argv])
+    with ending(parser, TRY_AGAIN, Interrupted), comparison.signals.listening():
+        results = comparison.run(["compare", *argv])
     return 0 if any(run["status"] == "finished" for run in results["runs"]) else 1
 
 
@@ -125,7 +127,7 @@ def ending(parser: argparse.ArgumentParser, status: int, *errors: type[Exception
         yield
     except errors as error:
         # A worker of a DataLoader puts its traceback before the message.
-        message = " ".join(str(error).rpartition("DataError: ")[2].split())
+        message = one_line(str(error).rpartition("DataError: ")[2])
         parser.exit(status, f"{parser.prog}: {'error: ' if status == REFUSED else ''}{message}\n")
 
 

@@ -17,7 +17,7 @@ from .model.configuration_simmim import nearest
 SETTINGS_FILES = (".yaml", ".yml", ".json")
 NOT_GIVEN = object()
 REFUSED = 2  # the exit code where the input cannot work, as in argparse
-LONGEST_REASON = 300  # characters of what a library says
+LONGEST_LINE, LONGEST_REASON = 1200, 600  # characters of a refusal, and of what a library says in it
 
 
 class Parser(HfArgumentParser):
@@ -27,7 +27,13 @@ class Parser(HfArgumentParser):
         super().__init__(arguments, allow_abbrev=False, **options)
 
     def error(self, message: str):
-        self.exit(REFUSED, f"{self.prog}: error: {' '.join(message.split())}\n")
+        self.exit(REFUSED, f"{self.prog}: error: {one_line(message)}\n")
+
+
+def one_line(message: str) -> str:
+    """A message without line breaks, and without the middle of a very long one: a value may be of any length."""
+    message = " ".join(message.split())
+    return message if len(message) <= LONGEST_LINE else f"{message[: LONGEST_LINE - 300]} ... {message[-300:]}"
 
 
 @contextlib.contextmanager
@@ -42,7 +48,7 @@ def refusing(what: str) -> Iterator[None]:
 def reason(error: BaseException) -> str:
     """What an error says, in one line of bearable length."""
     words = f"there is no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
-    words = " ".join(words.split())
+    words = " ".join(words.split()).partition(" Exception raised from ")[0]  # torch's own stack
     return words if len(words) <= LONGEST_REASON else f"{words[:LONGEST_REASON]} ..."
 
 
@@ -153,6 +159,11 @@ def known_words(parser: Parser, argv: Sequence[str]) -> list[str]:
     names = option_names(parser.dataclass_types)
     given = [word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
     _check_names([name for name in given if name != "help" and name.removeprefix("no_") not in names], names)
+    for word in argv:
+        if word.partition("=")[2] == "--":  # which argparse would make an empty list of
+            raise ValueError(f"`{word}` has no value: -- is none.")
+        if word.encode(errors="replace").decode() != word:
+            raise ValueError(f"{word!a} is not UTF-8, in which results are written: give another name or value.")
     return list(argv)
 
 

@@ -19,6 +19,7 @@ from ..model.modeling_simmim import SimMIMForPreTraining
 from ..training.trainer import SimMIMTrainer
 
 SAMPLED_BATCHES = 32
+MOST_PASSES = 1000  # each is planned batch by batch
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,17 @@ class Budget:
         return None
 
     def plan(self, trainer: SimMIMTrainer, rate: "Rate") -> list[int]:
-        """The tokens that are read before each step that the budget pays for, and after the last."""
+        """The tokens that are read before each step that the budget pays for, and after the last.
+
+        Raises:
+            ValueError: it pays for more than `MOST_PASSES` over the text.
+        """
+        passes = self.amount / (rate.cost * sum(trainer.train_dataset["length"][:]))
+        if passes > MOST_PASSES:
+            raise ValueError(
+                f"--budget_{self.unit} {self.amount:g} is enough for {passes:.2g} passes over the text, and "
+                f"{MOST_PASSES:,} are the most: give less, or more text."
+            )
         counts, text = tokens_of_steps(trainer), [0]
         while text[-1] * rate.cost < self.amount:
             text.append(text[-1] + next(counts))

@@ -27,11 +27,12 @@ from ..evaluation.metrics import tfidf_reciprocal_rank
 from ..evaluation.tasks import load_tasks
 from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig
 from ..model.modeling_simmim import SimMIMForPreTraining
-from ..options import build, option
+from ..options import build, option, refusing
 from ..training import pretraining
 from ..training.arguments import PRETRAINING
 from ..training.checkpoints import in_all_processes, last_checkpoint
 from ..training.checks import check
+from ..training.signals import Interrupted, StopAtSignal
 from ..training.trainer import SimMIMTrainer
 from . import budget, report, statistics
 from .arms import check_arms, config_options, refuse_decided
@@ -91,6 +92,8 @@ class Comparison:
     that was trained, and `result.json` in it says that it is finished. Run again, only what is missing is done, and a
     run that was killed goes on from its last checkpoint.
 
+    A signal that comes in `run` while `signals.listening()` ends it with a checkpoint of the run that is trained.
+
     A budget decides the steps of a run by the lengths of the texts that it will read: the first number of steps that
     reaches the budget, so that two arms differ by less than a batch. It is turned into tokens of text by what a token
     of text costs an arm: how often the encoder reads it and for how many operations (`budget.training_flops`), over
@@ -121,6 +124,7 @@ class Comparison:
             raise ValueError(f"--output_dir `{output_dir}` is not empty and holds no comparison: give another folder.")
         self.seeds = [self.options.get("seed", 42) + i for i in range(settings.seeds)]
         self.failures: dict[tuple[str, int], str] = {}
+        self.signals = StopAtSignal()
         self.record = {
             "options": self.options,
             "arms": self.arms,
@@ -144,7 +148,8 @@ class Comparison:
         with without_progress_bars():
             self._save_initial_weights(is_new)
             self.rates = self._rates()
-            self.tasks = load_tasks(tasks, self.seeds[0])
+            with refusing("--tasks"):
+                self.tasks = load_tasks(tasks, self.seeds[0])
             if any(task.kind == "language modelling" for task in self.tasks.values()):
                 load_language_model(str(self._initial(self.seeds[0])))  # refuses what has no head
         if self.is_main:
@@ -312,22 +317,18 @@ class Comparison:
 
         Returns:
             What `results.json` holds.
+
+        Raises:
+            Interrupted: a signal came while `signals.listening()`.
         """
-        for seed in self.seeds:
-            with without_progress_bars():
-                self._measure_initial_weights(seed)
-            for arm in self.arms:
-                if in_all_processes((self._run_folder(arm, seed) / "result.json").is_file()):
-                    continue
-                try:
-                    with without_progress_bars():
-                        self._run(arm, seed)
-                except Exception as error:
-                    if dist.is_initialized():
-                        raise  # the other processes would wait for this one
-                    logger.exception(f"The arm `{arm}` failed with seed {seed}.")
-                    self.failures[arm, seed] = f"{type(error).__name__}: {error}"
-                in_all_processes(None)
+        try:
+            self._run_what_is_missing()
+        except Interrupted as end:
+            finished = [self._is_finished(*run) for run in itertools.product(self.arms, self.seeds)]
+            raise Interrupted(
+                f"{self.signals.name}: ended with {sum(finished)} of {len(finished)} runs finished. The same command "
+                "goes on."
+            ) from end
         results = self._collect(argv)
         if self.is_main:
             results["summary"] = statistics.summary(results)
@@ -337,6 +338,28 @@ class Comparison:
             print(f"The whole report: {self.folder / 'report.html'} and report.md; all metrics: results.json.")
         in_all_processes(None)
         return results
+
+    def _run_what_is_missing(self) -> None:
+        for seed in self.seeds:
+            with without_progress_bars():
+                self._measure_initial_weights(seed)
+            for arm in self.arms:
+                if in_all_processes(self._is_finished(arm, seed)):
+                    continue
+                try:
+                    with without_progress_bars():
+                        self._run(arm, seed)
+                except Interrupted:
+                    raise
+                except Exception as error:
+                    if dist.is_initialized():
+                        raise  # the other processes would wait for this one
+                    logger.exception(f"The arm `{arm}` failed with seed {seed}.")
+                    self.failures[arm, seed] = f"{type(error).__name__}: {error}"
+                in_all_processes(None)
+
+    def _is_finished(self, arm: str, seed: int) -> bool:
+        return (self._run_folder(arm, seed) / "result.json").is_file()
 
     def _run(self, arm: str, seed: int) -> None:
         folder = self._run_folder(arm, seed)
@@ -352,13 +375,18 @@ class Comparison:
             if state.global_step < len(tokens) - 1:
                 held_out = self.curve_text if self.is_main else None
                 recorder = Recorder(trainer, held_out, tokens, title=f"{arm}, seed {seed}")
-                quieten(trainer, recorder).train(resume_from_checkpoint=checkpoint)
+                quieten(trainer, recorder, self.signals).train(resume_from_checkpoint=checkpoint)
                 state = trainer.state
+                if self.signals.came(self.device):
+                    raise Interrupted
             else:  # killed between its last step and its result
                 model.load_state_dict(SimMIMForPreTraining.from_pretrained(checkpoint).state_dict())
         except FloatingPointError as error:
             # A loss that is not finite is a result. Whatever else goes wrong is tried again next time.
             outcome, state = {"status": "failed", "reason": str(error)}, trainer.state
+        except Interrupted:
+            trainer.ensure_checkpoint()
+            raise
         memory = budget.peak_memory(self.device)
         if outcome["status"] == "finished":
             trainer.save_model()
@@ -400,6 +428,8 @@ class Comparison:
         if any(task.kind == "language modelling" for task in self.tasks.values()):
             language_model = load_language_model(str(folder), self.device)
         for name, task in self.tasks.items():
+            if self.signals.received:  # only the main process is here
+                raise Interrupted
             options = {"max_length": self.max_length, "language_model": language_model, "seed": self.seeds[0]}
             metrics[name] = measure(task, model, self.tokenizer, **options)
         return metrics

@@ -14,12 +14,14 @@ import torch
 from .. import quantities, records
 from ..data import tokenization
 from ..model.configuration_simmim import Pooling, SimMIMConfig
-from ..options import option
+from ..options import option, refusing
 from .bootstrap import CONFIDENCE, Sampled, paired_difference
 from .encoding import load_encoder
 from .language_modelling import load_language_model, masked_rows
 from .measure import TextVectors, measure_with_samples
 from .tasks import BUILT_IN, NEEDED, Task, load_tasks
+
+LARGEST = 2**32 - 1  # that scikit-learn takes for a seed
 
 
 @dataclass
@@ -56,9 +58,9 @@ class EvaluationArguments:
         self.model = [self.model] if isinstance(self.model, str) else self.model
         if not self.tasks and not self.mteb:
             raise ValueError(f"nothing to measure: give --tasks (built in: {', '.join(BUILT_IN)}) or --mteb.")
-        for name, least in (("batch_size", 1), ("max_samples", 0), ("max_seq_length", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} is {getattr(self, name)}: it must be {least} or more.")
+        for name, least in (("batch_size", 1), ("max_samples", 0), ("max_seq_length", 1), ("seed", 0)):
+            if not least <= getattr(self, name) <= LARGEST:
+                raise ValueError(f"--{name} is {getattr(self, name)}: it must be {least} or more, up to {LARGEST:,}.")
         if os.path.exists(os.path.join(self.output_dir, "results.json")) and not self.overwrite_output_dir:
             raise ValueError(
                 f"--output_dir `{self.output_dir}` already has a results.json. Give another folder, or "
@@ -133,6 +135,8 @@ class Contender:
         self.results["mteb"] = {result.task_name: {"main_score": float(result.get_score())} for result in results}
 
     def _check_tokenizer(self, name: str) -> None:
+        if self.tokenizer.pad_token is None:
+            raise ValueError(f"the tokenizer of the model `{name}` has no padding token, and none for an end.")
         tokens, vocabulary = len(self.tokenizer), self.encoder.config.vocab_size
         if tokens > vocabulary:
             raise ValueError(
@@ -157,7 +161,8 @@ class Evaluation:
         self.args = args
         self.device = _device(args.device)
         self.mteb_tasks = _mteb_tasks(args.mteb) if args.mteb else []
-        self.tasks = load_tasks(args.tasks or (), args.seed)
+        with refusing("--tasks"):
+            self.tasks = load_tasks(args.tasks or (), args.seed)
         reads_plain_text = any(task.kind == "language modelling" for task in self.tasks.values())
         self.contenders: dict[str, Contender] = {}
         for model in args.model:
@@ -226,7 +231,7 @@ def _device(name: str) -> torch.device:
         return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.ones(1, device=device).item()  # the device `meta` has no values
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"--device `{name}` cannot be used: {str(error).splitlines()[0]} Give auto, cpu or cuda."

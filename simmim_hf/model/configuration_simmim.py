@@ -166,6 +166,11 @@ class Objective:
         return bool(self.contrastive_weight) and self.positive_view == "masked" and not self.corrupts_both
 
     @property
+    def directions(self) -> list[bool]:
+        """Whether text is read from left to right only, for each way in which it is read."""
+        return [True] * (self.clm_weight > 0) + [False] * (self.mlm_weight > 0 or self.contrastive_weight > 0)
+
+    @property
     def is_causal(self) -> bool:
         """Whether everything is read from left to right only."""
         return self.clm_weight > 0 and self.mlm_weight == 0 and self.contrastive_weight == 0
@@ -356,6 +361,9 @@ class SimMIMConfig(PreTrainedConfig):
             if choices and value not in choices:
                 near = nearest(str(value), filter(None, choices))
                 raise ValueError(f"`{option.name}` is {value!r}.{near} Choose from {choices}.")
+            if "help" in option.metadata and not choices and not isinstance(value, option.type):
+                kind = getattr(option.type, "__name__", option.type)
+                raise ValueError(f"`{option.name}` is {value!r}: it must be {kind}.")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"`temperature` is {self.temperature}: it must be above 0; 0.05 is usual for cosine.")
         for name in WEIGHTS:

@@ -293,7 +293,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
         """
         packing = Packing.of(attention_mask)
         is_causal = self.config.objective.is_causal if is_causal is None else is_causal
-        self._prove_direction(is_causal, input_ids.device)
+        self.prove_direction(is_causal, input_ids.device)
         if self._packs(input_ids.device):
             return self._encode_packed(input_ids, packing, token_type_ids, is_causal), packing
         states = self._states(self._encode_padded(input_ids, attention_mask, token_type_ids, is_causal))
@@ -367,8 +367,12 @@ class SimMIMModel(SimMIMPreTrainedModel):
         return self._can_pack
 
     @torch.no_grad()
-    def _prove_direction(self, is_causal: bool, device: torch.device) -> None:
-        """Tries once whether the backbone obeys `is_causal`: some can read one way only, and ignore it silently."""
+    def prove_direction(self, is_causal: bool, device: torch.device) -> None:
+        """Tries once whether the backbone obeys `is_causal`: some can read one way only, and ignore it silently.
+
+        Raises:
+            ValueError: it does not, it cannot read a text, or what it reads changes nothing.
+        """
         without_layers = getattr(self.config.text_config, "num_hidden_layers", None) == 0  # no token sees another
         if is_causal in self._proven_directions or without_layers:
             return
@@ -379,12 +383,18 @@ class SimMIMModel(SimMIMPreTrainedModel):
         family, mask = self.config.text_config.model_type, torch.ones_like(text)
         try:
             with _evaluating(self, device):
-                first, second = (self.encode(ids, mask, is_causal=is_causal)[0].last[0] for ids in (text, other))
+                read = (self.encode(ids, mask, is_causal=is_causal)[0].last for ids in (text, other))
+                first, second = read  # (6, hidden) each
         except Exception as error:
             self._proven_directions.remove(is_causal)
             way = "from left to right" if is_causal else "in both directions"
             raise ValueError(f"The backbone `{family}` cannot read a sequence {way}: {error}") from error
-        if torch.equal(first, second) != is_causal:
+        if torch.equal(first[-1], second[-1]):  # of the token that differs
+            raise ValueError(
+                f"The backbone `{family}` gives the same vectors whatever it reads: its weights are all alike, or an "
+                "option such as the epsilon of its norms is out of proportion."
+            )
+        if torch.equal(first[0], second[0]) != is_causal:
             raise ValueError(
                 f"The backbone `{family}` looks ahead even when it is asked to read from left to right. "
                 "Set `clm_weight` to 0, or choose another backbone."

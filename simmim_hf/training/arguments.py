@@ -81,7 +81,7 @@ def refuse_compiling(args: TrainingArguments) -> None:
         ValueError: it is.
     """
     for name in ("torch_compile", "torch_compile_backend", "torch_compile_mode"):
-        if getattr(args, name):
+        if getattr(args, name) not in (None, False):
             raise ValueError(
                 f"--{name}: batches without padding have new lengths at every step, and each would be compiled anew, "
                 "which takes longer than training. Leave it out."
@@ -360,6 +360,7 @@ RANGES_OF_OPTIONS = {
     **dict.fromkeys(["num_train_epochs", "logging_steps", "save_steps", "eval_steps"], (TINY, HUGE)),
     "max_minutes": (TINY, math.inf),
     "vocab_size": (10, 1e9),
+    "projection_dim": (1, 1e9),
     "max_seq_length": (3, 1e9),
 }
 NOT_GIVEN = {"max_steps": -1}  # what transformers has in place of None
@@ -396,7 +397,7 @@ def read_text_config(text_config: str | dict | None) -> dict:
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(
             f"--text_config `{text_config}` is neither a JSON object, nor a JSON file, nor a model type of "
-            f"transformers: {str(error).splitlines()[0]}"
+            f"transformers: {reason(error)}"
         ) from error
 
 

@@ -17,7 +17,7 @@ from transformers.utils import logging
 from .. import records
 from ..data.collator import DataCollatorForSimMIM
 from ..model.configuration_simmim import POSITIVE_VIEWS, SimMIMConfig
-from ..options import option
+from ..options import option, refusing
 from ..quantities import QUANTITIES, listed, quantity, title
 from . import report
 from .arguments import METHOD_OPTIONS
@@ -132,11 +132,7 @@ def model_card(
     Raises:
         ValueError: a language or an id that the Hub does not accept.
     """
-    for code in language:
-        if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|multilingual|code", code):
-            raise ValueError(f"`{code}` is not a language code: give ISO 639 codes such as `en`, or `multilingual`.")
-    if hub_model_id:
-        validate_repo_id(hub_model_id)
+    check_options(hub_model_id, language)
     objective, data = facts["objective"], facts.get("data", {})
     results = _eval_results(facts.get("after", {}), data)
     learned = [tag for weight, tags_of_term in TAGS.items() if objective[weight] for tag in tags_of_term]
@@ -168,6 +164,16 @@ def model_card(
         notes=_notes(facts),
         missing=listed([what for what, given in missing.items() if not given]),
     )
+
+
+def check_options(hub_model_id: str | None, language: Sequence[str]) -> None:
+    """Refuses what the Hub does not accept. Raises a ValueError."""
+    for code in language:
+        if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|multilingual|code", code):
+            raise ValueError(f"`{code}` is not a language code: give ISO 639 codes such as `en`, or `multilingual`.")
+    if hub_model_id:
+        with refusing("--hub_model_id"):
+            validate_repo_id(hub_model_id)
 
 
 def _learned(objective: dict) -> list[str]:
@@ -378,15 +384,18 @@ def write_card(arguments: CardArguments) -> Path:
     results = records.read_json(folder / "results.json")
     if "objective" not in results:
         raise ValueError(f"`{folder}/results.json` does not record the model: it is not of this version's pretrain.")
+    check_options(arguments.hub_model_id, arguments.language or ())
     plot, state = folder / PLOT, folder / "trainer_state.json"
     if not plot.exists() and state.exists():
-        report.plot_training(records.read_json(state)["log_history"], str(plot))
-    card = model_card(
-        results,
-        _name(arguments.hub_model_id, folder),
-        hub_model_id=arguments.hub_model_id,
-        license=arguments.license,
-        language=arguments.language or (),
-        plot=PLOT if plot.exists() else None,
-    )
+        with refusing(f"--model: `{state}` is damaged"):
+            report.plot_training(records.read_json(state)["log_history"], str(plot))
+    with refusing(f"--model: `{folder}/results.json` is damaged"):
+        card = model_card(
+            results,
+            _name(arguments.hub_model_id, folder),
+            hub_model_id=arguments.hub_model_id,
+            license=arguments.license,
+            language=arguments.language or (),
+            plot=PLOT if plot.exists() else None,
+        )
     return save_card(card, folder, arguments.overwrite)

@@ -4,8 +4,8 @@ import math
 
 import psutil
 import torch
-from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, Trainer, TrainingArguments, get_scheduler
+from transformers.debug_utils import DebugOption
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import is_liger_kernel_available, is_torch_xla_available
 
@@ -13,6 +13,7 @@ from ..data.collator import DataCollatorForSimMIM
 from ..model.configuration_simmim import COMMON_OPTIONS, WEIGHTS, SimMIMConfig, nearest
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import refusing
+from . import card
 from .arguments import (
     TOKEN_IDS,
     DataArguments,
@@ -37,9 +38,7 @@ def check(model_args: ModelArguments, data_args: DataArguments, args: Pretrainin
     for options in (model_args, data_args):
         check_ranges(options)
     check_training(args)
-    if args.hub_model_id:
-        with refusing("--hub_model_id"):
-            validate_repo_id(args.hub_model_id)
+    card.check_options(args.hub_model_id, ())
     config = check_model(model_args)
     DataCollatorForSimMIM.check_options(data_args.collator_options())
     if config.contrastive_weight and args.per_device_train_batch_size * args.world_size < 2:
@@ -61,8 +60,13 @@ def check(model_args: ModelArguments, data_args: DataArguments, args: Pretrainin
         raise ValueError("Give --train_file or --dataset_name, not both.")
     if data_args.mixture_weights is not None:
         check_mixture(data_args)
-    if "tpu_metrics_debug" in [each.value for each in args.debug] and not is_torch_xla_available():
+    if DebugOption.TPU_METRICS_DEBUG in args.debug and not is_torch_xla_available():
         raise ValueError("--debug tpu_metrics_debug needs a TPU: leave it out.")
+    if DebugOption.UNDERFLOW_OVERFLOW in args.debug:
+        raise ValueError(
+            "--debug underflow_overflow of transformers fails at attention masks, which are Boolean: leave it out. A "
+            "step that is not finite is skipped and counted in the log."
+        )
     if args.bf16_full_eval or args.fp16_full_eval:
         raise ValueError(
             "--bf16_full_eval and --fp16_full_eval would leave the weights in half precision, for the first "
@@ -144,6 +148,10 @@ def check_training(args: TrainingArguments) -> None:
         with refusing(f"--optim {args.optim.value}, --optim_args {args.optim_args}"):
             optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, layer)
             optimizer = optimizer_class(layer.parameters(), **options)
+    if args.gradient_checkpointing:
+        with refusing(f"--gradient_checkpointing_kwargs {args.gradient_checkpointing_kwargs}"):
+            options = {"use_reentrant": False, **(args.gradient_checkpointing_kwargs or {})}
+            torch.utils.checkpoint.checkpoint(layer, torch.ones(1, 1), **options)
     kind, kwargs = args.lr_scheduler_type, args.lr_scheduler_kwargs
     with refusing(f"--lr_scheduler_type {kind.value}, --lr_scheduler_kwargs {kwargs}"):
         get_scheduler(kind, optimizer, args.get_warmup_steps(100), 100, scheduler_specific_kwargs=kwargs)

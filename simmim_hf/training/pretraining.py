@@ -7,7 +7,6 @@ import dataclasses
 import math
 import os
 import shutil
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, TrainerState, set_seed
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from .. import records
@@ -78,40 +77,41 @@ def read_text(data_args: DataArguments, seed: int) -> tuple[Dataset | IterableDa
         # Whole source files are held out, so that no docstring is judged by its neighbours in the file.
         corpus = docstrings.built_in_corpus()
         return corpora.split_held_out(corpus, fraction=0.1, group_column="source", seed=seed)
-    weights = data_args.mixture_weights
-    if weights:
-        train = _read_sources(data_args)
-    elif data_args.train_file:
-        train = corpora.load_text(
-            data_args.train_file, data_args.text_column, data_args.streaming, data_args.text_unit
-        )
-    else:
-        train = corpora.load_hub_text(
-            data_args.dataset_name,
-            data_args.dataset_config_name,
-            text_column=data_args.text_column,
-            streaming=data_args.streaming,
-        )
+    with refusing("--train_file" if data_args.train_file else "--dataset_name"):
+        train = _read_training_text(data_args)
     if data_args.validation_file:
-        held_out = corpora.load_text(data_args.validation_file, data_args.text_column, text_unit=data_args.text_unit)
+        with refusing("--validation_file"):
+            held_out = corpora.load_text(
+                data_args.validation_file, data_args.text_column, text_unit=data_args.text_unit
+            )
     elif data_args.streaming:
         first = list(train.take(1001))
         if len(first) <= 1000:
-            raise ValueError(f"a stream holds out its first 1,000 texts, and has {len(first)}: --validation_file.")
+            raise ValueError(
+                f"--streaming holds out the first 1,000 texts, and there are {len(first)}: give a --validation_file."
+            )
         train, held_out = train.skip(1000), Dataset.from_list(first[:1000])
     else:
         with refusing("nothing can be held out of the training text (--train_file), give a --validation_file"):
             train, held_out = corpora.split_held_out(train, data_args.validation_split_percentage / 100, seed=seed)
+    weights = data_args.mixture_weights
     return mixtures.mix(train, weights, seed) if weights else train, held_out
 
 
-def _read_sources(data_args: DataArguments) -> Dataset | list[IterableDataset]:
+def _read_training_text(data_args: DataArguments) -> Dataset | IterableDataset | list[IterableDataset]:
+    """All of it, or of a mixture that is streamed each source."""
+    column, streaming = data_args.text_column, data_args.streaming
+    if data_args.dataset_name:
+        name, config_name = data_args.dataset_name, data_args.dataset_config_name
+        return corpora.load_hub_text(name, config_name, text_column=column, streaming=streaming)
+    if not data_args.mixture_weights:
+        return corpora.load_text(data_args.train_file, column, streaming, data_args.text_unit)
     sources = []
     for path in data_args.train_file:
         is_table = set(corpora.text_units(path).values()) == {"row"}  # which has no other unit
         text_unit = None if is_table else data_args.text_unit
-        sources.append(corpora.load_text(path, data_args.text_column, data_args.streaming, text_unit))
-    return sources if data_args.streaming else mixtures.numbered(sources)
+        sources.append(corpora.load_text(path, column, streaming, text_unit))
+    return sources if streaming else mixtures.numbered(sources)
 
 
 def get_tokenizer(
@@ -200,12 +200,15 @@ def build_trainer(
 
     Args:
         options: further arguments of the Trainer
+
+    Raises:
+        ValueError: the backbone cannot read text as the objective asks.
     """
     options_of_collator = data_args.collator_options()
     collator = DataCollatorForSimMIM.for_config(
         tokenizer, model.config, seed=args.seed, max_length=tokenizer.model_max_length, **options_of_collator
     )
-    return trainer_class(
+    trainer = trainer_class(
         model=model,
         args=args,
         train_dataset=text.train,
@@ -215,6 +218,11 @@ def build_trainer(
         callbacks=[TimeLimit(args.max_minutes)] if args.max_minutes else None,
         **options,
     )
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):  # which need all processes to read
+        with refusing("--text_config or --model_name_or_path"):
+            for is_causal in model.config.objective.directions:
+                model.simmim.prove_direction(is_causal, args.device)
+    return trainer
 
 
 class Pretraining:
@@ -230,7 +238,8 @@ class Pretraining:
         self.checkpoint = _checkpoint_to_resume(args)
         check(model_args, data_args, args)
         os.makedirs(args.output_dir, exist_ok=True)  # where it cannot be made, nothing is read
-        self.scored_pairs = load_scored_pairs(data_args.similarity_file) if data_args.similarity_file else None
+        with refusing("--similarity_file"):
+            self.scored_pairs = load_scored_pairs(data_args.similarity_file) if data_args.similarity_file else None
         set_seed(args.seed)
         with args.main_process_first(desc="reading the corpus"):
             train, self.held_out = read_text(data_args, args.seed)
@@ -329,12 +338,10 @@ class Pretraining:
 
     def _saved_at_a_signal(self) -> str:
         """Saves the last step where the signal ended an evaluation, and says how to go on."""
-        step, name = self.trainer.state.global_step, signal.Signals(self.signals.received).name
+        step, name = self.trainer.state.global_step, self.signals.name
         if not step:
             return f"{name}: ended before the first step. Give the same command again."
-        target = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
-        if not checkpoints.in_all_processes(target.is_dir()):
-            self.trainer._save_checkpoint(self.trainer.model, trial=None)
+        self.trainer.ensure_checkpoint()
         more = "The same command with `--resume_from_checkpoint last` goes on from it."
         return f"{name}: ended with a checkpoint of step {step}. {more}"
 

@@ -25,6 +25,11 @@ class StopAtSignal(TrainerCallback):
     def __init__(self):
         self.received, self.received_at = 0, 0.0
 
+    @property
+    def name(self) -> str:
+        """Of the signal that came."""
+        return signal.Signals(self.received).name
+
     @contextlib.contextmanager
     def listening(self):
         """Notes the signals instead of what they do otherwise. For the main thread."""

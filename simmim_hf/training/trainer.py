@@ -28,6 +28,7 @@ from ..data.collator import DataCollatorForSimMIM
 from ..model.configuration_simmim import Objective
 from ..model.losses import alignment, uniformity
 from ..model.modeling_simmim import TERMS
+from ..options import refusing
 from . import card, checkpoints, sharding
 from .arguments import (
     METHOD_OPTIONS,
@@ -250,6 +251,10 @@ class SimMIMTrainer(Trainer):
         if isinstance(ratio, tuple):
             self._evaluation_collator = dataclasses.replace(self.data_collator, mlm_probability=ratio[1])
             self.add_callback(MaskRatioSchedule(self.data_collator))
+
+    def init_hf_repo(self, *args, **kwargs) -> None:
+        with refusing("--push_to_hub"):  # the Hub cannot be reached, or wants a token: said before training
+            super().init_hf_repo(*args, **kwargs)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -493,6 +498,13 @@ class SimMIMTrainer(Trainer):
             checkpoints.replace_model(written, folder)
         finally:
             shutil.rmtree(written.parent, ignore_errors=True)
+
+    def ensure_checkpoint(self) -> None:
+        """Saves the last step, where no checkpoint has it: an evaluation was interrupted."""
+        step = self.state.global_step
+        target = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+        if step and not checkpoints.in_all_processes(target.is_dir()):
+            self._save_checkpoint(self.model, trial=None)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._is_saving:  # the upload goes on in the background, and the folder is about to be renamed

@@ -46,6 +46,7 @@ def test_the_command_makes_arms_of_objectives_and_of_a_file(files, tmp_path, cap
         (["--seeds", "0"], "--seeds is 0: give 1 or more"),
         (["--budget_tokens", "100"], "steps of the arm `mlm`"),
         (["--budget_tokens", "-5"], "--budget_tokens is -5: it must be above 0"),
+        (["--budget_tokens", "1e300"], "passes over the text, and 1,000 are the most"),
         (["--budget_tokens", "900", "--budget_flops", "1e9"], "--budget_tokens and --budget_flops: give one budget"),
         (["--temprature", "0.1"], "there is no option --temprature. Did you mean --temperature?"),
         (["--max_steps", "10"], "--max_steps is no option of a comparison; the budget decides"),

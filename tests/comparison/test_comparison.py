@@ -18,6 +18,7 @@ import yaml
 from comparisons import ARMS, BATCH, BUDGET, LONGEST, recorded, settings
 from datasets import Dataset
 
+from simmim_hf import SimMIMTrainer
 from simmim_hf.comparison.comparison import Comparison
 from simmim_hf.comparison.held_out import HeldOut
 from simmim_hf.data.collator import DataCollatorForSimMIM
@@ -114,6 +115,32 @@ def test_a_killed_comparison_does_what_is_missing_and_gives_the_same_report(file
     with recorded() as runs:
         assert timeless(compare(files, tmp_path / "out")) == timeless(results)
     assert not runs
+
+
+@pytest.mark.slow
+def test_a_signal_saves_the_run_that_is_trained_and_the_same_command_goes_on(
+    files, whole, tmp_path, monkeypatch, capsys
+):
+    _, results, _ = whole
+    step, folder = SimMIMTrainer.training_step, tmp_path / "out"
+    words = words_of({**options(files), "budget_text": BUDGET, "tasks": [str(files / "pairs.jsonl")]})
+    (tmp_path / "arms.yaml").write_text(yaml.safe_dump(ARMS, sort_keys=False))
+
+    def signalled(trainer, *args):
+        if trainer.args.output_dir.endswith("simmim/seed-42") and trainer.state.global_step == 3:
+            signal.raise_signal(signal.SIGUSR1)
+        return step(trainer, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimMIMTrainer, "training_step", signalled)
+        words = ["compare", *words, "--arms", tmp_path / "arms.yaml", "--output_dir", folder]
+        said = helpers.refused(capsys, *words, code=75)
+    assert said == "simmim compare: SIGUSR1: ended with 1 of 4 runs finished. The same command goes on."
+    with recorded() as runs:
+        again = compare(files, folder)
+    finished = next(run for run in again["runs"] if (run["arm"], run["seed"]) == ("simmim", 42))
+    assert len(runs["simmim/seed-42"]["batches"]) == finished["steps"] - 4, "it goes on after the step of the signal"
+    assert "mlm/seed-42" not in runs and timeless(again) == timeless(results)
 
 
 @pytest.mark.slow

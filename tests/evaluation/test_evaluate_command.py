@@ -180,6 +180,8 @@ def test_a_task_that_cannot_be_measured_is_refused_before_anything_is_written(ch
         (["--tasks", "{similarity}", "--batch_size", "0"], "--batch_size is 0"),
         (["--tasks", "{similarity}", "--max_seq_length", "2"], "--max_seq_length is 2"),
         (["--tasks", "{similarity}", "--device", "gpu7"], "--device `gpu7` cannot be used"),
+        (["--tasks", "{similarity}", "--device", "meta"], "--device `meta` cannot be used"),
+        (["--tasks", "{similarity}", "--seed", "-1"], "--seed is -1"),
         (["--tasks", "{language modelling}", "--mlm_probability", "2"], "mlm_probability=2.0"),
         (["--mteb", "STSBenchmark"], "pip install mteb"),
     ],

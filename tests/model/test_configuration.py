@@ -122,6 +122,8 @@ def test_options_of_the_backbone_pass_through(family):
         ({"contrastive_loss": "infonce"}, "`info_nce`"),
         ({"positive_view": "masks"}, "`masked`"),
         ({"projection_dim": 0}, "`projection_dim`"),
+        ({"projection_dim": "128"}, r"`projection_dim` is '128': it must be int \| None"),
+        ({"tie_word_embeddings": {}}, "`tie_word_embeddings` is {}: it must be bool"),
         ({"text_config": {"model_type": "vit"}}, "not a text model"),
         ({"text_config": {"model_type": "clip"}}, "not a text model"),
         ({"text_config": {"model_type": "t5"}}, "encoder-decoder"),

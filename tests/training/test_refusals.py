@@ -32,7 +32,6 @@ NOT_READ = "no-such-file.txt"
         ("--use_liger_kernel", "pip install liger-kernel"),
         ('--accelerator_config {"a":1}', "--accelerator_config: "),  # transformers does not say which option it is
         ("--dataloader_persistent_workers", "--dataloader_num_workers 0"),
-        ("--hub_model_id a/b/c", "--hub_model_id"),
         ("--label_smoothing_factor 0.1", "--label_smoothing_factor"),
         ("--metric_for_best_model spearman", "choose from loss, mlm_loss, contrastive_loss"),
         ('--text_config {"hidden_size":0}', "`hidden_size` is 0"),
@@ -40,17 +39,26 @@ NOT_READ = "no-such-file.txt"
         ('--text_config {"hiden_size":64}', "Did you mean `hidden_size`?"),
         ('--text_config {"hidden_act":"nope"}', "there is no 'nope'"),
         ('--text_config {"hidden_size":1200000}', "the weights would take"),
-        ("--projection_dim 10000000000", "the weights would take"),
+        ("--projection_dim 10000000000", "--projection_dim is 10000000000"),
         ("--vocab_size 100000000000", "--vocab_size is 100000000000"),
         ("--output_dir /dev/null/x", "/dev/null/x"),
         ("--mixture_weights 0", "--mixture_weights 0.0: give a number above 0"),
         ("--mixture_weights nan", "--mixture_weights nan"),
+        ("--debug underflow_overflow", "--debug underflow_overflow"),
+        ("--text_config nonsense", "--text_config `nonsense`"),
+        ("--eval_delay=--", "`--eval_delay=--` has no value"),
+        ("--run_name=\udcff", "'--run_name=\\udcff' is not UTF-8"),
+        (f"--objective {'x' * 5000}", "--objective: invalid choice"),
+        ("--gradient_checkpointing --gradient_checkpointing_kwargs=inf", "--gradient_checkpointing_kwargs inf: "),
+        ("--torch_compile_mode=", "--torch_compile_mode: "),
+        ("--hub_model_id=a/b/c", "--hub_model_id: "),
     ],
 )
 def test_what_cannot_work_is_refused_before_text_is_read(tmp_path, capsys, given, said):
     options = ["--train_file", NOT_READ, "--output_dir", tmp_path / "run", "--use_cpu", "--report_to", "none"]
     message = refused(capsys, "pretrain", *options, *given.split(" ", 1))
     assert said in message and "error:" in message and NOT_READ not in message
+    assert len(message) < 1500  # transformers lists all of its models
     assert not (tmp_path / "run").exists()
 
 
@@ -67,4 +75,6 @@ def test_a_card_of_a_folder_without_a_record_is_refused(capsys, tmp_path):
     assert "has no results.json" in refused(capsys, "card", "--model", str(tmp_path))
     (tmp_path / "results.json").write_text('{"steps": 3}')
     assert "does not record the model" in refused(capsys, "card", "--model", str(tmp_path))
+    (tmp_path / "results.json").write_text('{"steps": "x", "objective": 1}')
+    assert "results.json` is damaged: " in refused(capsys, "card", "--model", str(tmp_path))
     assert not (tmp_path / "README.md").exists()

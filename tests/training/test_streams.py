@@ -6,6 +6,7 @@ import shutil
 import pytest
 from helpers import TINY, corpus_lines, refused
 
+from simmim_hf import SimMIMTrainer
 from simmim_hf.cli import main
 
 
@@ -27,8 +28,15 @@ def curve(output):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_mixture", [False, True])
-def test_a_stream_that_is_read_three_times_resumes_where_it_was(tmp_path, is_mixture):
+def test_a_stream_that_is_read_three_times_resumes_where_it_was(tmp_path, monkeypatch, is_mixture):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
+    batches, step = {}, SimMIMTrainer.training_step
+
+    def recording_step(trainer, model, inputs, *args):
+        batches[trainer.args.output_dir, trainer.state.global_step] = {n: x.tolist() for n, x in inputs.items()}
+        return step(trainer, model, inputs, *args)
+
+    monkeypatch.setattr(SimMIMTrainer, "training_step", recording_step)
     more = ["--save_steps", "5", "--dataloader_drop_last"]
     if is_mixture:
         other = tmp_path / "other.txt"
@@ -39,6 +47,7 @@ def test_a_stream_that_is_read_three_times_resumes_where_it_was(tmp_path, is_mix
     shutil.copytree(whole / "checkpoint-5", broken / "checkpoint-5")
     assert main(options(tmp_path, broken, *more, "--resume_from_checkpoint", "last")) == 0
     assert len(curve(whole)) == 9 and curve(broken) == curve(whole)
+    assert all(batches[str(broken), i] == batches[str(whole), i] for i in range(5, 9))
     # Ten held-out rows are fewer than a batch, and only training drops such a batch.
     assert json.loads((whole / "results.json").read_text())["after"]["mlm_loss"] > 0
 
