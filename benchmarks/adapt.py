@@ -14,6 +14,7 @@ domain's own task.
 """
 
 import argparse
+import contextlib
 import gc
 import math
 import random
@@ -50,6 +51,19 @@ ARMS["simcse"] = {"objective": "simcse", "dropout": 0.1}  # which some families 
 METRICS = {"retrieval": "mrr@10", "similarity": "spearman", "transfer": "accuracy"}  # what stands in the table
 DELETED = 0.6  # of the words, by TSDAE (Wang et al. 2021)
 SAMPLED_BATCHES = 16
+
+
+class DoesNotRun(Exception):
+    """TSDAE of sentence-transformers does not run on every model."""
+
+    @classmethod
+    @contextlib.contextmanager
+    def instead(cls):
+        """Takes the place of an error of sentence-transformers or transformers."""
+        try:
+            yield
+        except (ValueError, RuntimeError, AttributeError, AssertionError) as error:
+            raise cls(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def main() -> None:
@@ -116,12 +130,9 @@ def finish(folder: Path, arguments, tasks: dict[str, Task], seed: int, adapt) ->
         return records.read_json(path)
     try:
         model, tokenizer, facts = adapt(folder)
-    except (ValueError, RuntimeError, AttributeError, AssertionError) as error:
-        if folder.name != TSDAE:
-            raise
-        reason = " ".join(str(error).split())  # which does not run on every model
-        logger.warning(f"{folder}: {reason}")
-        facts = {"failed": reason or type(error).__name__}
+    except DoesNotRun as error:
+        logger.warning(f"{folder}: {error}")
+        facts = {"failed": str(error)}
     else:
         options = {"max_length": arguments.max_seq_length, "seed": seed}
         facts["tasks"] = {}
@@ -191,7 +202,8 @@ def tsdae(options: dict, budget: float):
         texts = [text for text in trial.tokenizer.batch_decode(rows, skip_special_tokens=True) if text.split()]
         model = SentenceTransformer(options["model_name_or_path"], device=str(trial.args.device))
         model.max_seq_length = min(model.max_seq_length, options["max_seq_length"])
-        loss = DenoisingAutoEncoderLoss(model)
+        with DoesNotRun.instead():
+            loss = DenoisingAutoEncoderLoss(model)
         lengths = np.array([min(len(row), model.max_seq_length) for row in rows])
         cost = batch_size * tsdae_flops(loss.decoder, model[0].auto_model, lengths)
         generator = random.Random(seed)
@@ -220,11 +232,12 @@ def tsdae(options: dict, budget: float):
             loss=loss,
         )
         start = time.perf_counter()
-        trainer.train()
+        with DoesNotRun.instead():
+            trainer.train()
         seconds = time.perf_counter() - start
         model.save_pretrained(str(folder / "adapted"), create_model_card=False)
-        facts = {"steps": count, "flops": count * cost, "seconds": seconds}
-        return *unchanged(str(folder / "adapted"))(folder), facts
+        model, tokenizer, _ = unchanged(str(folder / "adapted"))(folder)
+        return model, tokenizer, {"steps": count, "flops": count * cost, "seconds": seconds}
 
     return adapt
 

@@ -50,7 +50,7 @@ class AdaptationArguments(PretrainingArguments):
     output_dir: str | None = option(
         "simmim-adapted", f"Folder for the adapted model; how it was made is in the folder `{RUN}` inside."
     )
-    num_train_epochs: float | None = option(3.0, "Passes over the training text.")
+    num_train_epochs: float | None = option(2.0, "Passes over the training text.")
     per_device_train_batch_size: int = option(32, "Sequences a step and device; the others are the negatives.")
     learning_rate: float | None = option(3e-5, "The highest learning rate.")
     warmup_steps: float = option(0.1, "Steps of linear warm-up; below 1: share of all steps.")
