@@ -16,6 +16,7 @@ domain's own task.
 import argparse
 import contextlib
 import gc
+import json
 import math
 import random
 import shlex
@@ -97,7 +98,7 @@ def main() -> None:
             if not arguments.without_tsdae:
                 options = options_of(arguments, files, seed, folder / TSDAE, {"objective": "mlm"})  # single passages
                 finish(folder / TSDAE, arguments, tasks, seed, tsdae(options, budget))
-            report(arguments, list(domains), [BEFORE, *arms, *([] if arguments.without_tsdae else [TSDAE])], output)
+            report(arguments, list(domains), arms, output)
 
 
 def tasks_of(domain: str, files: str, arguments, seed: int) -> dict[str, Task]:
@@ -255,18 +256,20 @@ def tsdae_flops(decoder: torch.nn.Module, encoder: torch.nn.Module, lengths: np.
     return float(6 * (kept * of_layers[0] + of_layers[1] + head.weight.numel()) * tokens + attention)
 
 
-def report(arguments, domains: list[str], arms: list[str], output: Path) -> None:
+def report(arguments, domains: list[str], arms: dict[str, dict], output: Path) -> None:
     """Writes results.json and results.md of all that is finished, and prints the latter."""
+    rows = [BEFORE, *arms, *([] if arguments.without_tsdae else [TSDAE])]
     results = {
         "command": shlex.join(["python", *records.without_folders(sys.argv)]),
         "versions": records.versions(),
         "seeds": arguments.seeds,
+        "arms": arms,
         "runs": {},
     }
     lines = []
     for domain in domains:
         found = {}
-        for arm in arms:
+        for arm in rows:
             paths = {seed: output / domain / str(seed) / arm / "results.json" for seed in arguments.seeds}
             found[arm] = {seed: records.read_json(path) for seed, path in paths.items() if path.is_file()}
         before = next(iter(found[BEFORE].values()), None)
@@ -298,6 +301,7 @@ def report(arguments, domains: list[str], arms: list[str], output: Path) -> None
             lines.append(f"| TF-IDF | {_cell(value, 3)} |{' |' * (len(columns) + 2)}")
         lines.append("")
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    lines += [f"- {arm}: {json.dumps(options)}" for arm, options in arms.items()] + [""]
     lines += [f"Seeds {', '.join(map(str, arguments.seeds))}; {versions}.", "", "```bash", results["command"], "```"]
     plot(results["runs"], output / "results.png")
     records.write_json(output / "results.json", results)
