@@ -40,7 +40,7 @@ from simmim_hf.evaluation.encoding import load_encoder
 from simmim_hf.evaluation.measure import measure
 from simmim_hf.evaluation.metrics import tfidf_reciprocal_rank
 from simmim_hf.evaluation.tasks import Task, halves, load_task
-from simmim_hf.options import build, read_settings
+from simmim_hf.options import build, read_settings, reason
 from simmim_hf.quantities import QUANTITIES
 from simmim_hf.training.adaptation import ADAPTATION, Adaptation
 
@@ -64,7 +64,7 @@ class DoesNotRun(Exception):
         try:
             yield
         except (ValueError, RuntimeError, AttributeError, AssertionError) as error:
-            raise cls(" ".join(str(error).split()) or type(error).__name__) from error
+            raise cls(reason(error)) from error
 
 
 def main() -> None:
@@ -237,7 +237,7 @@ def tsdae(options: dict, budget: float):
             trainer.train()
         seconds = time.perf_counter() - start
         model.save_pretrained(str(folder / "adapted"), create_model_card=False)
-        model, tokenizer, _ = unchanged(str(folder / "adapted"))(folder)
+        model, tokenizer = (load(str(folder / "adapted")) for load in (load_encoder, load_tokenizer))
         return model, tokenizer, {"steps": count, "flops": count * cost, "seconds": seconds}
 
     return adapt

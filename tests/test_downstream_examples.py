@@ -382,7 +382,11 @@ ERRORS = {
     "no data": ("run_classification", [], "Give either --train_file"),
     "test data only": ("run_classification", ["--test_file", "test.csv"], "Give either --train_file"),
     "no file": ("run_classification", ["--train_file", "absent.csv"], "There is no file `.*absent.csv`"),
-    "ending": ("run_classification", ["--train_file", "notes.docx"], "supported: .txt, .md, .jsonl"),
+    "ending": (
+        "run_classification",
+        ["--train_file", "notes.docx"],
+        "unsupported ending; supported: .txt, .md, .jsonl",
+    ),
     "empty": ("run_classification", ["--train_file", "empty.jsonl"], "empty.jsonl` cannot be read: it is empty"),
     "damaged": ("run_classification", ["--train_file", "damaged.jsonl"], "damaged.jsonl` cannot be read: JSON"),
     "column": (

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from datasets import Features, List, Value
 from scipy.stats import pearsonr, spearmanr
+from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, RidgeClassifierCV, RidgeCV
@@ -223,10 +224,7 @@ def length_probe(vectors: np.ndarray, lengths: Sequence[int], seed: int = 0) -> 
     logarithms = np.log(np.asarray(lengths, dtype=np.float64))
     if len(logarithms) < 2 * FOLDS or np.ptp(logarithms) == 0:
         return None
-    folds = KFold(FOLDS, shuffle=True, random_state=seed)
-    with threadpool_limits(limits=1):
-        predicted = cross_val_predict(RidgeCV(RIDGE_STRENGTHS), on_the_sphere(vectors), logarithms, cv=folds)
-    return float(r2_score(logarithms, predicted))
+    return float(r2_score(logarithms, _read_off(RidgeCV(RIDGE_STRENGTHS), vectors, logarithms, seed)))
 
 
 def source_probe(vectors: np.ndarray, sources: Sequence[str], seed: int = 0) -> float | None:
@@ -246,11 +244,16 @@ def source_probe(vectors: np.ndarray, sources: Sequence[str], seed: int = 0) -> 
     names, source, counts = np.unique(np.asarray(sources), return_inverse=True, return_counts=True)
     if len(source) < 2 * FOLDS or len(names) < 2:
         return None
+    hits = _read_off(RidgeClassifierCV(RIDGE_STRENGTHS), vectors, source, seed) == source  # (texts,)
+    guessed = counts.max() / len(source)
+    return float((hits.mean() - guessed) / (1 - guessed))
+
+
+def _read_off(probe: BaseEstimator, vectors: np.ndarray, targets: np.ndarray, seed: int) -> np.ndarray:
+    """What a probe predicts from the direction of each vector, fitted to the other folds: (texts, dim) -> (texts,)"""
     folds = KFold(FOLDS, shuffle=True, random_state=seed)
     with threadpool_limits(limits=1):
-        predicted = cross_val_predict(RidgeClassifierCV(RIDGE_STRENGTHS), on_the_sphere(vectors), source, cv=folds)
-    guessed = counts.max() / len(source)
-    return float(((predicted == source).mean() - guessed) / (1 - guessed))
+        return cross_val_predict(probe, on_the_sphere(vectors), targets, cv=folds)
 
 
 def transfer_metrics(

@@ -311,10 +311,7 @@ def write_trainer_card(trainer: Trainer, facts: dict, name: str | None, **option
         report.plot_training(trainer.state.log_history, str(folder / PLOT))
     hub_model_id = trainer.hub_model_id or trainer.args.hub_model_id
     name = name or _name(hub_model_id, folder)
-    try:
-        save_card(model_card(facts, name, hub_model_id=hub_model_id, plot=plot, **options), folder)
-    except FileExistsError as error:
-        logger.warning(f"No model card is written: {error}")
+    _save_unless_edited(model_card(facts, name, hub_model_id=hub_model_id, plot=plot, **options), folder)
 
 
 def save_adapted_card(facts: dict, folder: Path, run: str) -> None:
@@ -345,8 +342,12 @@ def save_adapted_card(facts: dict, folder: Path, run: str) -> None:
         " ".join(_notes(facts)),
         f"\nHow it was trained: [{run}/README.md]({run}/README.md).",
     ]
+    _save_unless_edited(ModelCard("\n".join(body)), folder)
+
+
+def _save_unless_edited(card: ModelCard, folder: Path) -> None:
     try:
-        save_card(ModelCard("\n".join(body)), folder)
+        save_card(card, folder)
     except FileExistsError as error:
         logger.warning(f"No model card is written: {error}")
 
