@@ -37,11 +37,12 @@ def train(run_class: type, parser: Parser, argv: list[str]) -> int:
     from .data.corpora import DataError
     from .export import ExportError
     from .training.checkpoints import DiskFull
+    from .training.pretraining import NotUploaded
     from .training.signals import Interrupted
 
     with ending(parser, REFUSED, ValueError, OSError, ImportError):
         run = run_class(*parse(parser, argv))
-    failed = ending(parser, FAILED, FloatingPointError, DiskFull, ExportError)
+    failed = ending(parser, FAILED, FloatingPointError, DiskFull, ExportError, NotUploaded)
     interrupted = ending(parser, TRY_AGAIN, Interrupted)
     with failed, interrupted, ending(parser, REFUSED, DataError), run.signals.listening():
         run.run([parser.prog.split()[1], *argv])

@@ -30,6 +30,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repos: dict[str, dict[str, bytes]] = {}
         self.broken: set[tuple[str, str]] = set()  # (repository, path) of files that it announces, but fails to send
+        self.is_full = False  # and takes no commit
         self.endpoint = f"http://127.0.0.1:{self.server_port}"
 
     def __enter__(self) -> "Hub":
@@ -68,6 +69,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_json({"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in files]})
 
     def commit(self, body: bytes, repo: str) -> None:
+        if self.server.is_full:
+            return self.send(507)
         files = self.server.repos[repo]
         for item in map(json.loads, body.splitlines()):
             if item["key"] == "file":

@@ -128,8 +128,8 @@ class DataCollatorForSimMIM:
         4,
         "With positive_view span or snippet: tokens of the shortest stretch. A text too short for two of them gives "
         "two views of all of it.",
-        allows=lambda value: value >= 1,
-        choose="1 or more, such as 4",
+        allows=lambda value: 1 <= value <= 1_000_000,
+        choose="a number from 1 to 1,000,000, such as 4",
     )
     first_sentence_probability: float = option(
         0.0,

@@ -327,8 +327,9 @@ def _choose_columns(features: Features, text_column: str | None, where: str) -> 
             raise ValueError(f"which column of {where} is the text? Set text_column, one of: {', '.join(features)}")
     for column in [text_column] + [name for name in features if name == "negative"]:
         if column not in strings:
-            state = "is not a column of strings" if column in features else "does not exist"
-            raise ValueError(f"the column {column!r} of {where} {state}; columns: {', '.join(features)}")
+            state = "is not a column of strings" if column in features else "is no column"
+            named = "text_column" if column == text_column else "the column"
+            raise ValueError(f"{named} {column!r} {state} in {where}; columns: {', '.join(features)}")
     return text_column, ["text", "negative"] if "negative" in features and text_column != "negative" else ["text"]
 
 

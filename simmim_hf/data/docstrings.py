@@ -28,6 +28,8 @@ def built_in_corpus() -> Dataset:
 
     The source files are parsed, not imported. Cleaned of code and markup, without repeats, in the order of the paths.
 
+    The rows are kept in the cache of `datasets` until one of the files changes.
+
     Returns:
         One row per docstring: `text`, `summary` (its first sentence), `body` (the rest, possibly empty) and `source`
         (such as `torch/nn/modules/linear.py`).
@@ -37,7 +39,9 @@ def built_in_corpus() -> Dataset:
         spec = importlib.util.find_spec(package)
         if spec and spec.submodule_search_locations:
             folders[package] = spec.submodule_search_locations[0]
-    return Dataset.from_list(scan_docstrings(folders))
+    changed = [Path(folder, path).stat().st_mtime_ns for folder in folders.values() for path in _modules(folder)]
+    state = {"folders": folders, "files": len(changed), "newest": max(changed)}
+    return Dataset.from_generator(_scanned, gen_kwargs=state)
 
 
 def retrieval_pairs(corpus: Dataset) -> Dataset:
@@ -46,6 +50,11 @@ def retrieval_pairs(corpus: Dataset) -> Dataset:
     pairs = corpus.filter(lambda row: len(row["body"].split()) >= 10)
     pairs = pairs.map(lambda row: {"source": row["source"].partition("/")[0]})
     return pairs.select_columns(["summary", "body", "source"]).rename_columns({"summary": "query", "body": "document"})
+
+
+def _scanned(folders: dict[str, str | Path], **state) -> Iterator[dict[str, str]]:
+    """The rows of `scan_docstrings`; where the state of the files is another, so is the name in the cache."""
+    yield from scan_docstrings(folders)
 
 
 def scan_docstrings(folders: dict[str, str | Path]) -> list[dict[str, str]]:

@@ -281,6 +281,11 @@ class DataArguments(CorruptionOptions):
         """Whether the corpus is the documentation that every installation has."""
         return not self.train_file and not self.dataset_name
 
+    @property
+    def text_option(self) -> str:
+        """The option that names the training text, for messages."""
+        return "--dataset_name" if self.dataset_name else "--train_file"
+
 
 @dataclass
 class PretrainingArguments(SimMIMTrainingArguments):

@@ -283,7 +283,7 @@ def save_card(card: ModelCard, folder: str | Path, overwrite: bool = False) -> P
         FileExistsError: there is a README.md that is not as this function wrote it, and `overwrite` is False.
     """
     path = Path(folder, "README.md")
-    if path.exists() and not overwrite and not _is_ours(path.read_text(encoding="utf-8")):
+    if path.exists() and not overwrite and not _is_ours(path.read_text(encoding="utf-8", errors="replace")):
         raise FileExistsError(f"`{path}` was edited or written by a person and stays; --overwrite replaces it.")
     path.write_text(_signed(f"{str(card).rstrip()}\n\n"), encoding="utf-8")
     return path

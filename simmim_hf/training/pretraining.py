@@ -28,7 +28,7 @@ from ..evaluation.metrics import tfidf_reciprocal_rank
 from ..evaluation.tasks import load_scored_pairs
 from ..model.backbones import dropouts
 from ..model.modeling_simmim import SimMIMForPreTraining
-from ..options import refusing
+from ..options import reason, refusing
 from ..quantities import QUANTITIES
 from . import card, checkpoints, report
 from .arguments import SCHEDULES, TOKEN_IDS, DataArguments, ModelArguments, PretrainingArguments, read_weight_schedule
@@ -41,6 +41,10 @@ logger = logging.get_logger(__name__)
 # The built-in corpus is small, and the first command of a newcomer ends within four minutes on two cores.
 BUILT_IN_DEFAULTS = {"vocab_size": 8192, "num_train_epochs": 0.8, "max_minutes": 2.75, "learning_rate": 1e-3}
 DEFAULTS = {"vocab_size": 30522, "num_train_epochs": 1.0, "max_minutes": None, "learning_rate": 5e-4}
+
+
+class NotUploaded(Exception):
+    """All is saved, and the Hub did not take it."""
 
 
 class TokenizedText(NamedTuple):
@@ -77,7 +81,7 @@ def read_text(data_args: DataArguments, seed: int) -> tuple[Dataset | IterableDa
         # Whole source files are held out, so that no docstring is judged by its neighbours in the file.
         corpus = docstrings.built_in_corpus()
         return corpora.split_held_out(corpus, fraction=0.1, group_column="source", seed=seed)
-    with refusing("--train_file" if data_args.train_file else "--dataset_name"):
+    with refusing(data_args.text_option):
         train = _read_training_text(data_args)
     if data_args.validation_file:
         with refusing("--validation_file"):
@@ -92,7 +96,7 @@ def read_text(data_args: DataArguments, seed: int) -> tuple[Dataset | IterableDa
             )
         train, held_out = train.skip(1000), Dataset.from_list(first[:1000])
     else:
-        with refusing("nothing can be held out of the training text (--train_file), give a --validation_file"):
+        with refusing(f"nothing can be held out of {data_args.text_option}, give a --validation_file"):
             train, held_out = corpora.split_held_out(train, data_args.validation_split_percentage / 100, seed=seed)
     weights = data_args.mixture_weights
     return mixtures.mix(train, weights, seed) if weights else train, held_out
@@ -121,9 +125,15 @@ def get_tokenizer(
     show_progress: bool = True,
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that the options name, that of a checkpoint to resume, or one that is trained on the text."""
-    name = model_args.tokenizer_name or model_args.model_name_or_path or checkpoint
-    if name:
-        return tokenization.load_tokenizer(name)
+    sources = {
+        "--tokenizer_name": model_args.tokenizer_name,
+        "--model_name_or_path": model_args.model_name_or_path,
+        "--resume_from_checkpoint": checkpoint,
+    }
+    for option, name in sources.items():
+        if name:
+            with refusing(option):
+                return tokenization.load_tokenizer(name)
     texts = train if isinstance(train, Dataset) else train.take(100_000)
     return tokenization.train_tokenizer(
         (row["text"] for row in texts), model_args.vocab_size, show_progress=show_progress
@@ -179,11 +189,14 @@ def tokenize_text(
         "long_texts": data_args.long_texts,
         "passages": passages,
     }
-    train, train_counts = tokenization.tokenize(train, tokenizer, **options)
+    with refusing(f"the training text ({data_args.text_option})"):
+        train, train_counts = tokenization.tokenize(train, tokenizer, **options)
     if train_counts is None:
         # Without an end: Trainer counts all steps of a stream as one epoch, and skips within it when it resumes.
         train = train.repeat(None)
-    held_out, held_out_counts = tokenization.tokenize(held_out, tokenizer, **options)
+    held_out_option = "--validation_file" if data_args.validation_file else data_args.text_option
+    with refusing(f"the held-out text ({held_out_option})"):
+        held_out, held_out_counts = tokenization.tokenize(held_out, tokenizer, **options)
     return TokenizedText(train, held_out, train_counts, held_out_counts)
 
 
@@ -274,6 +287,7 @@ class Pretraining:
             Interrupted: a signal came while `signals.listening()`; what was learned is saved.
             FloatingPointError: too many losses, or that of the held-out text, are not finite.
             DiskFull: there is no room to save in.
+            NotUploaded: `push_to_hub` failed; everything is saved.
         """
         try:
             return self._run(argv)
@@ -313,12 +327,22 @@ class Pretraining:
         if self.trainer.is_world_process_zero():
             self._report(results)
         if self.args.push_to_hub:
-            self.trainer.push_to_hub()
+            self._upload()
         return results
 
     def train(self) -> TrainOutput:
         """Trains, and neither measures nor saves the model that comes out."""
         return self.trainer.train(resume_from_checkpoint=self.checkpoint)
+
+    def _upload(self) -> None:
+        try:
+            self.trainer.push_to_hub()
+        except Exception as error:  # a network has errors of its own in every layer
+            name, folder = self.trainer.hub_model_id, self.args.output_dir
+            raise NotUploaded(
+                f"--push_to_hub: `{folder}` is saved, and was not uploaded ({reason(error)}). "
+                f'Upload it: hf upload {name} {folder} --exclude "checkpoint-*/*"'
+            ) from error
 
     def _retrieval_pairs(self) -> Dataset | None:
         """What is to find what, `query` and `document`, among the held-out text; None where nothing is."""

@@ -264,6 +264,10 @@ def test_built_in_corpus_of_the_standard_library(monkeypatch, tree):
     dataset = docstrings.built_in_corpus()
     assert dataset.column_names == ["text", "summary", "body", "source"]
     assert dataset["source"][0] == "python/a.py"
+    write(tree / "a.py", '"""Other words, and again eight of them at the least, in the first file."""')
+    docstrings.built_in_corpus.cache_clear()
+    assert docstrings.built_in_corpus()["text"][0].startswith("Other words")
+    docstrings.built_in_corpus.cache_clear()
 
 
 # ------------------------------------------------------------------------------------------------- held-out split

@@ -170,11 +170,11 @@ def test_card_writes_what_it_is_given(run, text, capsys):
 
 def test_an_edited_card_stays(run, text, capsys, tmp_path):
     readme = run / "README.md"
-    for edited in (text.replace("A text encoder", "My text encoder"), "# Mine\n", text + "More.\n"):
-        readme.write_text(edited)
+    for edited in (text.replace("A text encoder", "My text encoder"), "# Mine\n", "# \xe9\n", text + "More.\n"):
+        readme.write_text(edited, encoding="latin-1")
         said = refused(capsys, "card", "--model", str(run))
         assert "was edited or written by a person" in said and "--overwrite" in said
-        assert readme.read_text() == edited
+        assert readme.read_text(encoding="latin-1") == edited
     assert main(["card", "--model", str(run), "--overwrite"]) == 0
     assert readme.read_text() == text
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import WITHOUT_THE_PACKAGE, environment, run_python
+from helpers import TINY, WITHOUT_THE_PACKAGE, corpus_lines, environment, run_python
 from hub_server import Hub
 
 from simmim_hf import SimMIMForPreTraining, SimMIMForSequenceClassification, SimMIMModel
@@ -319,3 +319,18 @@ def test_no_remote_code_runs_without_trust(folder, stranger):
     assert stranger["trace without trust"] is False
     # The same code does run with trust: the trace works.
     assert "modeling_simmim ran" in stranger["trace with trust"]
+
+
+def test_what_the_hub_does_not_take_is_saved(tmp_path):
+    (tmp_path / "text.txt").write_text("\n".join(corpus_lines(60)))
+    given = ["--train_file", "text.txt", "--output_dir", "run", "--text_config", json.dumps(TINY), "--max_steps", "2"]
+    given += ["--vocab_size", "300", "--use_cpu", "--report_to", "none"]
+    given += ["--push_to_hub", "--hub_model_id", "tester/run"]
+    with Hub() as hub:
+        hub.is_full = True
+        env = environment(hub.environment(tmp_path / "home"))
+        ended = run_python("-m", "simmim_hf.cli", "pretrain", *given, env=env, cwd=tmp_path, check=False)
+    last = ended.stderr.splitlines()[-1]
+    assert ended.returncode == 1 and "507" in last and "Traceback" not in ended.stderr
+    assert last.endswith('hf upload tester/run run --exclude "checkpoint-*/*"')
+    assert {"model.safetensors", "README.md"} <= {path.name for path in (tmp_path / "run").iterdir()}
