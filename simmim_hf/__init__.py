@@ -3,6 +3,8 @@
 Importing this package registers its configuration and models with the Auto classes of transformers.
 """
 
+from importlib.metadata import version
+
 import transformers
 
 from .data.collator import DataCollatorForSimMIM
@@ -28,6 +30,8 @@ for _auto_class, _reference in AUTO_MAP.items():
     else:
         _model_class = getattr(modeling_simmim, _reference.split(".")[1])
         getattr(transformers, _auto_class).register(SimMIMConfig, _model_class, exist_ok=True)
+
+__version__ = version("simmim_hf")
 
 __all__ = [
     "DataCollatorForSimMIM",

@@ -99,8 +99,10 @@ COMMON_OPTIONS = [
 
 
 def nearest(name: str, candidates, spelling: str = "`{}`", cutoff: float = 0.6) -> str:
-    """` Did you mean X?` for a misspelt option, or nothing where no candidate is near."""
-    near = difflib.get_close_matches(name, candidates, n=1, cutoff=cutoff)
+    """` Did you mean X?` for a misspelt or shortened option, or nothing where no candidate is near."""
+    candidates = list(candidates)
+    near = [candidate for candidate in candidates if candidate.endswith(f"_{name}")]
+    near += difflib.get_close_matches(name, candidates, n=1, cutoff=cutoff)
     return f" Did you mean {spelling.format(near[0])}?" if near else ""
 
 
@@ -216,10 +218,10 @@ class SimMIMConfig(PreTrainedConfig):
         "past_key_values",
     ]
 
-    text_config: dict | PreTrainedConfig | None = _option(
+    text_config: dict | PreTrainedConfig | str | None = _option(
         None,
-        "Configuration of the backbone: any text encoder or decoder of transformers. A dict without `model_type` is a "
-        "BERT.",
+        "Configuration of the backbone: any text encoder or decoder of transformers, its `model_type` alone for the "
+        "default sizes, or a dict, without `model_type` of a BERT.",
     )
     pooling: Pooling = _option(
         "mean",
@@ -311,6 +313,12 @@ class SimMIMConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        kind = config_dict.get("model_type", cls.model_type)
+        if kind != cls.model_type:  # transformers would go on with a new backbone of random weights
+            raise ValueError(
+                f"This is a checkpoint of `{kind}` and not of SimMIM. `SimMIMForPreTraining.from_backbone(...)` "
+                "starts from its weights."
+            )
         # A folder may come from a newer version of this package: what it does not know must not stop the loading.
         unknown = cls._unknown(config_dict)
         if unknown:
@@ -377,10 +385,12 @@ class SimMIMConfig(PreTrainedConfig):
             raise ValueError(f"`projection_dim` is {self.projection_dim}: give a width of 1 or more, or None.")
 
 
-def as_text_config(text_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
+def as_text_config(text_config: dict | PreTrainedConfig | str | None) -> PreTrainedConfig:
     """The backbone's config object; refuses what is not a single text model."""
     if text_config is None:
         text_config = {}
+    if isinstance(text_config, str):
+        text_config = {"model_type": text_config}
     if isinstance(text_config, dict):
         options = dict(text_config)
         text_config = AutoConfig.for_model(options.pop("model_type", "bert"), **options)

@@ -1,13 +1,14 @@
 """What `simmim pretrain` refuses before it reads text: everything that could only fail, or learn nothing, later."""
 
 import math
+import time
 
 import psutil
 import torch
 from transformers import AutoConfig, Trainer, TrainingArguments, get_scheduler
 from transformers.debug_utils import DebugOption
 from transformers.integrations import get_reporting_integration_callbacks
-from transformers.utils import is_liger_kernel_available, is_torch_xla_available
+from transformers.utils import is_liger_kernel_available, is_torch_xla_available, logging
 
 from ..data.collator import DataCollatorForSimMIM
 from ..model.configuration_simmim import COMMON_OPTIONS, WEIGHTS, SimMIMConfig, nearest
@@ -23,8 +24,9 @@ from .arguments import (
     read_text_config,
 )
 
-SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
+logger = logging.get_logger(__name__)
 
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
 
 WORKERS = ("num_workers", "persistent_workers", "prefetch_factor", "multiprocessing_context")
 
@@ -39,6 +41,11 @@ def check(model_args: ModelArguments, data_args: DataArguments, args: Pretrainin
         check_ranges(options)
     check_training(args)
     card.check_options(args.hub_model_id, ())
+    if args.bf16 and args.device.type == "cpu" and (slowdown := slowdown_of_bf16()) > 1.2:
+        logger.warning_once(
+            f"--bf16: products of matrices take {slowdown:.1f} times as long in bfloat16 as in float32 on this CPU, "
+            "which has no units for them. Leave it out."
+        )
     config = check_model(model_args)
     DataCollatorForSimMIM.check_options(data_args.collator_options())
     if config.contrastive_weight and args.per_device_train_batch_size * args.world_size < 2:
@@ -79,6 +86,17 @@ def check(model_args: ModelArguments, data_args: DataArguments, args: Pretrainin
             f"--validation_split_percentage is {data_args.validation_split_percentage}: give a number between 0 and "
             "100, or a --validation_file."
         )
+
+
+def slowdown_of_bf16() -> float:
+    """How many times as long as in float32 a linear layer takes in bfloat16 on this CPU; a tenth of a second."""
+    seconds = {torch.float32: math.inf, torch.bfloat16: math.inf}
+    for dtype in [*seconds] * 3:  # the best of three
+        matrix = torch.ones(512, 512, dtype=dtype)
+        start = time.perf_counter()
+        torch.nn.functional.linear(matrix, matrix)
+        seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
+    return seconds[torch.bfloat16] / seconds[torch.float32]
 
 
 def check_mixture(data_args: DataArguments) -> None:
@@ -144,10 +162,8 @@ def check_training(args: TrainingArguments) -> None:
         torch.utils.data.DataLoader([0], **workers)
     layer = torch.nn.Linear(1, 1, bias=False)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
-    if not args.optim_target_modules:  # which are looked for in the real model
-        with refusing(f"--optim {args.optim.value}, --optim_args {args.optim_args}"):
-            optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, layer)
-            optimizer = optimizer_class(layer.parameters(), **options)
+    if not args.optim_target_modules:  # which are looked for in the real model, when it is there
+        optimizer = make_optimizer(args, layer)
     if args.gradient_checkpointing:
         with refusing(f"--gradient_checkpointing_kwargs {args.gradient_checkpointing_kwargs}"):
             options = {"use_reentrant": False, **(args.gradient_checkpointing_kwargs or {})}
@@ -155,3 +171,14 @@ def check_training(args: TrainingArguments) -> None:
     kind, kwargs = args.lr_scheduler_type, args.lr_scheduler_kwargs
     with refusing(f"--lr_scheduler_type {kind.value}, --lr_scheduler_kwargs {kwargs}"):
         get_scheduler(kind, optimizer, args.get_warmup_steps(100), 100, scheduler_specific_kwargs=kwargs)
+
+
+def make_optimizer(args: TrainingArguments, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """The optimizer that the options name.
+
+    Raises:
+        ValueError: a package that is not installed, or arguments that it does not take.
+    """
+    with refusing(f"--optim {args.optim.value}, --optim_args {args.optim_args}"):
+        optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        return optimizer_class(options.pop("params", model.parameters()), **options)

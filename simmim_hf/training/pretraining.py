@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput
@@ -32,7 +33,7 @@ from ..options import reason, refusing
 from ..quantities import QUANTITIES
 from . import card, checkpoints, report
 from .arguments import SCHEDULES, TOKEN_IDS, DataArguments, ModelArguments, PretrainingArguments, read_weight_schedule
-from .checks import check
+from .checks import check, make_optimizer
 from .signals import Interrupted, StopAtSignal
 from .trainer import SimMIMTrainer, TimeLimit
 
@@ -258,6 +259,9 @@ class Pretraining:
             train, self.held_out = read_text(data_args, args.seed)
             self.tokenizer = get_tokenizer(model_args, train, self.checkpoint, show_progress=args.process_index == 0)
         self.model = build_model(model_args, self.tokenizer)
+        if args.optim_target_modules:
+            with torch.device("meta"):  # some optimizers leave hooks in the model
+                make_optimizer(args, SimMIMForPreTraining(self.model.config))
         self.max_length = min(data_args.max_seq_length, self.model.simmim.max_length)
         self.tokenizer.model_max_length = self.max_length
         with args.main_process_first(desc="tokenising"):

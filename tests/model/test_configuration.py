@@ -93,6 +93,7 @@ def test_round_trip(tmp_path, text, expected):
 def test_a_dict_keeps_its_options():
     config = SimMIMConfig(text_config={"hidden_size": 32, "num_attention_heads": 4})
     assert (config.text_config.hidden_size, config.text_config.num_attention_heads) == (32, 4)
+    assert type(SimMIMConfig(text_config="modernbert").text_config) is ModernBertConfig
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -492,3 +492,10 @@ def test_the_dropout_of_any_backbone_can_be_set(tmp_path, family):
         assert torch.equal(first, second) == (dropout == 0)
     with pytest.raises(ValueError, match="dropout=1: give a number from 0 to below 1"):
         SimMIMForPreTraining.from_backbone(tmp_path, dropout=1)
+
+
+def test_another_kind_of_checkpoint_is_not_taken_for_random_weights(tmp_path):
+    BertForMaskedLM(text_config("bert")).save_pretrained(tmp_path)
+    for cls in (SimMIMForPreTraining, SimMIMModel):
+        with pytest.raises(ValueError, match=r"a checkpoint of `bert` .*SimMIMForPreTraining.from_backbone"):
+            cls.from_pretrained(tmp_path)

@@ -101,6 +101,8 @@ def test_more_tokens_than_positions_are_truncated(corpus, tmp_path, capsys):
     ("given", "said"),
     [
         (["--temprature", "0.1"], "there is no option --temprature. Did you mean --temperature?"),
+        (["--batch_size", "32"], "Did you mean --per_device_train_batch_size?"),
+        (["--optim_args", "x", "--optim_target_modules", "encoder"], "--optim adamw_torch_fused, --optim_args x: "),
         (["--temperature", "0"], "`temperature` is 0.0: it must be above 0"),
         (["--mlm_probability", "0"], "mlm_probability=0.0"),
         (["--mlm_probability", "1.0"], "mlm_probability=1.0"),

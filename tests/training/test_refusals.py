@@ -5,6 +5,8 @@ import json
 import pytest
 from helpers import TINY, refused
 
+from simmim_hf.training import checks
+
 NOT_READ = "no-such-file.txt"
 
 
@@ -78,3 +80,12 @@ def test_a_card_of_a_folder_without_a_record_is_refused(capsys, tmp_path):
     (tmp_path / "results.json").write_text('{"steps": "x", "objective": 1}')
     assert "results.json` is damaged: " in refused(capsys, "card", "--model", str(tmp_path))
     assert not (tmp_path / "README.md").exists()
+
+
+@pytest.mark.parametrize(("slowdown", "said"), [(3.0, True), (0.5, False)])
+def test_bfloat16_that_is_slower_is_told(capsys, caplog, monkeypatch, slowdown, said):
+    assert checks.slowdown_of_bf16() > 0
+    checks.logger.warning_once.cache_clear()
+    monkeypatch.setattr(checks, "slowdown_of_bf16", lambda: slowdown)
+    refused(capsys, "pretrain", "--use_cpu", "--bf16", "--train_file", NOT_READ)
+    assert ("take 3.0 times as long in bfloat16" in caplog.text) == said
