@@ -47,24 +47,48 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_python_of_the_objectives_runs():
-    for block in blocks("python", "objectives.md"):
-        exec(compile(block, "objectives.md", "exec"), {})
+def run_python_of(page: str) -> dict:
+    names = {}
+    for block in blocks("python", page):
+        exec(compile(block, page, "exec"), names)
+    return names
 
 
 def test_the_python_of_the_readme_runs_in_its_order(folder):
-    names = {}
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), names)
+    names = run_python_of("README.md")
     assert names["similarities"].shape == (2, 2)
-    assert names["outputs"].pooler_output.shape == (2, TINY["hidden_size"])
-    assert not (names["filled"] == names["tokenizer"].mask_token_id).any()
+    assert names["model"].config.positive_view == "snippet"
     for file in ("model.safetensors", "modeling_simmim.py", "tokenizer.json", "data_collator_config.json"):
         assert (folder / "own-encoder" / file).is_file()
 
 
+def test_the_python_of_use_runs_in_its_order(folder):
+    names = run_python_of("use.md")
+    assert names["outputs"].pooler_output.shape == (2, TINY["hidden_size"])
+    assert not (names["filled"] == names["tokenizer"].mask_token_id).any()
+
+
+@pytest.mark.parametrize("page", ["objectives.md", "pretrain.md"])
+def test_the_python_of_a_page_runs(folder, page):
+    run_python_of(page)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_links_of_a_page_lead_somewhere(page):
+    place = ROOT if page == "README.md" else ROOT / "docs"
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        file, _, heading = target.partition("#")
+        if not file.startswith(("http:", "https:")):
+            found = place / file if file else place / page
+            assert found.exists(), target
+            titles = re.findall(r"^#+ (.+)$", found.read_text(encoding="utf-8"), re.MULTILINE) if heading else []
+            assert not heading or heading in [re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles], (
+                target
+            )
+
+
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_the_commands_of_the_readme_have_their_options(words, capsys):
+def test_the_commands_of_the_pages_have_their_options(words, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([words[0], "--help"])
     assert stop.value.code == 0
@@ -72,8 +96,8 @@ def test_the_commands_of_the_readme_have_their_options(words, capsys):
     assert [word for word in words if word.startswith("--") and f"{word} " not in known] == []
 
 
-def test_the_settings_of_the_readme_are_options(capsys):
-    settings, arms = map(yaml.safe_load, blocks("yaml"))
+def test_the_settings_of_the_pages_are_options(capsys):
+    settings, arms = (yaml.safe_load(blocks("yaml", page)[0]) for page in ("pretrain.md", "compare.md"))
     with pytest.raises(SystemExit):
         cli.main(["pretrain", "--help"])
     known = capsys.readouterr().out

@@ -305,11 +305,7 @@ class SimMIMConfig(PreTrainedConfig):
         Raises:
             ValueError: an objective that does not exist.
         """
-        if objective not in OBJECTIVES:
-            raise ValueError(
-                f"Unknown objective `{objective}`.{nearest(objective, OBJECTIVES)} There are: {', '.join(OBJECTIVES)}."
-            )
-        return cls(**{**OBJECTIVES[objective], **kwargs})
+        return cls(**{**options_of_objective(objective), **kwargs})
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
@@ -383,6 +379,20 @@ class SimMIMConfig(PreTrainedConfig):
             )
         if self.projection_dim is not None and self.projection_dim < 1:
             raise ValueError(f"`projection_dim` is {self.projection_dim}: give a width of 1 or more, or None.")
+
+
+def options_of_objective(objective: str) -> dict[str, Any]:
+    """Every option that one of `OBJECTIVES` names, as this one has it.
+
+    Raises:
+        ValueError: an objective that does not exist.
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(
+            f"Unknown objective `{objective}`.{nearest(objective, OBJECTIVES)} There are: {', '.join(OBJECTIVES)}."
+        )
+    named = [name for options in OBJECTIVES.values() for name in options]
+    return {name: getattr(SimMIMConfig, name) for name in named} | OBJECTIVES[objective]
 
 
 def as_text_config(text_config: dict | PreTrainedConfig | str | None) -> PreTrainedConfig:

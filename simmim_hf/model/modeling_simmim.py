@@ -39,7 +39,7 @@ from .backbones import (
     native_head,
     source_pooling,
 )
-from .configuration_simmim import Objective, SimMIMConfig
+from .configuration_simmim import VECTOR_OPTIONS, Objective, SimMIMConfig, options_of_objective
 from .losses import (
     contrastive_cross_entropy,
     gather,
@@ -1012,6 +1012,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         pretrained_model_name_or_path: str,
         num_hidden_layers: int | None = None,
         dropout: float | None = None,
+        objective: str | None = None,
         **kwargs,
     ) -> "SimMIMForPreTraining":
         """Starts from any encoder or decoder of transformers, and from its language-model head where it has one.
@@ -1021,14 +1022,19 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             num_hidden_layers: of the backbone's layers, only the first so many; 0 leaves a bag of words, whose vectors
                 know nothing of each other
             dropout: of the backbone, wherever its family has one. Default: what its configuration says
+            objective: one of `OBJECTIVES`, without what it says of the pooling: the vectors stay what they are
             kwargs: options of `SimMIMConfig`, and of `from_pretrained` such as `revision` or `dtype`. Default of
                 `pooling`: that of a sentence-transformers model, else `"mean"`
 
         Raises:
-            ValueError: an option that does not exist, more layers than there are, a dropout that cannot be, a
-                backbone that is not a text model, or a sentence-transformers model whose vectors cannot be made here.
+            ValueError: an option or objective that does not exist, more layers than there are, a dropout that cannot
+                be, a backbone that is not a text model, or a sentence-transformers model whose vectors cannot be
+                made here.
         """
         loading = {name: kwargs.pop(name) for name in LOADING_OPTIONS if name in kwargs}
+        if objective is not None:
+            preset = options_of_objective(objective)
+            kwargs = {**{k: v for k, v in preset.items() if k not in VECTOR_OPTIONS}, **kwargs}
         text_config = AutoConfig.from_pretrained(
             pretrained_model_name_or_path, **{k: v for k, v in loading.items() if k not in ("dtype", "device_map")}
         )

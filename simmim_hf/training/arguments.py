@@ -13,7 +13,7 @@ from transformers.integrations import is_deepspeed_available
 from ..data import corpora, tokenization
 from ..data.collator import DataCollatorForSimMIM
 from ..model.backbones import adjust_backbone
-from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig
+from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig, options_of_objective
 from ..options import Parser, option, options_of, reason
 
 # By the name of the objective. Masked-token prediction leaves its plateau in time where the contrastive term is weak,
@@ -199,8 +199,7 @@ class ModelArguments(ObjectiveOptions):
 
     def config_options(self) -> dict:
         """The options of `SimMIMConfig` that were given, over those of the objective."""
-        # A checkpoint that is continued may come from another objective.
-        preset = {name: getattr(SimMIMConfig, name) for name in BY_OBJECTIVE} | OBJECTIVES[self.objective]
+        preset = options_of_objective(self.objective)
         if self.model_name_or_path:  # whose vectors stay what they are
             preset = {name: value for name, value in preset.items() if name not in VECTOR_OPTIONS}
         options = {each.name: getattr(self, each.name) for each in fields(ObjectiveOptions)}

@@ -97,7 +97,8 @@ def read_text(data_args: DataArguments, seed: int) -> tuple[Dataset | IterableDa
             )
         train, held_out = train.skip(1000), Dataset.from_list(first[:1000])
     else:
-        with refusing(f"nothing can be held out of {data_args.text_option}, give a --validation_file"):
+        unit = f" by --text_unit {data_args.text_unit}" if data_args.text_unit else ""
+        with refusing(f"nothing can be held out of {data_args.text_option}{unit}, give a --validation_file"):
             train, held_out = corpora.split_held_out(train, data_args.validation_split_percentage / 100, seed=seed)
     weights = data_args.mixture_weights
     return mixtures.mix(train, weights, seed) if weights else train, held_out

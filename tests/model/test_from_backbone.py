@@ -207,3 +207,15 @@ def test_vectors_of_a_real_encoder():
         states, packing = model.encode(ids, mask)
         torch.testing.assert_close(packing.unpack(states.last)[mask.bool()], hidden[mask.bool()], **CLOSE)
         assert model._can_pack
+
+
+def test_an_objective_leaves_the_vectors_what_they_are(tmp_path):
+    save_native("bert", {}, tmp_path)
+    config = SimMIMForPreTraining.from_backbone(tmp_path, objective="snippets", temperature=0.1).config
+    assert (config.positive_view, config.corrupted_views, config.contrastive_weight) == ("snippet", "both", 0.3)
+    assert (config.pooling, config.pooled_layers, config.temperature) == ("mean", "last", 0.1)
+    SimMIMForPreTraining(config).save_pretrained(tmp_path / "simmim")
+    continued = SimMIMForPreTraining.from_backbone(tmp_path / "simmim", objective="simmim").config
+    assert (continued.positive_view, continued.corrupted_views, continued.temperature) == ("masked", "copy", 0.1)
+    with pytest.raises(ValueError, match="Did you mean `snippets`"):
+        SimMIMForPreTraining.from_backbone(tmp_path, objective="snippet")
