@@ -17,7 +17,8 @@ from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining, cli
 from simmim_hf.data import tokenization
 
 ROOT = Path(__file__).parent.parent
-PAGES = {page.name: page.read_text(encoding="utf-8") for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
+PATHS = [ROOT / "README.md", ROOT / "README.zh.md", *(ROOT / "docs").glob("*.md")]
+PAGES = {page.name: page.read_text(encoding="utf-8") for page in PATHS}
 TEXT = ["The capital of France is Paris.", "A sentence about rivers, stones and gardens.", "Another one."] * 30
 
 
@@ -75,7 +76,7 @@ def test_the_python_of_a_page_runs(folder, page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_links_of_a_page_lead_somewhere(page):
-    place = ROOT if page == "README.md" else ROOT / "docs"
+    place = ROOT if page.startswith("README") else ROOT / "docs"
     for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
         file, _, heading = target.partition("#")
         if not file.startswith(("http:", "https:")):
@@ -102,3 +103,14 @@ def test_the_settings_of_the_pages_are_options(capsys):
         cli.main(["pretrain", "--help"])
     known = capsys.readouterr().out
     assert [name for name in [*settings, *set().union(*arms.values())] if f"--{name} " not in known] == []
+
+
+def test_the_chinese_readme_is_in_step():
+    """The same headings, code, pictures, links and figures."""
+    english, chinese = PAGES["README.md"], PAGES["README.zh.md"]
+    assert len(english.splitlines()) <= 200
+    for language in ("bash", "python"):
+        assert blocks(language, "README.zh.md") == blocks(language)
+    for pattern in (r"^(#+) ", r"\]\(((?!README)[^)]+)\)", r"(\d\.\d+)", r"^(\|)"):
+        found = [sorted(re.findall(pattern, page, re.MULTILINE)) for page in (english, chinese)]
+        assert found[0] == found[1], pattern
