@@ -32,6 +32,7 @@ from unusable_values import FEW, LENGTHS, STRINGS, unusable_backbone, unusable_j
 
 from simmim_hf import records
 from simmim_hf.comparison.comparison import ComparisonArguments
+from simmim_hf.data import docstrings
 from simmim_hf.evaluation.command import EvaluationArguments
 from simmim_hf.export import ExportArguments
 from simmim_hf.model.configuration_simmim import OBJECTIVES
@@ -348,6 +349,7 @@ def main() -> None:
         shutil.rmtree(material, ignore_errors=True)
         material.mkdir(parents=True)
         fuzz = Fuzz(material, arguments.seed)
+        docstrings.built_in_corpus()  # the cases read it from the cache; the first time takes most of a minute
         fuzz.prepare()
         output = Path(arguments.output) if arguments.output and not arguments.only else None
         summary = {"cases": 0, "seconds": 0, "outcomes": {}, "failures": []}

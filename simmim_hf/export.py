@@ -97,7 +97,8 @@ def run(arguments: ExportArguments) -> None:
                 "it."
             )
     require(*NEEDED.get(to, ()))
-    model, tokenizer = load_checkpoint(name), load_tokenizer(name)
+    with refusing("--model"):
+        model, tokenizer = load_checkpoint(name), load_tokenizer(name)
     with tempfile.TemporaryDirectory() as staging:
         if to == "safetensors-only":
             difference = export_checkpoint(model, tokenizer, staging, arguments.keep_projection)

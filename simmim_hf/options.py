@@ -159,11 +159,15 @@ def known_words(parser: Parser, argv: Sequence[str]) -> list[str]:
     names = option_names(parser.dataclass_types)
     given = [word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
     _check_names([name for name in given if name != "help" and name.removeprefix("no_") not in names], names)
+    option = ""
     for word in argv:
+        option = word.partition("=")[0] if word.startswith("--") else option
         if word.partition("=")[2] == "--":  # which argparse would make an empty list of
             raise ValueError(f"`{word}` has no value: -- is none.")
         if word.encode(errors="replace").decode() != word:
-            raise ValueError(f"{word!a} is not UTF-8, in which results are written: give another name or value.")
+            raise ValueError(
+                f"{option}: {word!a} is not UTF-8, in which results are written: give another name or value."
+            )
     return list(argv)
 
 

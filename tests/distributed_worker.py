@@ -20,8 +20,8 @@ from transformers import TrainerCallback, TrainingArguments
 
 from simmim_hf import SimMIMConfig, SimMIMForPreTraining, SimMIMTrainer
 from simmim_hf.training import checkpoints
+from simmim_hf.training.callbacks import TimeLimit
 from simmim_hf.training.signals import Interrupted, StopAtSignal
-from simmim_hf.training.trainer import TimeLimit
 
 ROWS, LENGTH, VOCAB, MASK, PAD = 8, 12, 60, 4, 0
 SIGNALLED = ("on_step_begin", "on_prediction_step")

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from ..data.collator import DataCollatorForSimMIM
 from ..model.modeling_simmim import SimMIMForPreTraining
-from ..training.trainer import TimeLimit
+from ..training.callbacks import TimeLimit
 
 CURVE_POINTS = 8
 

@@ -81,10 +81,11 @@ class Contender:
 
     def __init__(self, name: str, args: EvaluationArguments, device: torch.device, reads_plain_text: bool):
         self.args = args
-        self.tokenizer = tokenization.load_tokenizer(name)
+        with refusing("--model"):
+            self.tokenizer, self.encoder = tokenization.load_tokenizer(name), load_encoder(name, args.pooling)
+        self.encoder.to(device)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token  # padding is masked, so that any token will do
-        self.encoder = load_encoder(name, args.pooling).to(device)
         self.max_length = min(args.max_seq_length, self.encoder.max_length)
         self._check_tokenizer(name)
         self.language_model = None

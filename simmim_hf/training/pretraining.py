@@ -33,9 +33,10 @@ from ..options import reason, refusing
 from ..quantities import QUANTITIES
 from . import card, checkpoints, report
 from .arguments import SCHEDULES, TOKEN_IDS, DataArguments, ModelArguments, PretrainingArguments, read_weight_schedule
+from .callbacks import TimeLimit
 from .checks import check, make_optimizer
 from .signals import Interrupted, StopAtSignal
-from .trainer import SimMIMTrainer, TimeLimit
+from .trainer import SimMIMTrainer
 
 logger = logging.get_logger(__name__)
 

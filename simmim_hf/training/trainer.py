@@ -7,7 +7,6 @@ import functools
 import json
 import math
 import os
-import random
 import shutil
 import time
 from collections import defaultdict, deque
@@ -16,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers.trainer
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -37,6 +35,7 @@ from .arguments import (
     read_weight_schedule,
     refuse_compiling,
 )
+from .callbacks import MaskRatioSchedule, SamplerEpoch, SimilarLengthSampler, progress
 from .queue import VectorQueue
 
 logger = logging.get_logger(__name__)
@@ -47,101 +46,6 @@ COLLATOR_COLUMNS = ["text", "negative", "special_tokens_mask", "length"]
 # and what a configuration says of other things than the network.
 MEANINGLESS = ("max_minutes", "max_skipped_steps", "conflict_steps", "chunk_size", "gradient_checkpointing")
 UNRELATED = ("transformers_version", "architectures", "_name_or_path", "dtype")
-
-
-class SimilarLengthSampler(LengthGroupedSampler):
-    """Batches of similar length in random order, the same for a seed and an epoch even when training is resumed.
-
-    Sequences of one length save padding, and keep the contrastive term from telling pairs apart by their length alone.
-    """
-
-    def __init__(self, batch_size: int, lengths: list[int], seed: int):
-        super().__init__(batch_size, lengths=lengths)
-        self.seed, self.epoch = seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self):
-        self.generator = torch.Generator().manual_seed(random.Random(f"{self.seed} {self.epoch}").getrandbits(63))
-        indices = list(super().__iter__())
-        batches = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
-        # The longest batch stays first, to run out of memory early or never; a short one stays last.
-        full = len(indices) // self.batch_size
-        middle = 1 + torch.randperm(max(full - 1, 0), generator=self.generator)
-        order = [0, *middle.tolist(), *range(full, len(batches))]
-        return iter([index for batch in order[: len(batches)] for index in batches[batch]])
-
-
-class MaskRatioSchedule(TrainerCallback):
-    """Tells a collator with a schedule where training stands; `SimMIMTrainer` adds it by itself."""
-
-    def __init__(self, data_collator: DataCollatorForSimMIM):
-        self.data_collator = data_collator
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.resumed_at = state.global_step
-        self.data_collator.set_schedule(state.max_steps * args.gradient_accumulation_steps)
-
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        first = state.global_step * args.gradient_accumulation_steps
-        streams = isinstance(getattr(train_dataloader, "dataset", None), torch.utils.data.IterableDataset)
-        if streams and state.global_step == self.resumed_at and not args.ignore_data_skip:
-            first = 0
-        self.data_collator.begin(first)
-
-
-class SamplerEpoch(TrainerCallback):
-    """Tells the sampler the epoch where Trainer does not reach it: after the skipped batches of a resumed run."""
-
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        sampler = getattr(train_dataloader, "batch_sampler", None)
-        while hasattr(sampler, "batch_sampler"):
-            sampler = sampler.batch_sampler
-        sampler = getattr(sampler, "sampler", None)
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(int(state.epoch))
-
-
-class TimeLimit(TrainerCallback):
-    """Ends training after a number of minutes, as if the last step had been reached.
-
-    Where the steps will not all fit, time counts instead of them: the schedules of the learning rate and of the
-    weights move on with the share of the time that has passed, and come to their end with it. A machine that is fast
-    enough never meets this, so that a seed gives one result there.
-    """
-
-    # Of the time, before the speed is judged: the first steps are slow.
-    WARM_UP = 0.2
-
-    def __init__(self, minutes: float):
-        self.seconds = 60 * minutes
-
-    def on_train_begin(self, args, state, control, lr_scheduler=None, **kwargs):
-        self.start, self.before = time.monotonic(), progress(state, lr_scheduler)
-
-    def extend(self, seconds: float) -> None:
-        """Leaves time out that was not spent on training."""
-        self.start += seconds
-
-    def on_step_end(self, args, state, control, lr_scheduler=None, **kwargs):
-        spent = (time.monotonic() - self.start) / self.seconds if self.seconds else math.inf
-        spent = torch.tensor(spent, device=args.device)
-        if torch.distributed.is_initialized():
-            torch.distributed.broadcast(spent, 0)
-        spent = spent.item()
-        if spent >= 1:
-            control.should_training_stop = True
-        elif spent > self.WARM_UP and isinstance(lr_scheduler, LambdaLR):
-            reached = self.before + (1 - self.before) * spent
-            lr_scheduler.last_epoch = max(lr_scheduler.last_epoch, int(reached * state.max_steps))
-
-
-def progress(state, lr_scheduler=None) -> float:
-    """The share of the training that lies behind: of its steps, or of its time, see `TimeLimit`."""
-    # The scheduler is what a checkpoint keeps of the time.
-    reached = lr_scheduler.last_epoch if isinstance(lr_scheduler, LambdaLR) else 0
-    return max(state.global_step, reached) / max(state.max_steps, 1)
 
 
 class Meter:

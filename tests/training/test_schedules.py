@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from simmim_hf import DataCollatorForSimMIM, SimMIMTrainer
 from simmim_hf.training import trainer as trainer_module
-from simmim_hf.training.trainer import SimilarLengthSampler, TimeLimit
+from simmim_hf.training.callbacks import SimilarLengthSampler, TimeLimit
 
 
 @pytest.mark.parametrize("rows, batch_size", [(103, 8), (96, 8), (5, 8), (8, 8), (1, 4), (500, 3)])
