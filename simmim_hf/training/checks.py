@@ -7,7 +7,7 @@ import psutil
 import torch
 from transformers import AutoConfig, Trainer, TrainingArguments, get_scheduler
 from transformers.debug_utils import DebugOption
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations import get_reporting_integration_callbacks, is_mlflow_available
 from transformers.utils import is_liger_kernel_available, is_torch_xla_available, logging
 
 from ..data.collator import DataCollatorForSimMIM
@@ -153,6 +153,8 @@ def check_training(args: TrainingArguments) -> None:
         ValueError: a package that is not installed, or arguments that an optimizer or a schedule does not take.
     """
     with refusing(f"--report_to {' '.join(args.report_to)}"):
+        if {"mlflow", "dagshub"} & {*args.report_to} and not is_mlflow_available():
+            raise ImportError("pip install mlflow")  # their callback, half made, would leave a traceback behind
         for callback in get_reporting_integration_callbacks(args.report_to):
             callback()
     if args.use_liger_kernel and not is_liger_kernel_available():

@@ -30,6 +30,7 @@ NOT_READ = "no-such-file.txt"
         ('--lr_scheduler_kwargs {"a":1}', "--lr_scheduler_kwargs"),
         ("--optim_args nonsense", "--optim_args nonsense"),
         ("--report_to nowhere", "--report_to nowhere"),
+        ("--report_to mlflow", "--report_to mlflow: pip install mlflow"),
         ("--deepspeed x.json", "pip install deepspeed"),
         ("--use_liger_kernel", "pip install liger-kernel"),
         ('--accelerator_config {"a":1}', "--accelerator_config: "),  # transformers does not say which option it is
