@@ -16,6 +16,7 @@ domain's own task.
 import argparse
 import contextlib
 import gc
+import itertools
 import json
 import math
 import random
@@ -23,6 +24,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +53,6 @@ ARMS = {name: {"objective": name} for name in ("spans", "snippets", "mlm")}
 ARMS["simcse"] = {"objective": "simcse", "dropout": 0.1}  # which some families have not
 METRICS = {"retrieval": "mrr@10", "similarity": "spearman", "transfer": "accuracy"}  # what stands in the table
 DELETED = 0.6  # of the words, by TSDAE (Wang et al. 2021)
-SAMPLED_BATCHES = 16
 
 
 class DoesNotRun(Exception):
@@ -158,25 +159,25 @@ def adapter(options: dict, steps: int, budget: float | None):
 
     def adapt(folder: Path):
         run = Adaptation(*build(ADAPTATION, {**options, "max_steps": steps}))
-        cost = step_flops(run)
-        if budget is not None:
-            run.args.max_steps = max(1, round(budget / cost))
+        flops = 0.0
+        for count, cost in enumerate(operations(run)):
+            if count == steps if budget is None else count and flops + cost / 2 > budget:
+                break
+            flops += cost
+        run.args.max_steps = count
         start = time.perf_counter()
         run.train()
-        facts = {"steps": run.args.max_steps, "flops": run.args.max_steps * cost}
-        return run.model, run.tokenizer, facts | {"seconds": time.perf_counter() - start}
+        return run.model, run.tokenizer, {"steps": count, "flops": flops, "seconds": time.perf_counter() - start}
 
     return adapt
 
 
-def step_flops(run: Adaptation) -> float:
-    """The operations of a step, with those of its share of the warm-up of a new head: `training_flops` of batches from
-    all of the first epoch. A frozen encoder is read forward only, a third of that."""
-    trainer, model = run.trainer, run.model
-    batches = next(epochs(trainer))
-    costs, objective = [], model.config.objective
-    for number in np.linspace(0, len(batches) - 1, min(SAMPLED_BATCHES, len(batches))).astype(int):
-        batch = trainer.data_collator([trainer.train_dataset[row] for row in batches[number]])
+def operations(run: Adaptation) -> Iterator[float]:
+    """The operations of each step of the training to come, with those of its share of the warm-up of a new head, by
+    `training_flops`. A frozen encoder is read forward only, a third of that."""
+    trainer, model, objective = run.trainer, run.model, run.model.config.objective
+    for rows in itertools.chain.from_iterable(epochs(trainer)):
+        batch = trainer.data_collator([trainer.train_dataset[row] for row in rows])
         cost = training_flops(model, batch, objective)
         if model.head_is_new and objective.mlm_weight:
             masked = type(objective)(mlm_weight=1.0, contrastive_weight=0.0, clm_weight=0.0)
@@ -184,8 +185,7 @@ def step_flops(run: Adaptation) -> float:
             predicted = reading.is_predicted.sum().item()
             head = 6 * sum(parameter.numel() for parameter in model.lm_head.parameters()) * predicted
             cost += run.args.head_warmup * (head + (training_flops(model, batch, masked) - head) / 3)
-        costs.append(cost)
-    return float(np.mean(costs))
+        yield cost
 
 
 def tsdae(options: dict, budget: float):
