@@ -60,7 +60,7 @@ class Case:
     def output(self) -> str:
         given = [self.words[i + 1] for i, word in enumerate(self.words) if word == "--output_dir"]
         given += [word.partition("=")[2] for word in self.words if word.startswith("--output_dir=")]
-        return given[-1] if given else "out"
+        return os.path.expanduser(given[-1]) if given else "out"
 
 
 def pretrain_words(material: Path) -> list[str]:

@@ -113,6 +113,20 @@ def test_help_and_length(script, monkeypatch, capsys):
     assert len((EXAMPLES / script).read_text().splitlines()) <= 120
 
 
+def test_search_finds_a_passage_and_keeps_the_vectors(text_file, backbone, tmp_path, monkeypatch, capsys):
+    options = ["--model", backbone, "--text", text_file, "--words", "6", "--index", tmp_path / "index", "--top", "3"]
+    question = min(text_file.read_text().splitlines(), key=len)  # a passage as it is
+    found = run_here(monkeypatch, capsys, "search.py", *options, "--question", question)
+    cosines = [float(line.split()[0]) for line in found.splitlines()]
+    assert len(cosines) == 3 and cosines == sorted(cosines, reverse=True)
+    assert found.splitlines()[0] == f"1.000  {question}"
+    written = (tmp_path / "index" / "vectors.npy").stat().st_mtime_ns
+    assert run_here(monkeypatch, capsys, "search.py", *options, "--question", question) == found
+    assert (tmp_path / "index" / "vectors.npy").stat().st_mtime_ns == written
+    run_here(monkeypatch, capsys, "search.py", *options, "--words", "5", "--question", question)
+    assert (tmp_path / "index" / "vectors.npy").stat().st_mtime_ns > written
+
+
 CONFIGURATIONS = sorted((EXAMPLES / "accelerate_configs").iterdir())
 
 
