@@ -380,11 +380,12 @@ def write_card(arguments: CardArguments) -> Path:
         raise FileNotFoundError(f"--model: there is no folder `{folder}`.")
     if not (folder / "results.json").is_file():
         raise FileNotFoundError(
-            f"`{folder}` has no results.json. `simmim pretrain` records a run in it, and a card states nothing else."
+            f"--model: `{folder}` has no results.json. `simmim pretrain` records a run in it, and a card states "
+            "nothing else."
         )
     results = records.read_json(folder / "results.json")
     if "objective" not in results:
-        raise ValueError(f"`{folder}/results.json` does not record the model: it is not of this version's pretrain.")
+        raise ValueError(f"--model: `{folder}/results.json` does not record the model: another version wrote it.")
     check_options(arguments.hub_model_id, arguments.language or ())
     plot, state = folder / PLOT, folder / "trainer_state.json"
     if not plot.exists() and state.exists():
