@@ -39,9 +39,9 @@ def built_in_corpus() -> Dataset:
         spec = importlib.util.find_spec(package)
         if spec and spec.submodule_search_locations:
             folders[package] = spec.submodule_search_locations[0]
-    changed = [Path(folder, path).stat().st_mtime_ns for folder in folders.values() for path in _modules(folder)]
-    state = {"folders": folders, "files": len(changed), "newest": max(changed)}
-    return Dataset.from_generator(_scanned, gen_kwargs=state)
+    files = [Path(folder, path) for folder in folders.values() for path in _modules(folder)]
+    newest = max(file.stat().st_mtime_ns for file in [*files, Path(__file__)])  # how they are read may change too
+    return Dataset.from_generator(_scanned, gen_kwargs={"folders": folders, "files": len(files), "newest": newest})
 
 
 def retrieval_pairs(corpus: Dataset) -> Dataset:
