@@ -25,6 +25,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["simmim_hf*"]),
+    py_modules=["simmim_cli"],
     package_data={"simmim_hf": ["py.typed", "training/*.jinja", "comparison/*.jinja"]},
     python_requires=">=3.11,<3.14",
     install_requires=[
@@ -54,7 +55,7 @@ setup(
         "test": TEST,
         "dev": [*TEST, "ruff==0.17.6"],
     },
-    entry_points={"console_scripts": ["simmim=simmim_hf.cli:main"]},
+    entry_points={"console_scripts": ["simmim=simmim_cli:main"]},
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",

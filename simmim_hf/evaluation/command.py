@@ -172,7 +172,8 @@ class Evaluation:
             while name in self.contenders:
                 name = f"{short} ({len(self.contenders) + 1})"
             self.contenders[name] = contender
-        os.makedirs(args.output_dir, exist_ok=True)  # found out here rather than when everything is measured
+        with refusing("--output_dir"):  # rather than when everything is measured
+            os.makedirs(args.output_dir, exist_ok=True)
 
     def run(self, argv: Sequence[str] | None = None) -> dict:
         """Measures everything, writes `results.json` and `results.md`, and prints the table.
