@@ -164,10 +164,11 @@ def adapter(options: dict, steps: int, budget: float | None):
             if count == steps if budget is None else count and flops + cost / 2 > budget:
                 break
             flops += cost
-        run.args.max_steps = count
+        run.args.max_steps = run.trainer.args.max_steps = count  # of the warm-up, and of the training
         start = time.perf_counter()
         run.train()
-        return run.model, run.tokenizer, {"steps": count, "flops": flops, "seconds": time.perf_counter() - start}
+        facts = {"steps": run.trainer.state.global_step, "flops": flops, "seconds": time.perf_counter() - start}
+        return run.model, run.tokenizer, facts
 
     return adapt
 
