@@ -13,11 +13,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+import tqdm.std
 from accelerate.state import AcceleratorState
 
 from simmim_hf.cli import main as simmim
 
 CHILDREN = multiprocessing.get_context("fork")
+# All children share a lock of progress bars, which one that is killed may take with it.
+tqdm.std.TqdmDefaultWriteLock.mp_lock = None
+tqdm.std.tqdm.monitor_interval = 0  # a thread that may hold a lock while a child is made
 
 
 def prepare(words: Sequence[str]) -> None:
