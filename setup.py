@@ -52,6 +52,7 @@ setup(
         "zh": ["jieba>=0.42"],
         "zstd": ["zstandard>=0.22"],
         "peft": ["peft>=0.21"],
+        "docs": ["sphinx>=8", "myst-parser>=4", "furo>=2024.8", "sphinxcontrib-mermaid>=1"],
         "test": TEST,
         "dev": [*TEST, "ruff==0.17.6"],
     },

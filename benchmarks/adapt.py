@@ -267,7 +267,7 @@ def report(arguments, domains: list[str], arms: dict[str, dict], output: Path) -
         "arms": arms,
         "runs": {},
     }
-    lines = []
+    lines = [f"# {Path(arguments.model).name}, adapted", ""]
     for domain in domains:
         found = {}
         for arm in rows:
