@@ -224,7 +224,7 @@ class Faults:
         print(f"{'as unbroken' if good else 'DIFFERENT'}: {fault} {what}")
         if not good:
             print(f"exit codes {code} and {status}\n{before}\n{run.said}")
-        what = what.replace(str(self.folder), "")
+        what = what.replace(str(self.folder), "").replace(sys.prefix, "")  # folders of this machine
         self.results.append(
             {"fault": fault, "what": what, "exit_code": code, "as_unbroken": equal, "as_it_should": good}
         )
