@@ -39,7 +39,7 @@ examples/comparisons/README
 benchmarks/README
 model_cards/README
 CONTRIBUTING
-README.zh
+中文 <README.zh>
 ```
 """
 
