@@ -50,6 +50,7 @@ logger = logging.get_logger(__name__)
 
 BEFORE, TSDAE = "before", "tsdae"
 ARMS = {name: {"objective": name} for name in ("spans", "snippets", "mlm")}
+ARMS["spans, cut anywhere"] = {"objective": "spans", "first_sentence_probability": 0.0}
 ARMS["simcse"] = {"objective": "simcse", "dropout": 0.1}  # which some families have not
 METRICS = {"retrieval": "mrr@10", "similarity": "spearman", "transfer": "accuracy"}  # what stands in the table
 DELETED = 0.6  # of the words, by TSDAE (Wang et al. 2021)

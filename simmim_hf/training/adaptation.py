@@ -44,6 +44,17 @@ class AdaptedModelArguments(ModelArguments):
 
 
 @dataclass
+class AdaptationTextArguments(DataArguments):
+    """`DataArguments` with the default that measured best where an encoder goes on, see docs/adapt.md."""
+
+    first_sentence_probability: float = option(
+        0.5,
+        "With --objective spans: how often a text is cut behind its first sentence, often a title or a summary, "
+        "instead of anywhere.",
+    )
+
+
+@dataclass
 class AdaptationArguments(PretrainingArguments):
     """`PretrainingArguments` with defaults for an encoder that is trained already."""
 
@@ -66,7 +77,7 @@ class AdaptationArguments(PretrainingArguments):
             raise ValueError(f"--head_warmup is {self.head_warmup}: give a share of the steps, from 0 to 1.")
 
 
-ADAPTATION = (AdaptedModelArguments, DataArguments, AdaptationArguments)
+ADAPTATION = (AdaptedModelArguments, AdaptationTextArguments, AdaptationArguments)
 
 
 class Adaptation(Pretraining):
@@ -77,7 +88,9 @@ class Adaptation(Pretraining):
             the end; the message names the value and the remedy.
     """
 
-    def __init__(self, model_args: AdaptedModelArguments, data_args: DataArguments, args: AdaptationArguments):
+    def __init__(
+        self, model_args: AdaptedModelArguments, data_args: AdaptationTextArguments, args: AdaptationArguments
+    ):
         export.require(*export.NEEDED["sentence-transformers"])
         check_source(model_args, args)
         preset = OBJECTIVES[model_args.objective]
