@@ -10,7 +10,7 @@ from trainers import WORDS, losses, make_model, make_texts, make_tokenizer, make
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from simmim_hf import DataCollatorForSimMIM, SimMIMTrainer
-from simmim_hf.training import trainer as trainer_module
+from simmim_hf.training import callbacks
 from simmim_hf.training.callbacks import SimilarLengthSampler, TimeLimit
 
 
@@ -76,7 +76,7 @@ def test_time_limit(tmp_path):
 def test_schedules_end_with_the_time(tmp_path, monkeypatch, seconds_a_step):
     """20 steps and 30 seconds, of a clock that steps move: schedules of steps, or all of them within the time."""
     now, weights = [0.0], []
-    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     class Clock(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
