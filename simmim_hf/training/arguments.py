@@ -251,6 +251,9 @@ class DataArguments(CorruptionOptions):
         choices=list(get_args(tokenization.LongTexts)),
     )
     streaming: bool = option(False, "Read while training instead of first; needs --max_steps.")
+    shuffle_buffer_size: int | None = option(
+        None, "With --streaming: draw from so many documents at a time, such as 10000. Default: in the files' order."
+    )
     validation_split_percentage: float = option(5, "Part of the training text that is held out, 2,000 rows at most.")
     max_seq_length: int = option(128, "Tokens that the encoder reads at once, see --long_texts.")
     hard_negatives: str = option(

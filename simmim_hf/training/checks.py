@@ -81,6 +81,12 @@ def check(model_args: ModelArguments, data_args: DataArguments, args: Pretrainin
         )
     if data_args.streaming and args.max_steps <= 0:
         raise ValueError("--streaming does not know where an epoch ends: give --max_steps.")
+    buffer = data_args.shuffle_buffer_size
+    if buffer is not None and not (data_args.streaming and 1 <= buffer <= 10_000_000):
+        raise ValueError(
+            f"--shuffle_buffer_size is {buffer}: give a number from 1 to 10,000,000, and only with --streaming; all "
+            "other text is shuffled as a whole."
+        )
     if not 0 < data_args.validation_split_percentage < 100:
         raise ValueError(
             f"--validation_split_percentage is {data_args.validation_split_percentage}: give a number between 0 and "

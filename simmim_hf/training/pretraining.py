@@ -101,6 +101,10 @@ def read_text(data_args: DataArguments, seed: int) -> tuple[Dataset | IterableDa
         unit = f" by --text_unit {data_args.text_unit}" if data_args.text_unit else ""
         with refusing(f"nothing can be held out of {data_args.text_option}{unit}, give a --validation_file"):
             train, held_out = corpora.split_held_out(train, data_args.validation_split_percentage / 100, seed=seed)
+    if data_args.shuffle_buffer_size:  # the streams of the sources, or the one
+        options = {"seed": seed, "buffer_size": data_args.shuffle_buffer_size}
+        is_mixture = isinstance(train, list)
+        train = [stream.shuffle(**options) for stream in train] if is_mixture else train.shuffle(**options)
     weights = data_args.mixture_weights
     return mixtures.mix(train, weights, seed) if weights else train, held_out
 

@@ -30,6 +30,7 @@ NOT_READ = "no-such-file.txt"
         ('--lr_scheduler_kwargs {"a":1}', "--lr_scheduler_kwargs"),
         ("--optim_args nonsense", "--optim_args nonsense"),
         ("--report_to nowhere", "--report_to nowhere"),
+        ("--shuffle_buffer_size 100", "--shuffle_buffer_size is 100: give a number from 1"),
         ("--report_to mlflow", "--report_to mlflow: pip install mlflow"),
         ("--deepspeed x.json", "pip install deepspeed"),
         ("--use_liger_kernel", "pip install liger-kernel"),

@@ -27,8 +27,10 @@ def curve(output):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_mixture", [False, True])
-def test_a_stream_that_is_read_three_times_resumes_where_it_was(tmp_path, monkeypatch, is_mixture):
+@pytest.mark.parametrize(
+    ("is_mixture", "buffer"), [(False, None), (False, "7"), (True, "7")], ids=["plain", "shuffled", "mixture"]
+)
+def test_a_stream_that_is_read_three_times_resumes_where_it_was(tmp_path, monkeypatch, is_mixture, buffer):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     batches, step = {}, SimMIMTrainer.training_step
 
@@ -38,6 +40,7 @@ def test_a_stream_that_is_read_three_times_resumes_where_it_was(tmp_path, monkey
 
     monkeypatch.setattr(SimMIMTrainer, "training_step", recording_step)
     more = ["--save_steps", "5", "--dataloader_drop_last"]
+    more += ["--shuffle_buffer_size", buffer] if buffer else []
     if is_mixture:
         other = tmp_path / "other.txt"
         other.write_text("\n".join(corpus_lines(15)))
