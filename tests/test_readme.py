@@ -55,6 +55,7 @@ def run_python_of(page: str) -> dict:
     return names
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs_in_its_order(folder):
     names = run_python_of("README.md")
     assert names["similarities"].shape == (2, 2)
@@ -69,6 +70,7 @@ def test_the_python_of_use_runs_in_its_order(folder):
     assert not (names["filled"] == names["tokenizer"].mask_token_id).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["objectives.md", "pretrain.md"])
 def test_the_python_of_a_page_runs(folder, page):
     run_python_of(page)
