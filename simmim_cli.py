@@ -13,7 +13,6 @@ COMMANDS = {
     "card": "write the model card of a run again",
     "export": "write a checkpoint as a plain BERT, for sentence-transformers, or as ONNX",
 }
-CTRL_C = 130  # as of a shell; nothing is saved
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,10 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         from simmim_hf import cli
-
-        return getattr(cli, arguments.command)(arguments.options)
     except KeyboardInterrupt:
-        parser.exit(CTRL_C, f"simmim {arguments.command}: interrupted.\n")
+        parser.exit(130, f"simmim {arguments.command}: interrupted.\n")
+    return cli.main(argv)
 
 
 if __name__ == "__main__":

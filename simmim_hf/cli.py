@@ -3,15 +3,14 @@
 import argparse
 import contextlib
 import sys
-
-from simmim_cli import main
+from collections.abc import Sequence
 
 from .options import REFUSED, Parser, one_line, option_names, parse, parse_given
 
 FAILED = 1  # the input was right and the result is not
 # A signal came and a checkpoint was saved: EX_TEMPFAIL of sysexits.h, try again. 128 + signal, as of a shell, would
-# look like a run that the signal killed.
-TRY_AGAIN = 75
+# look like a run that the signal killed. Ctrl-C saves nothing, and has the usual code.
+TRY_AGAIN, CTRL_C = 75, 130
 
 
 def pretrain(argv: list[str]) -> int:
@@ -131,6 +130,30 @@ def ending(parser: argparse.ArgumentParser, status: int, *errors: type[Exception
         # A worker of a DataLoader puts its traceback before the message.
         message = one_line(str(error).rpartition("DataError: ")[2])
         parser.exit(status, f"{parser.prog}: {'error: ' if status == REFUSED else ''}{message}\n")
+
+
+COMMANDS = {
+    "pretrain": pretrain,
+    "adapt": adapt,
+    "compare": compare,
+    "evaluate": evaluate,
+    "card": card,
+    "export": export,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    from importlib.metadata import version
+
+    parser = argparse.ArgumentParser(prog="simmim", description="SimMIM, the Siamese Masked Language Model for text.")
+    parser.add_argument("--version", action="version", version=f"simmim_hf {version('simmim_hf')}")
+    parser.add_argument("command", choices=list(COMMANDS), help="`simmim COMMAND --help` tells its options")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    try:
+        return COMMANDS[arguments.command](arguments.options)
+    except KeyboardInterrupt:
+        parser.exit(CTRL_C, f"simmim {arguments.command}: interrupted.\n")
 
 
 if __name__ == "__main__":

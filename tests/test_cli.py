@@ -19,6 +19,7 @@ def test_help_and_version(option, said):
 
 def test_every_command_is_there():
     assert all(callable(getattr(cli, name)) for name in simmim_cli.COMMANDS)
+    assert list(cli.COMMANDS) == list(simmim_cli.COMMANDS)
 
 
 def test_an_unknown_command_is_refused(capsys):

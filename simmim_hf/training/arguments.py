@@ -148,7 +148,7 @@ def check_method_options(args: TrainingArguments, config: SimMIMConfig) -> None:
 
 # The best of the measured ones where training begins from random weights, see examples/comparisons.
 DEFAULT_OBJECTIVE = "snippets"
-BY_OBJECTIVE = {name: "by --objective" for preset in OBJECTIVES.values() for name in preset}
+BY_OBJECTIVE = dict.fromkeys(options_of_objective(DEFAULT_OBJECTIVE), "by --objective")
 ObjectiveOptions = options_of(SimMIMConfig, leave_out=["text_config", "tie_word_embeddings"], unset=BY_OBJECTIVE)
 CorruptionOptions = options_of(
     DataCollatorForSimMIM, leave_out=["max_length", "seed", "positive_view", "corrupted_views"]

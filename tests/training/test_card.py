@@ -15,9 +15,8 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from huggingface_hub.utils import filter_repo_objects
 from transformers import TrainingArguments
 
-from simmim_cli import COMMANDS
 from simmim_hf import DataCollatorForSimMIM, SimMIMTrainer
-from simmim_hf.cli import main
+from simmim_hf.cli import COMMANDS, main
 from simmim_hf.model.configuration_simmim import POSITIVE_VIEWS
 from simmim_hf.quantities import quantity, title
 from simmim_hf.training import card as hub
