@@ -17,11 +17,16 @@ COST = {  # title -> (name in a result, divided by, format)
     "peak memory, GiB": ("peak_memory_bytes", 2**30, ".2f"),
     "parameters": ("parameters", 1, ",.0f"),
 }
+CONFLICT = 0.1  # gradients with a cosine nearer to 0 than this hardly affect each other
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The mean of a metric over seeds, and half the width of its 95 % interval, None for one seed."""
+    """The mean of a metric over seeds, and half the width of its 95 % interval.
+
+    Args:
+        half_width: None for one seed, 0 where all seeds gave the same value
+    """
 
     mean: float
     half_width: float | None
@@ -35,28 +40,43 @@ def estimate(by_seed: dict[int, float | None]) -> Estimate | None:
         return None
     values, count = np.array(list(known.values())), len(known)  # (seeds,)
     half_width = None
-    if count > 1:
+    if count > 1 and np.ptp(values) == 0:
+        half_width = 0.0  # exactly, where a standard deviation would keep what was rounded
+    elif count > 1:
         half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * values.std(ddof=1) / math.sqrt(count))
     return Estimate(float(values.mean()), half_width, known)
 
 
+def differences(one: Estimate, other: Estimate) -> np.ndarray:
+    """`one` minus `other` for each seed that both have (seeds,)."""
+    return np.array([one.by_seed[seed] - other.by_seed[seed] for seed in sorted(one.by_seed.keys() & other.by_seed)])
+
+
+def without_variance(differences: np.ndarray) -> bool:
+    """Whether there are several differences, and all are the same up to rounding: a t-test would divide by 0."""
+    return len(differences) > 1 and bool(np.ptp(differences) <= 1e-9 * np.abs(differences).max())
+
+
 def paired_p(one: Estimate, other: Estimate) -> float | None:
-    """The p-value of a paired t-test over the seeds that both have; None for fewer than two of them.
+    """The p-value of a paired t-test over the seeds that both have.
 
     Paired, because the arms of a seed share their initial weights and the order of their data, and what these do to a
     metric cancels in the difference.
+
+    Returns:
+        None where there is no test: for fewer than two seeds, and for a difference without variance. Arms that are
+        equal with every seed have 1.
     """
-    seeds = sorted(one.by_seed.keys() & other.by_seed.keys())
-    if len(seeds) < 2:
+    found = differences(one, other)
+    if len(found) > 1 and not found.any():
+        return 1.0
+    if len(found) < 2 or without_variance(found):
         return None
-    differences = np.array([one.by_seed[seed] - other.by_seed[seed] for seed in seeds])  # (seeds,)
-    if np.ptp(differences) == 0:  # the test divides by their spread
-        return 1.0 if differences[0] == 0 else 0.0
-    return float(stats.ttest_1samp(differences, 0).pvalue)
+    return float(stats.ttest_1samp(found, 0).pvalue)
 
 
 def differ(one: Estimate, other: Estimate) -> bool:
-    """Whether the paired test tells two arms apart; with one seed it never does."""
+    """Whether the paired test tells two arms apart; it never does with one seed, or without variance."""
     p = paired_p(one, other)
     return p is not None and p < 1 - CONFIDENCE
 
@@ -94,8 +114,11 @@ class Metric:
         if not self.quantity.better or len(self.known) < 2:
             return None
         best = max(self.known, key=lambda arm: self.quantity.better * self.known[arm].mean)
-        is_gain = self.initial is None or self.quantity.is_better(self.known[best].mean, self.initial.mean)
-        return best if is_gain else None
+        return best if self.beats_initial(best) else None
+
+    def beats_initial(self, arm: str) -> bool:
+        """Whether the mean of an arm is better than that of the weights it started from, where these have one."""
+        return self.initial is None or self.quantity.is_better(self.known[arm].mean, self.initial.mean)
 
     def p_against_best(self) -> dict[str, float | None]:
         """For each other arm than the best, `paired_p` of the two; {} without a best arm."""
@@ -107,8 +130,19 @@ class Metric:
         best, known = self.best(), self.known
         return [arm for arm in self.p_against_best() if not differ(known[best], known[arm])]
 
+    def close(self) -> list[str]:
+        """Those of `as_good` that a reader may take as well: a test has compared them with the best, and their means
+        are better than that of the weights they started from."""
+        p = self.p_against_best()
+        return [arm for arm in self.as_good() if p[arm] is not None and self.beats_initial(arm)]
+
+    def without_variance(self) -> list[str]:
+        """The other arms whose difference from the best is the same with every seed."""
+        best, known = self.best(), self.known
+        return [arm for arm in self.p_against_best() if without_variance(differences(known[best], known[arm]))]
+
     def is_tested(self) -> bool:
-        """Whether any arm can be compared with the best: that takes two seeds."""
+        """Whether any arm can be compared with the best: that takes two seeds, and a difference that varies."""
         return any(p is not None for p in self.p_against_best().values())
 
     def gain(self, arm: str) -> int:
@@ -118,11 +152,16 @@ class Metric:
         return 1 if self.quantity.is_better(self.known[arm].mean, self.initial.mean) else -1
 
     def format(self, found: Estimate | None) -> str:
-        """`mean ± half width`, without an interval for one seed; `-` where nothing is known."""
+        """`mean ± half width`, in words where equal seeds give no interval; `-` where nothing is known."""
         if found is None:
             return "-"
-        mean = self.quantity.format(found.mean)
-        return mean if found.half_width is None else f"{mean} ± {self.quantity.format(found.half_width)}"
+        mean, half = self.quantity.format(found.mean), found.half_width
+        if not half:
+            return mean if half is None else f"{mean} (all seeds equal)"
+        shown = self.quantity.format(half)
+        if shown == self.quantity.format(0):  # narrower than the last digit, but not of no width
+            shown = f"<{self.quantity.format(10**-self.quantity.digits)}"
+        return f"{mean} ± {shown}"
 
 
 def metrics_of(results: dict) -> list[Metric]:
@@ -191,6 +230,16 @@ def front_of(points: dict[str, tuple[float, float]], better_x: int, better_y: in
         for arm, one in signed.items()
         if not any(other != one and other[0] >= one[0] and other[1] >= one[1] for other in signed.values())
     ]
+
+
+def gradient_cosines(results: dict) -> dict[str, Estimate]:
+    """For each arm whose two terms were compared, the mean cosine of their gradients over a run, and over seeds."""
+    by_arm = {}
+    for run in results["runs"]:
+        cosines = [row.get("gradient_cosine") for row in run.get("conflict") or ()]
+        known = [cosine for cosine in cosines if cosine is not None]
+        by_arm.setdefault(run["arm"], {})[run["seed"]] = float(np.mean(known)) if known else None
+    return {arm: found for arm, by_seed in by_arm.items() if (found := estimate(by_seed)) is not None}
 
 
 def without_masked_term(results: dict) -> list[str]:

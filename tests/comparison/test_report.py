@@ -45,22 +45,39 @@ def test_the_page_shows_all_and_needs_nothing_from_outside(folder, results):
     for arm in results["arms"]:
         assert re.search(rf"<td>{arm}( †)?</td>", page)
     assert re.findall(r"<h2>(.*)</h2>", page) == re.findall(r"^## (.*)", text, re.M)
-    assert '<td class="best">4.510 ± 0.020</td>' in page and '<td class="same">48.49 ± 6.81 ≈</td>' in page
+    assert '<td class="best">4.510 ± 0.020</td>' in page and '<td class="same">73.40 ± 6.11 ≈</td>' in page
+
+
+def test_what_is_wide_scrolls_alone(folder):
+    page = (folder / "report.html").read_text()
+    assert ".wide { overflow-x: auto; }" in page
+    for element in ("<table", "<img"):
+        assert page.count(element) == page.count(f'<div class="wide">{element}') > 0
 
 
 def test_the_verdict_says_no_more_than_the_test(results):
-    best, below, test, initial = verdict(results).split(". ")
-    assert below == "No arm is better than the random weights in stsb_en/dev.jsonl.gz Spearman"
-    assert best.startswith("The best mean is that of fused in held-out text MLM loss; clm in ")
-    assert best.endswith("; simcse in docstrings MRR@10")
-    better, open_ = test.split("; ")
-    assert better == (
-        "By the paired test the best arm is better than every other arm with a value in held-out text MLM loss and "
-        "held-out text causal perplexity"
+    means, test = verdict(results).split(". ")
+    assert means.startswith("The best mean is that of fused in held-out text MLM loss; clm in ")
+    assert means.endswith(
+        "; simcse in docstrings MRR@10; no arm is better than the random weights in stsb_en/dev.jsonl.gz Spearman"
     )
-    assert open_.startswith("not distinguishable from some others (≈) in stsb_en/test.jsonl.gz Spearman, ")
-    assert initial.startswith("By the same test it is better than the random weights in held-out text MLM loss, trec")
-    assert initial.endswith("; not distinguishable from the random weights in stsb_en/test.jsonl.gz Spearman.")
+    assert test.split("; ") == [
+        "By the paired test the best arm is better than every other measured arm and than the random weights in "
+        "held-out text MLM loss",
+        "better than every other measured arm in held-out text causal perplexity",
+        "told apart neither from some other arms nor from the random weights in stsb_en/test.jsonl.gz Spearman",
+        "better than the random weights but not told apart from some other arms in trec accuracy and docstrings "
+        "MRR@10.",
+    ]
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("name", ["finalists", "modernbert", "objectives", "sweep", "views", "weights"])
+def test_a_verdict_of_two_sentences_stands_first(name, tmp_path):
+    report.write(json.loads((OBJECTIVES.parent / name / "results.json").read_text()), tmp_path)
+    title, heading, first, second = (tmp_path / "report.md").read_text().split("\n\n")[:4]
+    assert title.startswith("# ") and heading == "## At a glance" and second.startswith("Bold: ")
+    assert len(re.findall(r"\.(?= |$)", first)) == 2
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -68,11 +85,53 @@ def test_what_is_below_the_random_weights_is_never_the_best(results, tmp_path):
     worse = copy.deepcopy(results)
     for run in worse["runs"]:
         run["figures"]["trec"]["accuracy"] = 1.0
-    below = "No arm is better than the random weights in stsb_en/dev.jsonl.gz Spearman and trec accuracy"
-    assert verdict(worse).split(". ")[1] == below
+    below = "; no arm is better than the random weights in stsb_en/dev.jsonl.gz Spearman and trec accuracy"
+    assert verdict(worse).split(". ")[0].endswith(below)
     report.write(worse, tmp_path)
     row = next(line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("| mlm | 3 of"))
-    assert "| 1.00 ± 0.00 |" in row, "not bold"
+    assert "| 1.00 (all seeds equal) |" in row, "not bold"
+
+
+def test_nothing_below_the_random_weights_is_marked(results):
+    for metric in metrics_of(results):
+        for row in report.metric_table([metric], results).rows[: len(results["arms"])]:
+            arm, (_, mark) = row[0].removesuffix(" †"), row[-1]
+            assert not mark or metric.initial is None or metric.beats_initial(arm)
+    metric = next(metric for metric in metrics_of(results) if metric.title == "stsb_en/test.jsonl.gz: Spearman x 100")
+    marks = [row[-1][1] for row in report.metric_table([metric], results).rows[: len(results["arms"])]]
+    assert marks == ["", "", "", "", "", "best"] and metric.as_good() == ["simcse", "fused"]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_what_has_no_variance_is_said(results, tmp_path):
+    constant = copy.deepcopy(results)
+    for run in constant["runs"]:
+        run["figures"] = {"trec": {"accuracy": 80.0 if run["arm"] == "mlm" else 79.0}}
+    assert verdict(constant).endswith(". Nothing can be tested, because no difference varies over the seeds.")
+    report.write(constant, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "**80.00 (all seeds equal)** |" in text and "79.00 (all seeds equal) |" in text
+    note = "\n\nThe difference from the best is the same with every seed, which leaves nothing to test: clm, simcse, "
+    note += "simmim, fused and simmim decoupled in trec accuracy.\n\n"
+    assert text.count(note) == 2, "at a glance, and in its own section"
+    assert note.strip() in (tmp_path / "report.html").read_text() and note.strip() in report.overview(constant)
+
+
+@pytest.mark.parametrize(
+    ("cosines", "row"),
+    [
+        ([0.05], ["0.05", "hardly affect each other"]),
+        ([-0.3], ["-0.30", "pull against each other"]),
+        ([0.3, 0.3], ["0.30", "pull together"]),
+        ([0.0, 0.3], ["0.15 ± 1.91", "open: the interval is too wide"]),
+    ],
+)
+def test_the_cosine_of_the_terms_is_put_into_words(cosines, row):
+    runs = [
+        {"arm": "a", "seed": seed, "conflict": [{"gradient_cosine": cosine}]} for seed, cosine in enumerate(cosines)
+    ]
+    assert report.conflict_table({"runs": runs}).rows == [["a", *row]]
+    assert "below -0.1 they pull against each other" in report.NOTES["Conflict of the terms"]
 
 
 def with_seeds(results: dict, *seeds: int) -> dict:

@@ -8,7 +8,16 @@ import pytest
 from helpers import EXAMPLES
 from scipy import stats
 
-from simmim_hf.comparison.statistics import Metric, differ, estimate, front_of, mean_costs, paired_p, summary
+from simmim_hf.comparison.statistics import (
+    Metric,
+    differ,
+    estimate,
+    front_of,
+    gradient_cosines,
+    mean_costs,
+    paired_p,
+    summary,
+)
 
 COMPARISONS = EXAMPLES / "comparisons"
 
@@ -36,11 +45,48 @@ def test_arms_are_told_apart_by_a_paired_test():
     alone = estimate({1: 5.0})
     assert paired_p(alone, one) is None and not differ(alone, one)
     assert paired_p(one, one) == 1
-    assert paired_p(one, estimate({1: 11.0, 2: 21.0, 3: 31.1})) < 1e-6
+
+
+def test_a_difference_without_variance_is_not_tested():
+    one, shifted = estimate({1: 10.0, 2: 20.0, 3: 30.1}), estimate({1: 10.1, 2: 20.1, 3: 30.2})
+    assert len({shifted.by_seed[seed] - one.by_seed[seed] for seed in one.by_seed}) > 1, "they differ as rounded"
+    assert paired_p(one, shifted) is None and not differ(one, shifted)
+    metric = metric_of("spearman", a=[3, 3], b=[3, 3], c=[1, 1], d=[0, 2], initial=[1, 1])
+    assert metric.without_variance() == ["b", "c"] and metric.p_against_best()["c"] is None
+    assert metric.gain("a") == 0, "nor against the initial weights"
+
+
+def test_equal_seeds_give_no_interval_and_a_narrow_one_is_not_0():
+    metric = metric_of("spearman", a=[0.1, 0.1, 0.1], b=[50, 50.0005], c=[50, 50.1])
+    assert metric.arms["a"].half_width == 0, "although 0.1 + 0.1 + 0.1 is not 0.3"
+    assert metric.format(metric.arms["a"]) == "0.10 (all seeds equal)"
+    assert metric.format(metric.arms["b"]) == "50.00 ± <0.01" and metric.format(metric.arms["c"]) == "50.05 ± 0.64"
+
+
+def test_close_are_those_that_a_test_leaves_open_above_the_initial_weights():
+    metric = metric_of(
+        "spearman",
+        best=[50, 51, 52],
+        as_good=[49, 52, 51],
+        below_initial=[30, 58, 46],
+        no_variance=[49, 50, 51],
+        one_seed=[50],
+        worse=[47, 48, 49.1],
+        initial=[45, 46, 47],
+    )
+    assert metric.as_good() == ["as_good", "below_initial", "no_variance", "one_seed"]
+    assert metric.close() == ["as_good"]
+
+
+def test_the_cosine_of_an_arm_is_that_of_its_runs():
+    rows = [{"gradient_cosine": 0.1}, {"gradient_cosine": 0.3}, {"tokens": 5}]
+    runs = [{"arm": "a", "seed": 1, "conflict": rows}, {"arm": "a", "seed": 2, "conflict": rows[:1]}]
+    found = gradient_cosines({"runs": [*runs, {"arm": "b", "seed": 1, "conflict": []}, {"arm": "c", "seed": 1}]})
+    assert found.keys() == {"a"} and found["a"].by_seed == pytest.approx({1: 0.2, 2: 0.1})
 
 
 def test_the_best_arm_and_those_that_may_be_as_good():
-    metric = metric_of("spearman", a=[50, 51, 52], b=[49, 52, 51], c=[40, 41, 42.1], initial=[45, 46, 47])
+    metric = metric_of("spearman", a=[50, 51, 52], b=[49, 52, 51], c=[40, 41, 42.1], initial=[45, 46, 47.2])
     assert metric.best() == "a" and metric.as_good() == ["b"] and metric.is_tested()
     assert [metric.gain(arm) for arm in "abc"] == [1, 1, -1]
     assert metric.format(metric.arms["a"]) == "51.00 ± 2.48" and metric.format(None) == "-"
