@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import inspect
 import json
 import os
 import types
@@ -21,13 +22,63 @@ LONGEST_LINE, LONGEST_REASON = 1200, 600  # characters of a refusal, and of what
 
 
 class Parser(HfArgumentParser):
-    """The parser of a command: an option has its whole name, and a refusal is one line."""
+    """The parser of a command: an option has its whole name, a refusal is one line, and the help shows the options of
+    this package in groups; those of transformers too with `--help_all`."""
 
     def __init__(self, arguments: type | tuple[type, ...], **options):
-        super().__init__(arguments, allow_abbrev=False, **options)
+        super().__init__(arguments, allow_abbrev=False, formatter_class=HelpFormatter, **options)
+        self._hidden = {}  # an option of transformers, and its help
+        names = set().union(*(_inherited(cls, "transformers.") for cls in self.dataclass_types))
+        for action in self._actions:
+            if action.dest in names:
+                self._hidden[action], action.help = action.help, argparse.SUPPRESS
+        if self._hidden:
+            nothing = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS}  # it is no option of a dataclass
+            self.add_argument("--help_all", "--help-all", nargs=0, action=HelpAll, help=HelpAll.__doc__, **nothing)
+            self.epilog = (
+                "All options of TrainingArguments of transformers too, such as --max_steps, --bf16, --seed, "
+                "--gradient_accumulation_steps, --resume_from_checkpoint and --push_to_hub: --help_all"
+            )
+
+    def print_all_help(self) -> None:
+        for action, text in self._hidden.items():
+            action.help = text
+        self.print_help()
 
     def error(self, message: str):
         self.exit(REFUSED, f"{self.prog}: error: {one_line(message)}\n")
+
+
+class HelpAll(argparse.Action):
+    """show the options of transformers too, and exit"""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.print_all_help()
+        parser.exit()
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Names an option once, and its default where the text does not say it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        told = "Default: " in action.help or action.default in (None, "", [], {}, argparse.SUPPRESS)
+        return action.help if told else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        names, values = action.option_strings, "" if action.nargs == 0 else self._format_args(action, "VALUE")
+        if action.choices:
+            values = "{" + ",".join(map(str, action.choices)) + "}" + (" ..." if action.nargs in ("+", "*") else "")
+        shown = [name for name in names if "-" not in name.lstrip("-")] or names
+        return " ".join([", ".join(shown), *filter(None, [values])])
+
+
+def _inherited(cls: type, module: str) -> set[str]:
+    """The options of a dataclass that were declared in a module or package of this name, and nowhere below."""
+    declared = {}
+    for base in cls.__mro__:
+        for name in inspect.get_annotations(base):
+            declared.setdefault(name, base.__module__)
+    return {each.name for each in fields(cls) if declared[each.name].startswith(module)}
 
 
 def one_line(message: str) -> str:
@@ -109,9 +160,8 @@ def parse(parser: Parser, argv: Sequence[str]) -> tuple:
 def parse_given(parser: Parser, argv: Sequence[str]) -> dict:
     """As `parse`, but only the options that are given, by name."""
     words = known_words(parser, argv)
-    if "--help" in words or "-h" in words:  # which shows the defaults
-        parser.print_help()
-        parser.exit()
+    if not {"-h", "--help", "--help_all", "--help-all"}.isdisjoint(words):  # which show the defaults
+        parser.parse_args(words)
     parser.set_defaults(**dict.fromkeys(option_names(parser.dataclass_types), NOT_GIVEN))
     namespace, left_over = parser.parse_known_args(words)
     _refuse(left_over)
@@ -158,7 +208,9 @@ def known_words(parser: Parser, argv: Sequence[str]) -> list[str]:
         argv = [*words_of(read_settings(argv[0])), *argv[1:]]
     names = option_names(parser.dataclass_types)
     given = [word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
-    _check_names([name for name in given if name != "help" and name.removeprefix("no_") not in names], names)
+    _check_names(
+        [name for name in given if name not in ("help", "help_all") and name.removeprefix("no_") not in names], names
+    )
     option = ""
     for word in argv:
         option = word.partition("=")[0] if word.startswith("--") else option

@@ -17,6 +17,30 @@ def test_help_and_version(option, said):
     assert "torch" not in answer.stderr and "transformers" not in answer.stderr
 
 
+def test_help_shows_our_options_in_groups_and_help_all_those_of_the_trainer(capsys):
+    shown = {}
+    for word in ("--help", "--help_all", "--help-all"):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["pretrain", word])
+        assert stop.value.code == 0
+        shown[word] = capsys.readouterr().out
+    short, long = shown["--help"], shown["--help_all"]
+    groups = ["model and objective:", "text, and how it is corrupted:", "training:"]
+    assert [line for line in short.splitlines() if line in groups] == groups
+    assert "\n  --train_file " in short and "\n  --learning_rate " in short and "\n  --adam_beta1 " not in short
+    assert "--max-steps" not in short, "every option is shown in one spelling"
+    assert "\n  --adam_beta1 " in long and long == shown["--help-all"]
+    assert len(short.splitlines()) < 0.5 * len(long.splitlines())
+
+
+@pytest.mark.parametrize("word", ["--help", "--help_all"])
+def test_every_command_of_training_has_both(word, capsys):
+    for command in ("adapt", "compare"):
+        with pytest.raises(SystemExit):
+            cli.main([command, word])
+        assert ("--adam_beta1" in capsys.readouterr().out) == (word == "--help_all"), command
+
+
 def test_every_command_is_there():
     assert all(callable(getattr(cli, name)) for name in simmim_cli.COMMANDS)
     assert list(cli.COMMANDS) == list(simmim_cli.COMMANDS)

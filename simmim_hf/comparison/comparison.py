@@ -57,6 +57,8 @@ CONFLICT_NORMS = ("mlm_gradient_norm", "contrastive_gradient_norm")
 class ComparisonArguments:
     """What is compared, for how much, and by what."""
 
+    _argument_group_name = "comparison"
+
     objectives: list[str] | None = option(
         None, f"Arms by the name of their objective: {', '.join(OBJECTIVES)}. Default: all, or those of --arms."
     )

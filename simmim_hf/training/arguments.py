@@ -171,6 +171,8 @@ TOKEN_IDS = [f"{kind}_token_id" for kind in ("pad", "bos", "eos", "cls", "sep")]
 class ModelArguments(ObjectiveOptions):
     """What is trained: a model to start from, or one to build, and the objective."""
 
+    _argument_group_name = "model and objective"
+
     model_name_or_path: str | None = option(
         None, "Folder or Hub id of an encoder (or a SimMIM checkpoint) to start from; its masked-LM head is kept."
     )
@@ -196,6 +198,11 @@ class ModelArguments(ObjectiveOptions):
         None, "Size of a tokenizer that is trained on the corpus. Default: 30522; 8192 for the built-in corpus."
     )
     objective: str = option(DEFAULT_OBJECTIVE, "Pre-training objective.", choices=list(OBJECTIVES))
+    attn_implementation: str | None = option(
+        None,
+        "Attention of transformers, such as eager or flash_attention_2, which reads padding. Default: that of this "
+        "package, which does not.",
+    )
 
     def config_options(self) -> dict:
         """The options of `SimMIMConfig` that were given, over those of the objective."""
@@ -215,7 +222,8 @@ class ModelArguments(ObjectiveOptions):
         # Those of the family's default lie outside of a small vocabulary.
         family = AutoConfig.for_model(text_config.get("model_type", "bert"))
         text_config |= {name: token_id for name, token_id in token_ids.items() if hasattr(family, name)}
-        config = SimMIMConfig(text_config=text_config, **self.config_options())
+        options = {"attn_implementation": self.attn_implementation, **self.config_options()}
+        config = SimMIMConfig(text_config=text_config, **options)
         if not self.model_name_or_path:
             adjust_backbone(config.text_config, self.num_hidden_layers, self.dropout)
         return config
@@ -224,6 +232,8 @@ class ModelArguments(ObjectiveOptions):
 @dataclass
 class DataArguments(CorruptionOptions):
     """The text, and how it is corrupted."""
+
+    _argument_group_name = "text, and how it is corrupted"
 
     train_file: list[str] | None = option(
         None,
@@ -292,6 +302,8 @@ class DataArguments(CorruptionOptions):
 @dataclass
 class PretrainingArguments(SimMIMTrainingArguments):
     """`SimMIMTrainingArguments` with defaults for pre-training."""
+
+    _argument_group_name = "training"
 
     output_dir: str | None = option("simmim-pretrained", "Folder for the checkpoint, the metrics and the plot.")
     overwrite_output_dir: bool = option(False, "Write into --output_dir though it is not empty.")

@@ -8,6 +8,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import IntervalStrategy
 
 from ..data.collator import DataCollatorForSimMIM
 
@@ -52,6 +53,15 @@ class MaskRatioSchedule(TrainerCallback):
         if streams and state.global_step == self.resumed_at and not args.ignore_data_skip:
             first = 0
         self.data_collator.begin(first)
+
+
+class LastStepLogged(TrainerCallback):
+    """Logs the last step too: a run of fewer steps than `logging_steps` would say nothing of what it learned."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        ends = state.global_step >= state.max_steps or control.should_training_stop
+        if ends and args.logging_strategy == IntervalStrategy.STEPS:
+            control.should_log = True
 
 
 class SamplerEpoch(TrainerCallback):

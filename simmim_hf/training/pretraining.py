@@ -74,7 +74,6 @@ def fill_defaults(model_args: ModelArguments, data_args: DataArguments, args: Pr
         schedule = read_weight_schedule([SCHEDULES[model_args.objective]])
         if all(getattr(model_args, name) is None for name in schedule):
             args.weight_schedule = schedule
-    args.dataloader_pin_memory &= args.device.type == "cuda"
 
 
 def read_text(data_args: DataArguments, seed: int) -> tuple[Dataset | IterableDataset, Dataset]:
@@ -154,7 +153,7 @@ def build_model(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase) 
         ValueError: two readings under different dropout are to be compared, and the backbone has no dropout.
     """
     if model_args.model_name_or_path:
-        changed = {"num_hidden_layers": model_args.num_hidden_layers, "dropout": model_args.dropout}
+        changed = {name: getattr(model_args, name) for name in ("num_hidden_layers", "dropout", "attn_implementation")}
         with refusing(f"--model_name_or_path `{model_args.model_name_or_path}`"):
             model = SimMIMForPreTraining.from_backbone(
                 model_args.model_name_or_path, dtype="float32", **changed, **model_args.config_options()
@@ -402,7 +401,7 @@ class Pretraining:
 
     def _vectors(self, rows: Dataset, *columns: str) -> list[np.ndarray]:
         """(rows, hidden) of the texts of each column"""
-        return [encode(self.model, self.tokenizer, list(rows[column]), self.max_length) for column in columns]
+        return [encode(self.model, list(rows[column]), self.tokenizer, self.max_length) for column in columns]
 
     def _report(self, results: dict) -> None:
         folder = self.args.output_dir
@@ -428,7 +427,7 @@ class Pretraining:
 
     def _print_neighbours(self) -> None:
         texts = list(self.held_out["summary" if self.data_args.built_in else "text"])
-        vectors = encode(self.model, self.tokenizer, texts, self.max_length)  # (texts, hidden)
+        vectors = encode(self.model, texts, self.tokenizer, self.max_length)  # (texts, hidden)
         queries = list(range(0, len(texts), max(1, len(texts) // 4)))[:4]
         scores = vectors[queries] @ vectors.T  # (queries, texts)
         scores[range(len(queries)), queries] = -1

@@ -10,12 +10,14 @@ import os
 import shutil
 import time
 from collections import defaultdict, deque
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers.trainer
-from transformers import Trainer
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -35,7 +37,7 @@ from .arguments import (
     read_weight_schedule,
     refuse_compiling,
 )
-from .callbacks import MaskRatioSchedule, SamplerEpoch, SimilarLengthSampler, progress
+from .callbacks import LastStepLogged, MaskRatioSchedule, SamplerEpoch, SimilarLengthSampler, progress
 from .queue import VectorQueue
 
 logger = logging.get_logger(__name__)
@@ -89,9 +91,11 @@ class SimMIMTrainer(Trainer):
     training arguments as JSON, and a record of what the run depends on; and its model card states what is known.
 
     Args:
-        args: `SimMIMTrainingArguments`, or transformers' own
+        model, data_collator, train_dataset, eval_dataset, processing_class, model_init: as in `Trainer`
+        args: `SimMIMTrainingArguments`, or transformers' own; the Trainer keeps a copy, `self.args`
         chunk_size, queue_size, weight_schedule, conflict_steps, max_skipped_steps: as in `SimMIMTrainingArguments`,
             and instead of what stands there
+        options: the others of `Trainer`, such as `compute_metrics`, `callbacks` and `optimizers`
     """
 
     # What `simmim pretrain` recorded for the card; without it the card states what the Trainer itself knows.
@@ -100,18 +104,27 @@ class SimMIMTrainer(Trainer):
 
     def __init__(
         self,
-        *args,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        data_collator: Callable[[list], dict] | None = None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        model_init: Callable[..., PreTrainedModel] | None = None,
+        *,
         chunk_size: int | None = None,
         queue_size: int | None = None,
         weight_schedule: dict[str, list[tuple[float, float]]] | None = None,
         conflict_steps: int | None = None,
         max_skipped_steps: int | None = None,
-        **kwargs,
+        **options,
     ):
         # On a CPU, oneDNN keeps what it compiled for the last 1,024 shapes. Batches without padding have new ones at
         # every step: memory grew by hundreds of megabytes. One step needs fewer than 64. It is read at the first use.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-        super().__init__(*args, **kwargs)
+        super().__init__(
+            model, args, data_collator, train_dataset, eval_dataset, processing_class, model_init, **options
+        )
         if self.args.n_gpu > 1:
             logger.warning(
                 f"One of the {self.args.n_gpu} GPUs is used: DataParallel would give each only its own negatives. "
@@ -121,6 +134,7 @@ class SimMIMTrainer(Trainer):
             self._train_batch_size = self.args.train_batch_size
         refuse_compiling(self.args)
         self.args = copy.copy(self.args)  # other Trainers may share them
+        self.args.dataloader_pin_memory &= self.args.device.type != "cpu"  # or torch warns
         given = {"chunk_size": chunk_size, "queue_size": queue_size, "weight_schedule": weight_schedule}
         given |= {"conflict_steps": conflict_steps, "max_skipped_steps": max_skipped_steps}
         for name in METHOD_OPTIONS:  # transformers' own arguments do not have them
@@ -148,6 +162,7 @@ class SimMIMTrainer(Trainer):
         self._shares: deque[dict[str, float]] = deque()
         self._evaluation_collator = self.data_collator
         self.add_callback(SamplerEpoch())
+        self.add_callback(LastStepLogged())
         if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
             # Accelerate would cut batches of different lengths in the first process and send them to the others.
             self.accelerator.dataloader_config.dispatch_batches = False
