@@ -58,7 +58,7 @@ def coherence(texts: list[str], name: str) -> float | None:
     sentences = [sentence for text in texts for sentence in text]
     same_text = np.repeat(np.arange(len(texts)), list(map(len, texts)))
     model = SimMIMForPreTraining.from_backbone(name, pooling="mean", dtype="float32").base_model
-    vectors = encode(model, tokenization.load_tokenizer(name), sentences, max_length=128)
+    vectors = encode(model, sentences, tokenization.load_tokenizer(name), max_length=128)
     cosines = (vectors[:-1] * vectors[1:]).sum(1)[same_text[:-1] == same_text[1:]]
     return float(cosines.mean()) if len(cosines) else None
 

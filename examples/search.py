@@ -59,7 +59,7 @@ class Search:
         self.matrix = np.load(index / "vectors.npy", mmap_mode="r")  # (passages, hidden), of unit length
 
     def vectors(self, texts: list[str], **options) -> np.ndarray:
-        return encode(self.encoder, self.tokenizer, texts, self.max_length, **options)
+        return encode(self.encoder, texts, self.tokenizer, self.max_length, **options)
 
     def ask(self, question: str, top: int) -> list[tuple[float, str]]:
         """The nearest passages with their cosines, the nearest first."""

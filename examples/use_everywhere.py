@@ -21,7 +21,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from simmim_hf import SimMIMForPreTraining, encode
+from simmim_hf import SimMIMForPreTraining
 from simmim_hf.cli import main as simmim
 from simmim_hf.export import SENTENCES
 
@@ -65,8 +65,7 @@ def timed(route: Callable[[list[str]], np.ndarray], sentences: list[str]) -> tup
 
 
 def with_package(folder: Path) -> Callable:
-    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    return lambda texts: encode(model, tokenizer, texts, min(tokenizer.model_max_length, model.max_length))
+    return AutoModel.from_pretrained(folder).encode
 
 
 def with_remote_code(folder: Path, sentences: list[str]) -> tuple[np.ndarray, float]:

@@ -28,6 +28,7 @@ from .model import modeling_simmim
 from .model.backbones import can_be_decoder, class_with_head, is_decoder_family, native_head, without_pooler
 from .model.configuration_simmim import SimMIMConfig
 from .model.modeling_simmim import SimMIMPreTrainedModel
+from .model.vectors import is_plain
 from .options import option, refusing
 
 logger = logging.get_logger(__name__)
@@ -145,11 +146,6 @@ def load_checkpoint(name_or_path: str) -> SimMIMPreTrainedModel:
         return getattr(modeling_simmim, (config.architectures or ["SimMIMModel"])[0]).from_pretrained(name_or_path)
 
 
-def _is_plain(config: SimMIMConfig) -> bool:
-    """Whether the pooling is one that other libraries have."""
-    return config.pooling != "attention" and config.pooled_layers == "last"
-
-
 @torch.no_grad()
 def export_backbone(
     model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike
@@ -164,7 +160,7 @@ def export_backbone(
         ValueError: transformers' own class cannot read as the model was trained to.
     """
     _check_padding(model, tokenizer)
-    if not _is_plain(model.config):
+    if not is_plain(model.config):
         logger.warning("The pooling stays behind: transformers' own class has no place for it.")
     native = native_model(model)
     native.save_pretrained(folder)
@@ -251,19 +247,18 @@ def _write_sentence_transformer(
     from sentence_transformers.base.modules import Normalize, Transformer
     from sentence_transformers.sentence_transformer.modules import Pooling
 
-    config = model.config
-    by_itself = not _is_plain(config)
-    encoder = copy.deepcopy(model.base_model) if by_itself else _bare_encoder(model, _native_config(model))
-    options = {} if by_itself else without_pooler(type(encoder))
+    config, tokenizer = model.config, _fitted(model, tokenizer, padding_side="right")
+    if not is_plain(config):
+        copy.deepcopy(model.base_model).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return
+    encoder = _bare_encoder(model, _native_config(model))
+    options = without_pooler(type(encoder))
     with tempfile.TemporaryDirectory() as plain:
         encoder.save_pretrained(plain)
-        _fitted(model, tokenizer, padding_side="right").save_pretrained(plain)
-        if by_itself:
-            text = {"method": "forward", "method_output_name": "pooler_output"}
-            modules = [Transformer(plain, modality_config={"text": text}, module_output_name="sentence_embedding")]
-        else:
-            transformer = Transformer(plain, model_kwargs=options)
-            modules = [transformer, Pooling(config.hidden_size, pooling_mode=config.pooling)]
+        tokenizer.save_pretrained(plain)
+        transformer = Transformer(plain, model_kwargs=options)
+        modules = [transformer, Pooling(config.hidden_size, pooling_mode=config.pooling)]
         if config.similarity == "cosine":
             modules.append(Normalize())
         exported = SentenceTransformer(modules=modules, similarity_fn_name=config.similarity, device="cpu")

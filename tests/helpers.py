@@ -12,6 +12,7 @@ from transformers import AutoConfig, BertTokenizer
 import simmim_hf
 from simmim_hf import SimMIMConfig, SimMIMForCausalLM, SimMIMForPreTraining
 from simmim_hf.cli import main
+from simmim_hf.model.configuration_simmim import remote_files
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -151,6 +152,17 @@ def tiny_tokenizer():
 
 
 # Text, and the options of a network for it.
+
+# What a model is saved as: itself, its code, and what sentence-transformers reads.
+SAVED = {
+    *("config.json", "model.safetensors", *remote_files()),
+    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json"),
+}
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
 
 TINY = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 WORDS = "the old river runs under a small stone bridge while green birds sing above quiet water every morning".split()

@@ -1,6 +1,8 @@
 """Sentence vectors of any text encoder of transformers."""
 
+import os
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -8,9 +10,11 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 
+from ..data.tokenization import load_tokenizer
+from ..model import vectors
 from ..model.backbones import explaining_weights, first_position, source_pooling
 from ..model.configuration_simmim import Pooling, SimMIMConfig, as_text_config
-from ..model.modeling_simmim import SimMIMPooling, pool
+from ..model.vectors import SimMIMPooling, pool
 from ..options import refusing
 
 
@@ -28,6 +32,7 @@ class PooledEncoder(torch.nn.Module):
 
     base_model = property(lambda self: self)
     device = property(lambda self: self.encoder.device)
+    encode = vectors.encode
 
     @property
     def max_length(self) -> int:
@@ -105,39 +110,33 @@ def load_with_missing(auto_class, name_or_path: str) -> tuple[PreTrainedModel, l
     return model.eval(), sorted(key for key in info["missing_keys"] if "pooler." not in key)
 
 
-@torch.no_grad()
 def encode(
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: list[str],
-    max_length: int,
+    model: torch.nn.Module | str | os.PathLike,
+    texts: str | Sequence[str],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_length: int | None = None,
     batch_size: int = 128,
     normalize: bool = True,
     show_progress: bool = False,
 ) -> np.ndarray:
-    """Sentence vectors by the model's own pooling.
+    """Vectors of texts by the pooling of the model.
 
     Args:
-        model: a `SimMIMModel`, or anything with one (or a `PooledEncoder`) as `base_model`
-        tokenizer: with a padding token
-        texts: in any order; they are read in batches of similar length
-        max_length: longer texts are truncated to this many tokens
-        batch_size: texts that are read at a time
-        normalize: put the vectors on the unit sphere
-        show_progress: show a progress bar
+        model: a SimMIM model, or a `PooledEncoder`; or a folder or Hub id, which may also be that of a
+            sentence-transformers model or of any other encoder (mean), and is loaded for this call, to the GPU where
+            there is one
+        texts, tokenizer, max_length, batch_size, normalize, show_progress: as in `SimMIMModel.encode`
 
     Returns:
-        (texts, hidden), float32.
+        (texts, hidden), float32; (hidden,) for one text that is not in a list.
+
+    Raises:
+        ValueError: a model that is not a text encoder, or no tokenizer.
+        OSError: there is no such model.
     """
-    encoder, was_training = model.base_model, model.training
-    encoder.eval()
-    ids = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
-    order = np.argsort([-len(row) for row in ids], kind="stable")  # similar lengths together, so little padding
-    vectors = np.empty((len(texts), encoder.config.hidden_size), dtype=np.float32)
-    for start in logging.tqdm(range(0, len(texts), batch_size), desc="Encoding", disable=not show_progress):
-        rows = order[start : start + batch_size]
-        batch = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt").to(encoder.device)
-        pooled = encoder(**batch).pooler_output.float()  # (batch, hidden)
-        vectors[rows] = (torch.nn.functional.normalize(pooled, dim=-1) if normalize else pooled).cpu().numpy()
-    model.train(was_training)
-    return vectors
+    if isinstance(model, (str, os.PathLike)):
+        tokenizer = load_tokenizer(str(model)) if tokenizer is None else tokenizer
+        model = load_encoder(str(model))
+        if torch.accelerator.is_available():
+            model.to(torch.accelerator.current_accelerator())
+    return vectors.encode(model, texts, tokenizer, max_length, batch_size, normalize, show_progress)

@@ -92,7 +92,7 @@ class TextVectors:
         self.texts = sorted(set(texts))
         self.rows = {text: row for row, text in enumerate(self.texts)}
         options = {"normalize": False, "show_progress": True}
-        self.vectors = encode(encoder, tokenizer, self.texts, max_length, batch_size, **options)  # (texts, hidden)
+        self.vectors = encode(encoder, self.texts, tokenizer, max_length, batch_size, **options)  # (texts, hidden)
         if not np.isfinite(self.vectors).all():
             raise FloatingPointError("the vectors that the model gives are not finite.")
 
@@ -113,8 +113,8 @@ def similarity_spearman(
     Raises:
         ValueError: see `metrics.check_scores`.
     """
-    first = encode(model, tokenizer, list(pairs["sentence1"]), max_length)  # (pairs, hidden)
-    second = encode(model, tokenizer, list(pairs["sentence2"]), max_length)
+    first = encode(model, list(pairs["sentence1"]), tokenizer, max_length)  # (pairs, hidden)
+    second = encode(model, list(pairs["sentence2"]), tokenizer, max_length)
     return metrics.similarity_metrics((first * second).sum(1), pairs["score"][:])["spearman"]
 
 

@@ -20,6 +20,8 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import cached_file
 
+from .configuration_simmim import SimMIMConfig
+
 
 @dataclass(frozen=True)
 class NativeHead:
@@ -217,7 +219,8 @@ MODULES, POOLINGS = ("Transformer", "Pooling", "Normalize"), ("mean", "cls", "ma
 
 
 def source_pooling(name_or_path: str, **finding) -> str | None:
-    """How a sentence-transformers model pools: mean, cls or max; None for a checkpoint that does not say it.
+    """How a sentence-transformers model pools: mean, cls or max; None for a checkpoint that does not say it, or of
+    SimMIM, whose configuration says it.
 
     Args:
         finding: options of `from_pretrained` that say where the files are, such as `revision`
@@ -225,6 +228,8 @@ def source_pooling(name_or_path: str, **finding) -> str | None:
     Raises:
         ValueError: it makes its vectors in a way that is not known here, such as by a Dense module.
     """
+    if (_read_json(name_or_path, "config.json", finding) or {}).get("model_type") == SimMIMConfig.model_type:
+        return None
     modules = _read_json(name_or_path, "modules.json", finding)
     folders = {module["type"].rpartition(".")[2]: module["path"] for module in modules or ()}
     remedy = "`pooling` mean, cls or max takes its encoder alone."

@@ -6,6 +6,7 @@ From top to bottom: the encoder, its language-model head, the heads of downstrea
 import contextlib
 import functools
 import inspect
+import os
 import sys
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -49,11 +50,13 @@ from .losses import (
     token_cross_entropy,
 )
 from .packing import ATTENTION, Packing, Past
+from .vectors import SimMIMPooling, encode, write_modules
 
 logger = logging.get_logger(__name__)
 
 IGNORE_INDEX = -100
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+STATES = {"hidden_states": "output_hidden_states", "attentions": "output_attentions"}  # and what asks for them
 TERMS = ("mlm_loss", "contrastive_loss", "clm_loss")
 # A CPU takes small pieces, which stay in its caches and need no new memory; a GPU large ones.
 LOGITS_AT_ONCE, LOGITS_AT_ONCE_CPU = 2**26, 2**22
@@ -66,60 +69,6 @@ LOADING_OPTIONS = (*FINDING, "attn_implementation", "device_map", "dtype")
 def weight_of(term: str) -> str:
     """The option of `SimMIMConfig` that weights a term of `TERMS`."""
     return term.replace("_loss", "_weight")
-
-
-def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """Sequence vectors from token vectors; padding never counts.
-
-    Args:
-        hidden: (batch, length, hidden)
-        attention_mask: (batch, length)
-        pooling: `"mean"`, `"cls"` (the first real token) or `"max"`
-
-    Returns:
-        (batch, hidden)
-    """
-    if pooling == "cls":
-        return hidden[torch.arange(hidden.shape[0], device=hidden.device), attention_mask.long().argmax(1)]
-    real = attention_mask.bool()[..., None]
-    if pooling == "max":
-        return hidden.masked_fill(~real, torch.finfo(hidden.dtype).min).amax(1)
-    # As `Packing.mean` in training: half precision cannot hold the sum of a long sequence.
-    total = (hidden * real).sum(1, dtype=torch.promote_types(hidden.dtype, torch.float32))
-    return (total / real.sum(1).clamp(min=1)).to(hidden.dtype)
-
-
-class SimMIMPooling(nn.Module):
-    """Sequence vectors from token vectors, in the configured way.
-
-    `attention` is a mean in which each token counts by the exponential of a learned score of its vector (the word
-    attention of Yang et al. 2016, equation 6, with one query). Behind a layer norm all token vectors are equally long,
-    so that a plain mean cannot give a rare word more weight than a common one. The query begins at zero, where this is
-    the plain mean.
-    """
-
-    def __init__(self, config: SimMIMConfig):
-        super().__init__()
-        self.pooling = config.pooling
-        self.query = nn.Parameter(torch.zeros(config.hidden_size)) if config.pooling == "attention" else None
-
-    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """(batch, length, hidden), (batch, length) -> (batch, hidden)"""
-        if self.query is None:
-            return pool(hidden, attention_mask, self.pooling)
-        real = attention_mask.bool()
-        scores = (hidden @ self.query).float().masked_fill(~real, torch.finfo(torch.float32).min)
-        weights = scores.softmax(1) * real  # (batch, length)
-        return (weights[..., None] * hidden).sum(1).to(hidden.dtype)
-
-    def packed(self, hidden: torch.Tensor, packing: Packing, attention_mask: torch.Tensor) -> torch.Tensor:
-        """(tokens, hidden) of a packed batch with this (rows, length) mask -> (rows, hidden)"""
-        if self.pooling == "mean":
-            return packing.mean(hidden)
-        if self.query is None:
-            return pool(packing.unpack(hidden), attention_mask, self.pooling)
-        weights = packing.softmax((hidden @ self.query).float())  # (tokens,)
-        return packing.sum(weights[:, None] * hidden).to(hidden.dtype)
 
 
 # The encoder
@@ -152,6 +101,14 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         # transformers makes every parameter trainable.
         (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_unused()
         return loaded
+
+    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
+        """As in transformers, with what `SentenceTransformer(save_directory)` needs to give the same vectors."""
+        if is_main_process and self._reads_vectors and not os.path.isfile(save_directory):
+            write_modules(self.config, save_directory)  # before the upload, where there is one
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+
+    encode = encode  # texts to vectors
 
     def post_init(self):
         super().post_init()
@@ -260,7 +217,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
         is_causal = self.config.objective.is_causal if is_causal is None else is_causal
         plain = input_ids is not None and position_ids is None and not any(kwargs.values())
         if plain and is_causal and not self._causal_by_nature and self._packs(input_ids.device):
-            states, packing = self.encode(input_ids, attention_mask, token_type_ids, is_causal)
+            states, packing = self.token_states(input_ids, attention_mask, token_type_ids, is_causal)
             states, outputs = states.each(packing.unpack), ModelOutput()  # (batch, length, hidden) each
         else:
             given = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, **kwargs}
@@ -276,17 +233,19 @@ class SimMIMModel(SimMIMPreTrainedModel):
             attentions=outputs.get("attentions"),
         )
 
-    def encode(
+    def token_states(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         token_type_ids: torch.Tensor | None = None,
         is_causal: bool | None = None,
+        outputs: dict | None = None,
     ) -> tuple[TokenStates, Packing]:
         """The hidden states of the real tokens only, computed without padding where the backbone allows it.
 
         Args:
             input_ids, attention_mask, token_type_ids: (batch, length)
+            outputs: those of `STATES` that it has as keys are put into it, which takes a reading with padding
 
         Returns:
             (tokens, hidden) each, and the packing that leads back to the (batch, length) grid.
@@ -294,10 +253,13 @@ class SimMIMModel(SimMIMPreTrainedModel):
         packing = Packing.of(attention_mask)
         is_causal = self.config.objective.is_causal if is_causal is None else is_causal
         self.prove_direction(is_causal, input_ids.device)
-        if self._packs(input_ids.device):
+        if self._packs(input_ids.device) and not outputs:
             return self._encode_packed(input_ids, packing, token_type_ids, is_causal), packing
-        states = self._states(self._encode_padded(input_ids, attention_mask, token_type_ids, is_causal))
-        return states.each(packing.pack), packing  # (batch, length, hidden) -> (tokens, hidden)
+        options = {STATES[name]: True for name in outputs or {}}
+        read = self._encode_padded(input_ids, attention_mask, token_type_ids, is_causal, **options)
+        for name in outputs or {}:
+            outputs[name] = read.get(name)
+        return self._states(read).each(packing.pack), packing  # (batch, length, hidden) -> (tokens, hidden)
 
     def _states(self, outputs: ModelOutput, pools: bool = True) -> TokenStates:
         """What the backbone returned, as the heads and the pooling take it."""
@@ -383,7 +345,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
         family, mask = self.config.text_config.model_type, torch.ones_like(text)
         try:
             with _evaluating(self, device):
-                read = (self.encode(ids, mask, is_causal=is_causal)[0].last for ids in (text, other))
+                read = (self.token_states(ids, mask, is_causal=is_causal)[0].last for ids in (text, other))
                 first, second = read  # (6, hidden) each
         except Exception as error:
             self._proven_directions.remove(is_causal)
@@ -1114,11 +1076,14 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
                 negatives without a gradient (cross-batch memory, Wang et al. 2020, arXiv 1912.06798)
 
         Returns:
-            With `labels` or `masked_input_ids` the loss and its terms; without them `logits`, as a masked LM.
+            With `labels` or `masked_input_ids` the loss and its terms; without them `logits`, as a masked LM. With
+            `output_hidden_states` or `output_attentions` also those of what was read for the loss, all views under
+            each other in the order of `readings`: (readings * batch, length, hidden) each. They are read with
+            padding, and all at once.
 
         Raises:
             ValueError: a view that the objective needs is not given.
-            TypeError: an input that only the masked LM has, such as `output_hidden_states`, beside `labels`.
+            TypeError: an input that only the masked LM has, such as `position_ids`, beside `labels`.
         """
         if labels is None and masked_input_ids is None:
             columns = input_ids, attention_mask, token_type_ids
@@ -1130,6 +1095,8 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             )
         # No parameter of its own: Trainer takes all with `label` in their name for labels that every batch must have.
         positive_labels = kwargs.pop("positive_labels", None)
+        asked = {**self._asked_for(), **{name: kwargs.pop(name, None) for name in STATES.values() if name in kwargs}}
+        outputs = {name: None for name, option in STATES.items() if asked.get(option)}
         given = {name for name, value in kwargs.items() if value is not None and value is not False}
         unread = sorted(given - {"return_dict"})
         if unread:
@@ -1149,10 +1116,11 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             token_type_ids=token_type_ids,
         )
         both_ways = [reading for reading in readings if reading.name != "causal"]
-        terms, embeds = self._siamese_terms(both_ways, objective, queue_embeds) if both_ways else ({}, {})
+        terms, embeds = self._siamese_terms(both_ways, objective, queue_embeds, outputs) if both_ways else ({}, {})
         if objective.clm_weight:
+            kept = {} if both_ways else outputs
             _, total, _, count = self._read_in_chunks(
-                **readings[-1].columns(), rows_at_once=1, is_causal=True, predicts=True
+                **readings[-1].columns(), rows_at_once=1, is_causal=True, predicts=True, outputs=kept
             )
             terms["clm_loss"] = total, count
         means = global_means(terms)
@@ -1161,6 +1129,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             original_embeds=embeds.get("original"),
             masked_embeds=embeds.get("positive"),
             **means,
+            **outputs,
         )
 
     def weighted_sum(self, terms: dict[str, torch.Tensor], objective: Objective | None = None) -> torch.Tensor:
@@ -1225,9 +1194,10 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         return counts
 
     def _siamese_terms(
-        self, readings: list[Reading], objective: Objective, queue: torch.Tensor | None
+        self, readings: list[Reading], objective: Objective, queue: torch.Tensor | None, outputs: dict
     ) -> tuple[dict, dict]:
-        """All readings through the encoder at once, then the (sum, count) of each term and the compared vectors."""
+        """All readings through the encoder at once, then the (sum, count) of each term and the compared vectors; those
+        of `STATES` that have a key in `outputs` are put there."""
         batch, columns = len(readings[0].input_ids), readings[0].columns()
         if readings[0].token_type_ids is None:
             columns.pop("token_type_ids")
@@ -1237,7 +1207,9 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             name: _stack([reading.filled(name, fill) for reading in readings], fill) for name, fill in fills.items()
         }
         wanted = {"pools": bool(objective.contrastive_weight), "predicts": bool(objective.mlm_weight)}
-        pooled, total, correct, count = self._read_in_chunks(**rows, rows_at_once=len(readings), **wanted)
+        pooled, total, correct, count = self._read_in_chunks(
+            **rows, rows_at_once=len(readings), **wanted, outputs=outputs
+        )
         terms, embeds = {}, {}
         if objective.mlm_weight:
             terms |= {"mlm_loss": (total, count), "mlm_accuracy": (correct, count)}
@@ -1253,14 +1225,16 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             terms |= self._contrastive_terms(embeds["original"], embeds["positive"], negatives, queue)
         return terms, embeds
 
-    def _read_in_chunks(self, *, rows_at_once: int, is_causal=False, pools=False, predicts=False, **columns):
+    def _read_in_chunks(
+        self, *, rows_at_once: int, outputs: dict, is_causal=False, pools=False, predicts=False, **columns
+    ):
         """`_read` over all rows, or over `chunk_size * rows_at_once` rows at a time with only its results kept.
 
         A chunk is computed again in backward, with the same dropout, so that memory stays that of one chunk and the
         gradient is exact (GradCache, Gao et al. 2021, without a second training loop).
         """
-        read = functools.partial(self._read, is_causal=is_causal, pools=pools, predicts=predicts)
-        if self.chunk_size is None:
+        read = functools.partial(self._read, is_causal=is_causal, pools=pools, predicts=predicts, outputs=outputs)
+        if self.chunk_size is None or outputs:  # whose memory would be that of all chunks
             return read(**columns)
         size, rows = self.chunk_size * rows_at_once, len(columns["input_ids"])
         results = []
@@ -1271,7 +1245,16 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         return torch.cat(vectors), *(torch.stack(sums).sum(0) for sums in (totals, corrects, counts))
 
     def _read(
-        self, input_ids, attention_mask, targets, token_type_ids=None, *, is_causal: bool, pools: bool, predicts: bool
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        targets: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+        *,
+        is_causal: bool,
+        pools: bool,
+        predicts: bool,
+        outputs: dict,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Rows (rows, length) of a `Reading` through the encoder, and the predicted positions through the head.
 
@@ -1282,7 +1265,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         # Before the encoder: a GPU tells how many there are once it has done all that it was given.
         is_predicted = (targets != IGNORE_INDEX) & attention_mask.bool()  # (rows, length)
         predicted, count = is_predicted.flatten().nonzero().squeeze(1), is_predicted.sum()  # (predicted,), ()
-        states, packing = self.simmim.encode(input_ids, attention_mask, token_type_ids, is_causal)
+        states, packing = self.simmim.token_states(input_ids, attention_mask, token_type_ids, is_causal, outputs)
         hidden = states.last  # (tokens, hidden)
         vectors = hidden.new_empty(len(input_ids), 0)
         if pools:

@@ -2,14 +2,15 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_model, tiny_tokenizer
-from transformers import BertConfig, BertForMaskedLM
+from helpers import randomize, tiny_model, tiny_tokenizer
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
-from simmim_hf import SimMIMForPreTraining, SimMIMModel
+from simmim_hf import SimMIMForMaskedLM, SimMIMForPreTraining, SimMIMModel
 from simmim_hf.evaluation import encode
 from simmim_hf.evaluation.encoding import load_encoder
 
@@ -19,7 +20,7 @@ TEXTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w1 w2", "w3 w3"]
 def test_vectors_are_the_pooled_ones_in_the_order_of_the_texts():
     model, tokenizer = tiny_model(), tiny_tokenizer()
     model.train()
-    vectors = encode(model, tokenizer, TEXTS, max_length=16, batch_size=2)
+    vectors = encode(model, TEXTS, tokenizer, max_length=16, batch_size=2)
     assert model.training, "encoding must not change the mode"
     model.eval()
     for text, vector in zip(TEXTS, vectors, strict=True):
@@ -34,11 +35,11 @@ def test_a_plain_encoder_gives_what_it_gives_inside_simmim(tmp_path, pooling):
     BertForMaskedLM(BertConfig(**size, vocab_size=64)).eval().save_pretrained(tmp_path)
     plain = load_encoder(str(tmp_path), pooling)
     simmim = SimMIMForPreTraining.from_backbone(str(tmp_path), pooling=pooling)
-    expected = encode(simmim, tiny_tokenizer(), TEXTS, 16)
+    expected = encode(simmim, TEXTS, tiny_tokenizer(), 16)
     for batch_size in (1, 3, 64):
-        vectors = encode(plain, tiny_tokenizer(), TEXTS, 16, batch_size)
+        vectors = encode(plain, TEXTS, tiny_tokenizer(), 16, batch_size)
         np.testing.assert_allclose(vectors, expected, atol=1e-5)
-    longer = encode(plain, tiny_tokenizer(), TEXTS, 16, normalize=False)
+    longer = encode(plain, TEXTS, tiny_tokenizer(), 16, normalize=False)
     np.testing.assert_allclose(longer / np.linalg.norm(longer, axis=1, keepdims=True), expected, atol=1e-5)
 
 
@@ -85,11 +86,72 @@ def test_attention_pooling_is_that_of_a_checkpoint_that_learned_it(tmp_path):
     tiny_model().save_pretrained(tmp_path / "mean")
     learned = load_encoder(str(tmp_path / "learned"))
     assert learned.pooler.query.equal(model.simmim.pooler.query)
-    texts, options = [TEXTS, 16], {"normalize": False}
-    other = encode(load_encoder(str(tmp_path / "learned"), "mean"), tiny_tokenizer(), *texts, **options)
-    expected = encode(
-        SimMIMModel.from_pretrained(tmp_path / "learned", pooling="mean"), tiny_tokenizer(), *texts, **options
-    )
+    texts, options = [TEXTS, tiny_tokenizer(), 16], {"normalize": False}
+    other = encode(load_encoder(str(tmp_path / "learned"), "mean"), *texts, **options)
+    expected = encode(SimMIMModel.from_pretrained(tmp_path / "learned", pooling="mean"), *texts, **options)
     np.testing.assert_allclose(other, expected, atol=1e-5)
     with pytest.raises(ValueError, match="has not learned what counts: choose mean, cls or max"):
         load_encoder(str(tmp_path / "mean"), "attention")
+
+
+# As a user calls it
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> str:
+    folder = str(tmp_path_factory.mktemp("saved"))
+    tiny_model(pooling="cls").save_pretrained(folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = 5
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_folder_and_texts_are_enough(saved):
+    model = SimMIMModel.from_pretrained(saved)
+    tokenizer = AutoTokenizer.from_pretrained(saved)
+    expected = encode(model, TEXTS, tokenizer, max_length=5)
+    assert abs(encode(model, TEXTS, tokenizer, max_length=16) - expected).max() > 1e-3, "the third text is longer"
+    for found in (encode(saved, TEXTS), encode(Path(saved), TEXTS), encode(model, TEXTS), model.encode(TEXTS)):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    heads = SimMIMForPreTraining.from_pretrained(saved)
+    np.testing.assert_allclose(heads.encode(TEXTS), expected, atol=1e-6)
+
+
+def test_one_text_gives_one_vector_and_none_gives_none(saved):
+    model = SimMIMModel.from_pretrained(saved)
+    vector = model.encode(TEXTS[0])
+    assert vector.shape == (32,)
+    np.testing.assert_allclose(vector, model.encode(TEXTS)[0], atol=1e-6)
+    assert model.encode([]).shape == (0, 32)
+
+
+def test_a_model_from_nowhere_needs_a_tokenizer():
+    with pytest.raises(ValueError, match="Give `tokenizer`"):
+        tiny_model().encode(TEXTS)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max", "attention"])
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize("layers", ["last", "first_last"])
+def test_what_is_saved_is_a_sentence_transformer(pooling, similarity, layers, tmp_path):
+    """With the pooling and the length of the model, and what is set there survives being saved from there."""
+    from sentence_transformers import SentenceTransformer
+
+    model = randomize(tiny_model("modernbert", pooling=pooling, similarity=similarity, pooled_layers=layers))
+    model.save_pretrained(tmp_path / "ours")
+    tiny_tokenizer().save_pretrained(tmp_path / "ours")
+    expected = encode(model, TEXTS, tiny_tokenizer(), normalize=similarity == "cosine")
+    theirs = SentenceTransformer(str(tmp_path / "ours"), device="cpu")
+    assert theirs.similarity_fn_name == similarity
+    np.testing.assert_allclose(theirs.encode(TEXTS), expected, atol=1e-5)
+    theirs.prompts = {"query": "w1 "}
+    theirs.save_pretrained(str(tmp_path / "theirs"), create_model_card=False)
+    again = SentenceTransformer(str(tmp_path / "theirs"), device="cpu")
+    assert again.prompts["query"] == "w1 "
+    np.testing.assert_allclose(again.encode(TEXTS), expected, atol=1e-5)
+
+
+def test_a_class_without_vectors_says_nothing_of_them(tmp_path):
+    SimMIMForMaskedLM(tiny_model().config).save_pretrained(tmp_path)
+    assert not (tmp_path / "modules.json").exists()

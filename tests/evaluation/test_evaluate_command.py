@@ -61,13 +61,13 @@ def test_every_kind_of_task_is_measured_and_written(checkpoint, files, tmp_path,
 
     model, tokenizer = SimMIMModel.from_pretrained(checkpoint), tiny_tokenizer()
     pairs = load_scored_pairs(files["similarity"])
-    first, second = (encode(model, tokenizer, list(pairs[c]), 64) for c in ("sentence1", "sentence2"))
+    first, second = (encode(model, list(pairs[c]), tokenizer, 64) for c in ("sentence1", "sentence2"))
     expected = 100 * spearmanr((first * second).sum(1), pairs["score"]).statistic
     assert found["similarity"]["spearman"] == pytest.approx(expected)
 
     found_pairs = [json.loads(line) for line in Path(files["retrieval"]).read_text().splitlines()]
     queries, documents = ([pair[side] for pair in found_pairs] for side in ("query", "document"))
-    vectors = [encode(model, tokenizer, texts, 64) for texts in (queries, documents)]
+    vectors = [encode(model, texts, tokenizer, 64) for texts in (queries, documents)]
     expected = metrics.retrieval_metrics(*vectors, document_ids=documents)
     assert {name: found["retrieval"][name] for name in expected} == pytest.approx(expected)
 

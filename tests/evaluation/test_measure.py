@@ -62,7 +62,7 @@ def test_vectors_that_are_not_finite_are_no_result(files):
 def test_similarity_is_one_hundred_for_scores_in_the_order_of_the_cosines(tmp_path):
     model, tokenizer = tiny_model(), tiny_tokenizer()
     first, second = TEXTS[:4], TEXTS[1:]
-    cosines = (encode(model, tokenizer, first, 16) * encode(model, tokenizer, second, 16)).sum(1)
+    cosines = (encode(model, first, tokenizer, 16) * encode(model, second, tokenizer, 16)).sum(1)
     rows = [
         {"sentence1": a, "sentence2": b, "score": float(c)} for a, b, c in zip(first, second, cosines, strict=True)
     ]

@@ -12,9 +12,11 @@ from helpers import (
     CAUSAL,
     DECODERS,
     FAMILIES,
+    SAVED,
     VOCAB,
     WITHOUT_THE_PACKAGE,
     environment,
+    files_in,
     ragged_batch,
     randomize,
     refused,
@@ -35,7 +37,6 @@ from simmim_hf import (
     export,
 )
 from simmim_hf.cli import main
-from simmim_hf.model.configuration_simmim import remote_files
 from simmim_hf.model.packing import ATTENTION
 
 NATIVE = {
@@ -299,10 +300,7 @@ def test_a_warm_start_keeps_the_vectors_of_a_sentence_transformer(minilm):
 def test_safetensors_only_is_what_one_shares(checkpoint, tmp_path, capsys):
     assert main(to("safetensors-only", checkpoint, tmp_path / "out")) == 0
     assert "largest difference" in capsys.readouterr().out
-    assert set(os.listdir(tmp_path / "out")) == {
-        *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"),
-        *remote_files(),
-    }
+    assert files_in(tmp_path / "out") == {*SAVED, "tokenizer.json", "tokenizer_config.json", "README.md"}
     shared, report = SimMIMForPreTraining.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report.values()) and shared.projection is None
     source = SimMIMForPreTraining.from_pretrained(checkpoint).state_dict()

@@ -88,7 +88,8 @@ def test_the_trainer_sets_the_chunk(tmp_path):
 def test_a_chunk_is_computed_twice_and_only_its_results_are_kept():
     model, calls = tiny_model().train(), []
     model.simmim.encoder.register_forward_pre_hook(lambda *_: calls.append(1))
-    model.simmim.encode(torch.ones(1, 3, dtype=torch.long), torch.ones(1, 3, dtype=torch.long))  # first-use trials
+    one = torch.ones(1, 3, dtype=torch.long)
+    model.simmim.token_states(one, one)  # first-use trials
     calls.clear()
     loss_and_gradients(model, ragged_batch(LENGTHS), 2)
     assert len(calls) >= 2 * 4  # 7 sequences in chunks of 2

@@ -204,7 +204,7 @@ def test_vectors_of_a_real_encoder():
         weight = mask[..., None].float()
         expected = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
         torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).pooler_output, expected, **CLOSE)
-        states, packing = model.encode(ids, mask)
+        states, packing = model.token_states(ids, mask)
         torch.testing.assert_close(packing.unpack(states.last)[mask.bool()], hidden[mask.bool()], **CLOSE)
         assert model._can_pack
 

@@ -12,8 +12,10 @@ from helpers import (
     FAMILIES,
     LENGTHS,
     MASK_ID,
+    SAVED,
     VOCAB,
     assert_same_gradients,
+    files_in,
     gradients,
     ragged_batch,
     randomize,
@@ -30,7 +32,6 @@ from transformers import (
 )
 
 from simmim_hf import SimMIMConfig, SimMIMForMaskedLM, SimMIMForPreTraining, SimMIMModel
-from simmim_hf.model.configuration_simmim import remote_files
 
 ONLY = {
     "mlm_loss": {"mlm_weight": 1, "contrastive_weight": 0, "clm_weight": 0},
@@ -306,7 +307,7 @@ def test_the_own_option_decides_about_tying(family, backbone_ties, tmp_path):
 def test_a_checkpoint_loads_into_every_class_bit_by_bit(family, tmp_path):
     model = tiny_model(family, projection_dim=8)
     model.save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", *remote_files()}
+    assert files_in(tmp_path) == SAVED
     assert "simmim_sdpa" not in (tmp_path / "config.json").read_text()
     batch = ragged_batch(LENGTHS, pad=model.config.pad_token_id)
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
@@ -401,10 +402,31 @@ def test_given_positions_are_used(objective):
     assert (shifted - read).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("given", [{"output_hidden_states": True}, {"position_ids": torch.arange(3)[None]}])
-def test_inputs_that_the_loss_does_not_read_are_refused(given):
-    with pytest.raises(TypeError, match=f"does not read {next(iter(given))}"):
-        tiny_model()(**ragged_batch([3, 3]), **given)
+def test_inputs_that_the_loss_does_not_read_are_refused():
+    with pytest.raises(TypeError, match="does not read position_ids"):
+        tiny_model()(**ragged_batch([3, 3]), position_ids=torch.arange(3)[None])
+
+
+@pytest.mark.parametrize(
+    ("options", "views"),
+    [({}, 2), ({"contrastive_weight": 0.0}, 1), (CAUSAL, 1), ({"pooled_layers": "first_last"}, 2)],
+    ids=["both terms", "masked alone", "causal alone", "both, two layers pooled"],
+)
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_states_beside_the_loss(options, views, chunk_size):
+    """Those of every view, with their gradients, and the loss is the one without them."""
+    model, batch = tiny_model("bert", attn_implementation="eager", **options), ragged_batch(LENGTHS)
+    model.chunk_size = chunk_size
+    out = model(**batch, output_hidden_states=True, output_attentions=True)
+    rows, length = batch["input_ids"].shape
+    assert [state.shape for state in out.hidden_states] == [(views * rows, length, 32)] * 3
+    assert [a.shape[-2:] for a in out.attentions] == [(length, length)] * 2
+    out.hidden_states[0].retain_grad()
+    out.loss.backward()
+    assert out.hidden_states[0].grad.abs().max() > 0
+    plain = model(**batch)
+    torch.testing.assert_close(plain.loss, out.loss, **CLOSE)
+    assert plain.hidden_states is None and plain.attentions is None
 
 
 def test_large_values_in_half_precision_do_not_look_like_another_result():

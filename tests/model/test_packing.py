@@ -29,7 +29,7 @@ SHAPES = {"ragged": LENGTHS, "ones": [1, 1, 1], "equal": [6, 6, 6], "single": [7
 def encoded(model, batch, is_causal, packs):
     """(batch, length, hidden), zeros at padding, on the packed or on the padded path."""
     model.simmim._can_pack = packs
-    states, packing = model.simmim.encode(batch["input_ids"], batch["attention_mask"], is_causal=is_causal)
+    states, packing = model.simmim.token_states(batch["input_ids"], batch["attention_mask"], is_causal=is_causal)
     return packing.unpack(states.last)
 
 
@@ -404,9 +404,9 @@ def test_variable_length_kernels_are_given_what_they_document(monkeypatch, famil
     model = tiny_model(family)
     batch = ragged_batch([9, 1, 5, 12])
     columns = (batch["input_ids"], batch["attention_mask"])
-    expected = model.base_model.encode(*columns, is_causal=is_causal)[0].last
+    expected = model.base_model.token_states(*columns, is_causal=is_causal)[0].last
     monkeypatch.setattr(packing, "varlen_kernel", lambda device, dtype: varlen_reference)
-    actual = model.base_model.encode(*columns, is_causal=is_causal)[0].last
+    actual = model.base_model.token_states(*columns, is_causal=is_causal)[0].last
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -415,7 +415,7 @@ def test_variable_length_kernels_are_not_given_heads_that_they_cannot_take(monke
     model, asked = tiny_model("qwen3", {"head_dim": head_dim}), []
     monkeypatch.setattr(packing, "varlen_kernel", lambda device, dtype: asked.append(dtype))
     batch = ragged_batch([3, 5])
-    model.base_model.encode(batch["input_ids"], batch["attention_mask"], is_causal=False)
+    model.base_model.token_states(batch["input_ids"], batch["attention_mask"], is_causal=False)
     assert bool(asked) == fits
 
 
@@ -429,7 +429,7 @@ def test_under_autocast_variable_length_kernels_get_one_dtype(monkeypatch):
     monkeypatch.setattr(packing, "varlen_kernel", lambda device, dtype: kernel if dtype == torch.bfloat16 else None)
     batch = ragged_batch([9, 1, 5])
     with torch.autocast("cpu", torch.bfloat16):
-        model.base_model.encode(batch["input_ids"], batch["attention_mask"], is_causal=False)
+        model.base_model.token_states(batch["input_ids"], batch["attention_mask"], is_causal=False)
     assert seen == {torch.bfloat16}
 
 
@@ -445,7 +445,7 @@ def test_the_variable_length_kernel_equals_padded_attention_on_cuda(monkeypatch,
     model = tiny_model(family).to("cuda", torch.bfloat16)
     batch = {name: x.cuda() for name, x in ragged_batch([9, 1, 5, 12]).items()}
     columns = (batch["input_ids"], batch["attention_mask"])
-    actual = model.base_model.encode(*columns, is_causal=is_causal)[0].last
+    actual = model.base_model.token_states(*columns, is_causal=is_causal)[0].last
     monkeypatch.setattr(packing, "varlen_kernel", lambda device, dtype: None)
-    expected = model.base_model.encode(*columns, is_causal=is_causal)[0].last
+    expected = model.base_model.token_states(*columns, is_causal=is_causal)[0].last
     torch.testing.assert_close(actual, expected, atol=3e-2, rtol=3e-2)

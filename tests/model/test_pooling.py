@@ -7,7 +7,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForTokenClass
 
 from simmim_hf import SimMIMConfig, SimMIMForPreTraining, SimMIMModel
 from simmim_hf.model.configuration_simmim import OBJECTIVES
-from simmim_hf.model.modeling_simmim import pool
+from simmim_hf.model.vectors import pool
 from simmim_hf.training.arguments import DEFAULT_OBJECTIVE, ModelArguments
 
 LENGTHS = [9, 1, 5, 14, 5]
@@ -19,7 +19,7 @@ def texts():
 
 def packed_vectors(model, batch):
     """(rows, hidden), as in training."""
-    states, packing = model.encode(batch["input_ids"], batch["attention_mask"])
+    states, packing = model.token_states(batch["input_ids"], batch["attention_mask"])
     return model.pooler.packed(states.pooled, packing, batch["attention_mask"])
 
 

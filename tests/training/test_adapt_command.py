@@ -101,7 +101,7 @@ def test_a_sentence_transformer_stays_what_it_is(
 
     run = AutoModelForPreTraining.from_pretrained(tmp_path / "out/simmim")
     assert run.config.pooling == pooling and run.config.mlm_weight == 0.1 and run.config.contrastive_weight == 1
-    ours = encode(run, load_tokenizer(str(source)), TEXTS, 33, normalize=False)
+    ours = encode(run, TEXTS, load_tokenizer(str(source)), 33, normalize=False)
     torch.testing.assert_close(
         torch.nn.functional.normalize(after.encode(TEXTS, prompt="", convert_to_tensor=True), dim=-1),
         torch.nn.functional.normalize(torch.from_numpy(ours)[:, :20], dim=-1),

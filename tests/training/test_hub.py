@@ -7,9 +7,10 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from helpers import TINY, WITHOUT_THE_PACKAGE, corpus_lines, environment, run_python
+from helpers import SAVED, TINY, WITHOUT_THE_PACKAGE, corpus_lines, environment, run_python
 from hub_server import Hub
 
 from simmim_hf import SimMIMForPreTraining, SimMIMForSequenceClassification, SimMIMModel
@@ -32,6 +33,7 @@ TASKS = {"fill-mask": "pretraining", "feature-extraction": "pretraining", "text-
 OBSERVE = """
 import json, os, sys
 import torch, transformers
+from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoTokenizer, pipeline
 
 torch.set_num_threads(1)
@@ -48,6 +50,11 @@ def observe(place, **options):
             seen[name][auto_class] = describe(model)
     tokenizer = AutoTokenizer.from_pretrained(f"{place}/pretraining", **options)
     seen["tokenizer"] = dict(tokenizer(["w3 w5 [MASK]", "w1"], padding=True))
+    texts, where = ["w3 w5", "w1"], f"{place}/pretraining"
+    seen["vectors"] = {
+        "AutoModel": transformers.AutoModel.from_pretrained(where, **options).encode(texts),
+        "SentenceTransformer": SentenceTransformer(where, device="cpu", **options).encode(texts),
+    }
     for task, name in tasks.items():
         run = pipeline(task, model=f"{place}/{name}", device="cpu", **options)
         seen[task] = {"class": type(run.model).__name__, "answer": run("w3 w5 [MASK] w7")}
@@ -197,7 +204,7 @@ def run(hub: Hub, folder: Path, name: str, script: str) -> dict:
     variables = {"AUTO_MAP": json.dumps(AUTO_MAP), "TRACE": str(folder / f"trace-of-{name}")}
     env = environment(hub.environment(folder / f"home-of-{name}"), **variables)
     run_python("-c", script, json.dumps(CLASSES), json.dumps(TASKS), folder, env=env, cwd=folder)
-    return torch.load(folder / f"{name}.pt")
+    return torch.load(folder / f"{name}.pt", weights_only=False)
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +243,7 @@ def test_a_push_carries_the_code_and_names_every_class(hub, source, name):
 
 
 def test_a_push_holds_nothing_but_the_checkpoint(hub, source):
-    assert hub.repos["tester/encoder"].keys() == {"README.md", "config.json", "model.safetensors", *remote_files()}
+    assert hub.repos["tester/encoder"].keys() == {*SAVED, "README.md"}
     shards = [path for path in hub.repos["tester/classifier"] if path.endswith(".safetensors")]
     assert len(shards) > 1
 
@@ -264,6 +271,16 @@ def test_a_pretrained_checkpoint_opens_in_every_class(stranger):
 def test_a_configuration_and_a_tokenizer_open_without_the_package(source, stranger, place):
     assert [stranger[place][name]["AutoConfig"] for name in CLASSES] == [source[n]["AutoConfig"] for n in CLASSES]
     assert stranger[place]["tokenizer"] == source["tokenizer"]
+
+
+@pytest.mark.parametrize("place", ["hub", "folder"])
+@pytest.mark.parametrize("library", ["AutoModel", "SentenceTransformer"])
+def test_vectors_are_the_same_without_the_package(source, stranger, place, library):
+    """Those of the configured pooling, here `cls`, and of unit length."""
+    expected = source["vectors"]["AutoModel"]
+    np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(source["vectors"][library], expected, atol=1e-6)
+    np.testing.assert_allclose(stranger[place]["vectors"][library], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("place", ["hub", "folder"])

@@ -1,0 +1,158 @@
+"""Vectors of sequences: from token vectors, from texts, and what tells sentence-transformers how they are made."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from .configuration_simmim import SimMIMConfig
+from .packing import Packing
+
+
+def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """Sequence vectors from token vectors; padding never counts.
+
+    Args:
+        hidden: (batch, length, hidden)
+        attention_mask: (batch, length)
+        pooling: `"mean"`, `"cls"` (the first real token) or `"max"`
+
+    Returns:
+        (batch, hidden)
+    """
+    if pooling == "cls":
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), attention_mask.long().argmax(1)]
+    real = attention_mask.bool()[..., None]
+    if pooling == "max":
+        return hidden.masked_fill(~real, torch.finfo(hidden.dtype).min).amax(1)
+    # As `Packing.mean` in training: half precision cannot hold the sum of a long sequence.
+    total = (hidden * real).sum(1, dtype=torch.promote_types(hidden.dtype, torch.float32))
+    return (total / real.sum(1).clamp(min=1)).to(hidden.dtype)
+
+
+class SimMIMPooling(nn.Module):
+    """Sequence vectors from token vectors, in the configured way.
+
+    `attention` is a mean in which each token counts by the exponential of a learned score of its vector (the word
+    attention of Yang et al. 2016, equation 6, with one query). Behind a layer norm all token vectors are equally long,
+    so that a plain mean cannot give a rare word more weight than a common one. The query begins at zero, where this is
+    the plain mean.
+    """
+
+    def __init__(self, config: SimMIMConfig):
+        super().__init__()
+        self.pooling = config.pooling
+        self.query = nn.Parameter(torch.zeros(config.hidden_size)) if config.pooling == "attention" else None
+
+    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(batch, length, hidden), (batch, length) -> (batch, hidden)"""
+        if self.query is None:
+            return pool(hidden, attention_mask, self.pooling)
+        real = attention_mask.bool()
+        scores = (hidden @ self.query).float().masked_fill(~real, torch.finfo(torch.float32).min)
+        weights = scores.softmax(1) * real  # (batch, length)
+        return (weights[..., None] * hidden).sum(1).to(hidden.dtype)
+
+    def packed(self, hidden: torch.Tensor, packing: Packing, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(tokens, hidden) of a packed batch with this (rows, length) mask -> (rows, hidden)"""
+        if self.pooling == "mean":
+            return packing.mean(hidden)
+        if self.query is None:
+            return pool(packing.unpack(hidden), attention_mask, self.pooling)
+        weights = packing.softmax((hidden @ self.query).float())  # (tokens,)
+        return packing.sum(weights[:, None] * hidden).to(hidden.dtype)
+
+
+@torch.no_grad()
+def encode(
+    model: nn.Module,
+    texts: str | Sequence[str],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_length: int | None = None,
+    batch_size: int = 128,
+    normalize: bool = True,
+    show_progress: bool = False,
+):
+    """Vectors of texts by the pooling of the model, as numpy.
+
+    Args:
+        texts: one, or several in any order; they are read in batches of similar length
+        tokenizer: with a padding token. Default: that of the folder or Hub id that the model was loaded from
+        max_length: longer texts are truncated to so many tokens. Default: what the tokenizer says, which for a
+            checkpoint of this package is the length it was trained on; never more than the model has positions for
+        batch_size: texts that are read at a time
+        normalize: put the vectors on the unit sphere
+        show_progress: show a progress bar
+
+    Returns:
+        (texts, hidden), float32; (hidden,) for one text that is not in a list.
+
+    Raises:
+        ValueError: no tokenizer is given, and the model was not loaded from anywhere.
+    """
+    encoder, was_training = model.base_model, model.training
+    if tokenizer is None:
+        if not encoder.config.name_or_path:
+            raise ValueError("Give `tokenizer`: the model was not loaded from a folder or the Hub, which has one.")
+        tokenizer = AutoTokenizer.from_pretrained(encoder.config.name_or_path, config=encoder.config)
+    if max_length is None:
+        max_length = min(tokenizer.model_max_length, encoder.max_length)
+    rows = [texts] if isinstance(texts, str) else list(texts)
+    ids = tokenizer(rows, truncation=True, max_length=max_length)["input_ids"] if rows else []
+    order = sorted(range(len(rows)), key=lambda row: -len(ids[row]))  # similar lengths together, so little padding
+    vectors = torch.empty(len(rows), encoder.config.hidden_size)
+    encoder.eval()
+    for start in logging.tqdm(range(0, len(rows), batch_size), desc="Encoding", disable=not show_progress):
+        read = order[start : start + batch_size]
+        batch = tokenizer.pad({"input_ids": [ids[row] for row in read]}, return_tensors="pt").to(encoder.device)
+        pooled = encoder(**batch).pooler_output.float()  # (batch, hidden)
+        vectors[read] = (nn.functional.normalize(pooled, dim=-1) if normalize else pooled).cpu()
+    model.train(was_training)
+    return (vectors[0] if isinstance(texts, str) else vectors).numpy()
+
+
+def is_plain(config: SimMIMConfig) -> bool:
+    """Whether the pooling is one that other libraries have."""
+    return config.pooling != "attention" and config.pooled_layers == "last"
+
+
+# What sentence-transformers calls its modules; its versions 2 to 6 read these names.
+MODULES = "sentence_transformers.models"
+
+
+def write_modules(config: SimMIMConfig, folder: str | os.PathLike) -> None:
+    """Writes what makes `SentenceTransformer(folder)` give the vectors of the model: its pooling and, where they are
+    compared by the cosine, unit length.
+
+    A pooling that sentence-transformers has stands in `1_Pooling`; any other is left to the model's own forward, which
+    needs its version 6.
+    """
+    pools = is_plain(config)
+    kinds = ["Transformer", *(["Pooling"] if pools else []), *(["Normalize"] if config.similarity == "cosine" else [])]
+    modules = [
+        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"{MODULES}.{kind}"}
+        for i, kind in enumerate(kinds)
+    ]
+    own_forward = {"method": "forward", "method_output_name": "pooler_output"}
+    files = {
+        "modules.json": modules,
+        "sentence_bert_config.json": {}
+        if pools
+        else {"modality_config": {"text": own_forward}, "module_output_name": "sentence_embedding"},
+    }
+    if pools:
+        size, mode = config.hidden_size, f"pooling_mode_{config.pooling}_token{'' if config.pooling == 'cls' else 's'}"
+        files["1_Pooling/config.json"] = {"word_embedding_dimension": size, mode: True}
+    settings = Path(folder, "config_sentence_transformers.json")
+    # Of sentence-transformers itself, which is saving this model, and has prompts in it.
+    if not (settings.is_file() and "__version__" in json.loads(settings.read_text(encoding="utf-8"))):
+        files[settings.name] = {"similarity_fn_name": config.similarity}
+    for name, content in files.items():
+        path = Path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
