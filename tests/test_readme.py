@@ -3,15 +3,22 @@
 The Python of docs/adapt.md runs where a model was adapted: tests/training/test_adapt_command.py.
 """
 
+import gzip
+import json
 import re
 import shlex
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from helpers import TINY
-from transformers import BertConfig, BertForMaskedLM
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM
 
 from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining, cli
 from simmim_hf.data import tokenization
@@ -92,17 +99,83 @@ def test_the_links_of_a_page_lead_somewhere(page):
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_the_commands_of_the_pages_have_their_options(words, capsys):
+    trains = words[0] in ("pretrain", "adapt", "compare")
     with pytest.raises(SystemExit) as stop:
-        cli.main([words[0], "--help"])
+        cli.main([words[0], "--help_all" if trains else "--help"])
     assert stop.value.code == 0
     known = capsys.readouterr().out
     assert [word for word in words if word.startswith("--") and f"{word} " not in known] == []
 
 
+# Every command of the pages, in their order and in one folder: with small models and files under the names of theirs.
+SMALL = {
+    "pretrain": "--max_steps 2 --per_device_train_batch_size 4 --max_seq_length 16 --save_strategy no --use_cpu",
+    "adapt": "--max_steps 2 --per_device_train_batch_size 4 --max_seq_length 16 --save_strategy no --use_cpu",
+    "compare": "--seeds 1 --per_device_train_batch_size 4 --max_seq_length 16 --use_cpu",
+    "evaluate": "--max_seq_length 16 --overwrite_output_dir",
+    "export": "--overwrite_output_dir",
+}
+
+
+def smaller(words: list[str]) -> list[str]:
+    """A command of a page for little text; of an option that is given twice the last counts."""
+    more = SMALL[words[0]].split()
+    if words[0] in ("pretrain", "adapt"):
+        more += ["--report_to", "none", "--overwrite_output_dir"]
+    if words[0] == "pretrain" and "--model_name_or_path" not in words:
+        more += ["--text_config", json.dumps({"model_type": "modernbert", **TINY})]
+    if words[0] == "compare":
+        more += ["--budget_tokens", "2e4"] if "--budget_text" not in words else ["--budget_text", "1e4"]
+    return [*words, *more]
+
+
+@pytest.fixture
+def everything(folder):
+    """What the commands of the pages name."""
+    tokenizer = tokenization.load_tokenizer("my-encoder")
+    config = RobertaConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **TINY)
+    RobertaForMaskedLM(config).save_pretrained("FacebookAI/roberta-base")
+    tokenizer.save_pretrained("FacebookAI/roberta-base")
+    modules = [Transformer("google-bert/bert-base-uncased"), Pooling(TINY["hidden_size"], "mean")]
+    SentenceTransformer(modules=modules, device="cpu").save_pretrained("sentence-transformers/all-MiniLM-L6-v2")
+    texts = [f"{text} It is number {i}, and nothing else is known of it." for i, text in enumerate(TEXT * 13)]
+    pairs = [{"sentence1": a, "sentence2": b, "score": i % 6} for i, (a, b) in enumerate(pairwise(texts[:60]))]
+    labelled = [{"text": text, "label": i % 3} for i, text in enumerate(texts[:90])]
+    answers = [{"query": text[-60:], "document": text} for text in texts[:40]]
+    tables = {
+        **{f"{name}/{name}.jsonl": [{"text": text} for text in texts] for name in ("wiki", "books", "user/dataset")},
+        **{"questions.jsonl": answers, "stsb-dev.jsonl": pairs, "trec/train.jsonl": labelled},
+        **{"trec/test.jsonl": labelled, "sentence-transformers/stsb/test.jsonl": pairs},
+    }
+    for name, rows in tables.items():
+        place = folder / name.replace("user/dataset/user/", "user/dataset/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, separator in (("stsb/dev.csv", ","), ("stsb/test.tsv", "\t")):
+        (folder / "stsb").mkdir(exist_ok=True)
+        pd.DataFrame(pairs).to_csv(name, sep=separator, index=False)
+    for name in ("corpus", "notes"):
+        (folder / name).mkdir()
+    with gzip.open("corpus/a.jsonl.gz", "wt") as file:
+        file.write((folder / "wiki/wiki.jsonl").read_text())
+    (folder / "notes/notes.md").write_text("\n\n".join(texts[:200]))
+    (folder / "heldout.txt").write_text("\n".join(texts[:30]))
+    (folder / "settings.yaml").write_text(blocks("yaml", "pretrain.md")[0])
+    (folder / "arms.yaml").write_text(blocks("yaml", "compare.md")[0])
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.pages
+def test_the_commands_of_the_pages_run(everything):
+    for words in commands():
+        assert cli.main(smaller(words)) == 0, shlex.join(words)
+
+
 def test_the_settings_of_the_pages_are_options(capsys):
     settings, arms = (yaml.safe_load(blocks("yaml", page)[0]) for page in ("pretrain.md", "compare.md"))
     with pytest.raises(SystemExit):
-        cli.main(["pretrain", "--help"])
+        cli.main(["pretrain", "--help_all"])
     known = capsys.readouterr().out
     assert [name for name in [*settings, *set().union(*arms.values())] if f"--{name} " not in known] == []
 
