@@ -29,7 +29,7 @@ from .model.backbones import can_be_decoder, class_with_head, is_decoder_family,
 from .model.configuration_simmim import SimMIMConfig
 from .model.modeling_simmim import SimMIMPreTrainedModel
 from .model.vectors import is_plain
-from .options import option, refusing
+from .options import option, reason, refusing
 
 logger = logging.get_logger(__name__)
 
@@ -497,9 +497,12 @@ def _run_onnx(file: Path, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor,
     """`last_hidden_state` (batch, length, hidden) and `pooler_output` (batch, hidden) of ONNX Runtime on the CPU."""
     from onnxruntime import InferenceSession
 
-    session = InferenceSession(file, providers=["CPUExecutionProvider"])
     feed = {name: column.numpy() for name, column in batch.items()}
-    hidden, pooled = session.run(["last_hidden_state", "pooler_output"], feed)
+    try:
+        session = InferenceSession(file, providers=["CPUExecutionProvider"])
+        hidden, pooled = session.run(["last_hidden_state", "pooler_output"], feed)
+    except Exception as error:  # its errors have no class in common
+        raise ExportError(f"ONNX Runtime cannot run the graph {Path(file).name}: {reason(error)}") from error
     return torch.from_numpy(hidden), torch.from_numpy(pooled)
 
 

@@ -152,7 +152,7 @@ class Comparison:
             self.rates = self._rates()
             with refusing("--tasks"):
                 self.tasks = load_tasks(tasks, self.seeds[0])
-            if any(task.kind == "language modelling" for task in self.tasks.values()):
+            if any(task.needs_head for task in self.tasks.values()):
                 load_language_model(str(self._initial(self.seeds[0])))  # refuses what has no head
         if self.is_main:
             records.write_json(self.folder / "comparison.json", self.record)
@@ -427,7 +427,7 @@ class Comparison:
     def _measure(self, model: SimMIMForPreTraining, folder: Path) -> dict[str, dict[str, float]]:
         """Every metric of a model that is saved in a folder, by task."""
         metrics, language_model = {HELD_OUT: self.held_out.measure(model)}, None
-        if any(task.kind == "language modelling" for task in self.tasks.values()):
+        if any(task.needs_head for task in self.tasks.values()):
             language_model = load_language_model(str(folder), self.device)
         for name, task in self.tasks.items():
             if self.signals.received:  # only the main process is here

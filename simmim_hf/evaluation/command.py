@@ -164,7 +164,7 @@ class Evaluation:
         self.mteb_tasks = _mteb_tasks(args.mteb) if args.mteb else []
         with refusing("--tasks"):
             self.tasks = load_tasks(args.tasks or (), args.seed)
-        reads_plain_text = any(task.kind == "language modelling" for task in self.tasks.values())
+        reads_plain_text = any(task.needs_head for task in self.tasks.values())
         self.contenders: dict[str, Contender] = {}
         for model in args.model:
             contender = Contender(model, args, self.device, reads_plain_text)

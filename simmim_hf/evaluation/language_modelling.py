@@ -3,18 +3,19 @@
 All three predict some positions of a sequence, so each is made of rows: the ids that are read, and the labels.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..data.collator import IGNORE_INDEX, DataCollatorForSimMIM
 from ..model.backbones import class_with_head
 from ..model.configuration_simmim import SimMIMConfig
-from ..model.losses import token_cross_entropy
 from .encoding import load_with_missing, text_encoder_config
 
 # Token logits that are in memory together.
@@ -90,11 +91,23 @@ def next_token_rows(ids: list[list[int]]) -> list[tuple[np.ndarray, np.ndarray]]
     return [(np.asarray(row), np.asarray([*row[1:], IGNORE_INDEX])) for row in ids if len(row) > 1]
 
 
-@torch.no_grad()
 def predict_tokens(
     model: PreTrainedModel, rows: list[tuple[np.ndarray, np.ndarray]], batch_size: int, desc: str, **options
 ) -> tuple[float, float]:
     """The mean cross-entropy in nats, and the accuracy, of the tokens that are to be predicted; NaN if there are none.
+
+    Args: see `predict_rows`
+    """
+    total, correct, count = (column.sum() for column in predict_rows(model, rows, batch_size, desc, **options))
+    return (float(total / count), float(correct / count)) if count else (np.nan, np.nan)
+
+
+@torch.no_grad()
+def predict_rows(
+    model: PreTrainedModel, rows: list[tuple[np.ndarray, np.ndarray]], batch_size: int, desc: str, **options
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The summed cross-entropy in nats of the tokens of each row that are to be predicted, how many of these are
+    predicted right, and how many there are, (rows,) each.
 
     Args:
         model: gives `logits` (batch, length, vocab)
@@ -103,13 +116,14 @@ def predict_tokens(
         desc: title of the progress bar
         options: further arguments of the model's forward
     """
-    rows = sorted(rows, key=lambda row: -len(row[0]))
-    total, correct, count, start = 0.0, 0, 0, 0
+    order = sorted(range(len(rows)), key=lambda row: -len(rows[row][0]))
+    found, start = np.zeros((3, len(rows))), 0
     with logging.tqdm(total=len(rows), desc=desc) as progress:
         while start < len(rows):
-            length = len(rows[start][0])
+            length = len(rows[order[start]][0])
             size = max(1, min(batch_size, LOGITS_AT_ONCE // (length * model.config.vocab_size)))
-            batch = rows[start : start + size]
+            read = order[start : start + size]
+            batch = [rows[row] for row in read]
             input_ids, mask, labels = np.zeros((3, len(batch), length), dtype=np.int64)  # (batch, length) each
             labels += IGNORE_INDEX
             for i, (row, targets) in enumerate(batch):
@@ -118,12 +132,40 @@ def predict_tokens(
             predicted = labels != IGNORE_INDEX
             logits = model(input_ids=input_ids, attention_mask=mask, **options).logits[predicted]  # (tokens, vocab)
             targets = labels[predicted]  # (tokens,)
-            total += token_cross_entropy(logits, targets).item()
-            correct += (logits.argmax(-1) == targets).sum().item()
-            count += len(targets)
+            losses = cross_entropy(logits.float(), targets, reduction="none")  # (tokens,)
+            for i, of_tokens in enumerate((losses, logits.argmax(-1) == targets, torch.ones_like(losses))):
+                of_rows = (
+                    losses.new_zeros(labels.shape).masked_scatter(predicted, of_tokens.float()).sum(1)
+                )  # (batch,)
+                found[i, read] = of_rows.cpu()
             start += len(batch)
             progress.update(len(batch))
-    return (total / count, correct / count) if count else (np.nan, np.nan)
+    return tuple(found)
+
+
+def surprises(
+    language_model: LanguageModel, ids: list[list[int]], tokenizer: PreTrainedTokenizerBase, batch_size: int
+) -> np.ndarray:
+    """How improbable a model finds texts: minus the pseudo-log-likelihood of Salazar et al. 2020, in which each token
+    is predicted from all others, or, of a model that reads from left to right only, minus the log-likelihood.
+
+    Args:
+        ids: of the texts, special tokens included
+
+    Returns:
+        (texts,), in nats
+    """
+    is_masked = "masked" in language_model.options
+    direction, make = (
+        ("masked", functools.partial(one_mask_rows, tokenizer=tokenizer)) if is_masked else ("causal", next_token_rows)
+    )
+    rows_of_texts = [make([row]) for row in ids]
+    rows = [row for rows in rows_of_texts for row in rows]
+    losses, *_ = predict_rows(
+        language_model.model, rows, batch_size, "Each token predicted", **language_model.options[direction]
+    )
+    owners = np.repeat(np.arange(len(ids)), [len(rows) for rows in rows_of_texts])  # (rows,)
+    return np.bincount(owners, weights=losses, minlength=len(ids))
 
 
 def unigram_cross_entropy(train: Dataset, held_out: Dataset, tokenizer: PreTrainedTokenizerBase) -> float:

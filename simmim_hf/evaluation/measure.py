@@ -18,6 +18,8 @@ from .tasks import Task
 
 # Geometry is that of so many texts at most: it compares all of them with each other.
 GEOMETRY_TEXTS = 2000
+# A row for each token of each sentence: so many pairs are in memory together.
+PAIRS_AT_ONCE = 1000
 # Pairs in the top fifth of the scores' range belong together: those above 4 on the scale from 0 to 5, as in
 # Gao et al. 2021 (SimCSE).
 BELONG_TOGETHER = 0.8
@@ -47,7 +49,7 @@ def measure_with_samples(
         encoder: see `load_encoder`; also a SimMIM model with a head
         tokenizer: with a padding token
         max_length: longer texts are truncated to this many tokens
-        language_model: see `load_language_model`; needed only for a task of language modelling
+        language_model: see `load_language_model`; needed only for plain text and minimal pairs
         batch_size: texts that are read at a time
         mlm_probability: share of corrupted tokens in plain text
         max_samples: texts for the pseudo-perplexity, which reads a text once for each of its tokens; 0: none
@@ -58,16 +60,19 @@ def measure_with_samples(
         that can be computed of a sample of the pairs, queries or labelled texts, in the same order for every model.
 
     Raises:
-        ValueError: a task of language modelling without a language model.
+        ValueError: plain text or minimal pairs without a language model.
         FloatingPointError: the encoder gives vectors that are not finite.
     """
-    if task.kind == "language modelling" and language_model is None:
-        raise ValueError(f"the task `{task.name}` is plain text: give a language_model, see `load_language_model`.")
+    if task.needs_head and language_model is None:
+        raise ValueError(
+            f"the task `{task.name}` is plain text or minimal pairs: give a language_model, see `load_language_model`."
+        )
     vectors = TextVectors(task.texts(), encoder, tokenizer, max_length, batch_size)
     values, samples = {
         "similarity": partial(_similarity, task, vectors),
         "retrieval": partial(_retrieval, task, vectors),
         "transfer": partial(_transfer, task, vectors, seed),
+        "minimal pairs": partial(_minimal_pairs, task, language_model, tokenizer, max_length, batch_size),
         "language modelling": partial(
             _plain_text, task, language_model, tokenizer, max_length, batch_size, mlm_probability, max_samples, seed
         ),
@@ -160,6 +165,24 @@ def _transfer(task: Task, vectors: TextVectors, seed: int) -> tuple[dict, dict[s
     hits = metrics.transfer_hits(*columns, seed=seed)
     samples = {"accuracy": Sampled(lambda *hits: metrics.accuracy_metrics(*hits)["accuracy"], hits)}
     return {"texts": sum(len(texts) for texts, _ in parts), **metrics.accuracy_metrics(*hits)}, samples
+
+
+def _minimal_pairs(
+    task: Task, language_model, tokenizer, max_length: int, batch_size: int
+) -> tuple[dict, dict[str, Sampled]]:
+    """How often the model finds the good sentence of a pair more probable, as BLiMP has it (Warstadt et al. 2020)."""
+
+    def surprises(column: str, start: int) -> np.ndarray:
+        texts = task.test[column][start : start + PAIRS_AT_ONCE]
+        ids = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+        return language_modelling.surprises(language_model, ids, tokenizer, batch_size)
+
+    starts = range(0, len(task.test), PAIRS_AT_ONCE)
+    good, bad = (
+        np.concatenate([surprises(column, start) for start in starts]) for column in ("sentence_good", "sentence_bad")
+    )  # (pairs,) each
+    samples = {"minimal_pairs_accuracy": Sampled(np.mean, (100.0 * (good < bad),))}
+    return {"pairs": len(task.test), **_values(samples)}, samples
 
 
 def _plain_text(

@@ -17,10 +17,12 @@ KINDS = {
     "similarity": ("sentence1", "sentence2", "score"),
     "retrieval": ("query", "document"),
     "transfer": ("text", "label"),
+    "minimal pairs": ("sentence_good", "sentence_bad"),
     "language modelling": ("text",),
 }
 NEEDED = "; ".join(f"{', '.join(columns)} ({kind})" for kind, columns in KINDS.items())
 NOT_TEXT = ("score", "label")
+NEEDS_HEAD = ("minimal pairs", "language modelling")  # of a language model
 TEST_SPLITS = ("test", "validation", "dev")
 SHORTEST_HALF = 20
 
@@ -65,11 +67,18 @@ class Task:
             raise ValueError(f"`{self.name}`: {error}") from error
 
     @property
+    def needs_head(self) -> bool:
+        """Whether it is measured by the predictions of a language model."""
+        return self.kind in NEEDS_HEAD
+
+    @property
     def text_columns(self) -> list[str]:
         return [column for column in KINDS[self.kind] if column not in NOT_TEXT]
 
     def texts(self) -> Iterator[str]:
-        """All texts, those of training too where a classifier is fitted to them."""
+        """All texts whose vectors are measured, those of training too where a classifier is fitted to them."""
+        if self.kind == "minimal pairs":
+            return
         for rows in (self.test, self.train if self.kind == "transfer" else None):
             for column in self.text_columns if rows is not None else ():
                 yield from rows[column]

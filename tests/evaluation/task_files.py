@@ -24,6 +24,7 @@ def write_tasks(folder) -> dict[str, str]:
     pairs = zip(texts[:20], texts[20:40], strict=True)
     scored = [{"sentence1": a, "sentence2": b, "score": i % 6} for i, (a, b) in enumerate(pairs)]
     found = [{"query": texts[i], "document": texts[30 + i // 2], "source": "ab"[i % 2]} for i in range(24)]
+    minimal = [{"sentence_good": texts[i], "sentence_bad": texts[20 + i]} for i in range(20)]
     labelled = [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(texts)]
     write_lines(folder / "given" / "train.jsonl", labelled[:40])
     write_lines(folder / "given" / "test.jsonl", labelled[40:])
@@ -34,5 +35,6 @@ def write_tasks(folder) -> dict[str, str]:
         "retrieval": write_lines(folder / "found.jsonl", found),
         "transfer": write_lines(folder / "labelled.jsonl", labelled),
         "given split": str(folder / "given"),
+        "minimal pairs": write_lines(folder / "minimal.jsonl", minimal),
         "language modelling": str(folder / "plain"),
     }

@@ -46,9 +46,11 @@ def test_every_kind_of_task_is_measured_and_written(checkpoint, files, tmp_path,
         "retrieval",
         "transfer",
         "transfer",
+        "minimal pairs",
         "language modelling",
     ]
-    assert all(task.keys() >= GEOMETRY for task in found.values())
+    assert all(task.keys() >= GEOMETRY for task in found.values() if task["kind"] != "minimal pairs")
+    assert found["minimal pairs"]["pairs"] == 20 and 0 <= found["minimal pairs"]["minimal_pairs_accuracy"] <= 100
     assert found["similarity"]["pairs"] == 20 and "alignment" in found["similarity"]
     assert "source_probe" in found["retrieval"] and "source_probe" not in found["similarity"]
     assert found["retrieval"]["queries"] == 24 and found["retrieval"]["documents"] == 12
@@ -86,7 +88,7 @@ def test_models_side_by_side(checkpoint, files, tmp_path, capsys):
     other = tmp_path / "other"
     randomize(SimMIMForPreTraining.from_pretrained(checkpoint), seed=1).save_pretrained(other)
     tiny_tokenizer().save_pretrained(other)
-    kinds = ("similarity", "retrieval", "given split", "language modelling")
+    kinds = ("similarity", "retrieval", "given split", "minimal pairs", "language modelling")
     asked = ("--tasks", *(files[kind] for kind in kinds), "--max_samples", "0")
     results = evaluate(checkpoint, tmp_path / "out", *asked, "--model", checkpoint, str(other), checkpoint)
     first, *others = names = [Path(checkpoint).name, "other", f"{Path(checkpoint).name} (3)"]
@@ -101,7 +103,7 @@ def test_models_side_by_side(checkpoint, files, tmp_path, capsys):
         assert all(found["value"] == 0 for found in results["differences"][others[1]][task].values())
     measured = [set(differences) for differences in results["differences"]["other"].values()]
     correlations, found = {"spearman", "pearson"}, {"mrr@10", "recall@1", "recall@10", "ndcg@10"}
-    assert measured == [correlations, found, {"accuracy"}, set()]
+    assert measured == [correlations, found, {"accuracy"}, {"minimal_pairs_accuracy"}, set()]
     task, shown = next(iter(results["differences"]["other"].items()))
     shown = f"({shown['spearman']['value']:+.3f}: {shown['spearman']['low']:+.3f} to {shown['spearman']['high']:+.3f})"
     page, printed = (tmp_path / "out" / "results.md").read_text(), capsys.readouterr().out

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from helpers import tiny_model, tiny_tokenizer
+from helpers import CAUSAL, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from simmim_hf import SimMIMForMaskedLM
@@ -17,6 +17,7 @@ from simmim_hf.evaluation.language_modelling import (
     next_token_rows,
     one_mask_rows,
     predict_tokens,
+    surprises,
     unigram_cross_entropy,
 )
 
@@ -81,6 +82,20 @@ def test_next_tokens_are_read_from_left_to_right(family, ids, tmp_path):
     options = language_model.options["causal"]
     loss, _ = predict_tokens(language_model.model, next_token_rows(ids), 3, "", **options)
     assert loss == pytest.approx(total / sum(len(row) - 1 for row in ids), rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, CAUSAL], ids=["both directions", "left to right"])
+def test_a_surprise_is_that_of_the_whole_text(ids, options, tmp_path):
+    """The sum over its tokens of what is lost by each: of one text what `predict_tokens` tells as a mean."""
+    tiny_model(**options).save_pretrained(tmp_path)
+    language_model, tokenizer = load_language_model(str(tmp_path)), tiny_tokenizer()
+    found = surprises(language_model, ids, tokenizer, 7)
+    for row, surprise in zip(ids, found, strict=True):
+        rows = next_token_rows([row]) if options else one_mask_rows([row], tokenizer)
+        direction = language_model.options["causal" if options else "masked"]
+        loss, _ = predict_tokens(language_model.model, rows, 64, "", **direction)
+        count = len(row) - 1 if options else len(row) - 2
+        assert surprise == pytest.approx(loss * count, rel=1e-5)
 
 
 def test_few_logits_at_a_time_change_nothing(ids, monkeypatch):

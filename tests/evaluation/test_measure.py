@@ -12,9 +12,9 @@ from simmim_hf import SimMIMConfig, SimMIMForPreTraining
 from simmim_hf.data.tokenization import load_tokenizer
 from simmim_hf.evaluation import encode
 from simmim_hf.evaluation.encoding import load_encoder
-from simmim_hf.evaluation.language_modelling import load_language_model
+from simmim_hf.evaluation.language_modelling import load_language_model, surprises
 from simmim_hf.evaluation.measure import measure, similarity_spearman
-from simmim_hf.evaluation.tasks import load_scored_pairs, load_task
+from simmim_hf.evaluation.tasks import Task, load_scored_pairs, load_task
 from simmim_hf.quantities import QUANTITIES
 
 TEXTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w1 w2", "w3 w3", "w8"]
@@ -22,9 +22,9 @@ TEXTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w1 w2", "w3 w3", "w8"]
 
 def test_every_kind_of_task_is_measured_from_a_script(checkpoint, files, few_folds):
     encoder, tokenizer = load_encoder(checkpoint), tiny_tokenizer()
-    for kind, path in files.items():
+    for path in files.values():
         task = load_task(path)
-        language_model = load_language_model(checkpoint) if kind == "language modelling" else None
+        language_model = load_language_model(checkpoint) if task.needs_head else None
         values = measure(task, encoder, tokenizer, max_length=64, language_model=language_model, max_samples=5)
         assert values.keys() <= QUANTITIES.keys(), "a table shows what has a title"
         assert all(value is None or isinstance(value, int | float) for value in values.values())
@@ -38,9 +38,29 @@ def test_every_kind_of_task_is_measured_from_a_script(checkpoint, files, few_fol
         ), "a model with a head has the vectors of its encoder"
 
 
-def test_plain_text_needs_a_language_model(checkpoint, files):
-    with pytest.raises(ValueError, match=r"is plain text: give a language_model"):
-        measure(load_task(files["language modelling"]), load_encoder(checkpoint), tiny_tokenizer(), max_length=64)
+@pytest.mark.parametrize("kind", ["language modelling", "minimal pairs"])
+def test_what_is_predicted_needs_a_language_model(checkpoint, files, kind):
+    with pytest.raises(ValueError, match=r"is plain text or minimal pairs: give a language_model"):
+        measure(load_task(files[kind]), load_encoder(checkpoint), tiny_tokenizer(), max_length=64)
+
+
+def test_a_minimal_pair_is_told_apart_by_what_is_more_probable(checkpoint, files, monkeypatch):
+    """Counted for one pair after another; the other way round it is the rest."""
+    pairs, tokenizer = load_task(files["minimal pairs"]).test, tiny_tokenizer()
+    language_model, options = load_language_model(checkpoint), {"max_length": 64}
+    hits = 0
+    for pair in pairs:
+        ids = tokenizer([pair["sentence_good"], pair["sentence_bad"]])["input_ids"]
+        good, bad = (surprises(language_model, [row], tokenizer, 1)[0] for row in ids)
+        hits += good < bad
+    assert 0 < hits < len(pairs)
+    turned = pairs.rename_columns({"sentence_good": "sentence_bad", "sentence_bad": "sentence_good"})
+    for at_once in (1000, 7):
+        monkeypatch.setattr("simmim_hf.evaluation.measure.PAIRS_AT_ONCE", at_once)
+        for rows, expected in ((pairs, hits), (turned, len(pairs) - hits)):
+            task = Task("pairs", rows)
+            values = measure(task, load_encoder(checkpoint), tokenizer, language_model=language_model, **options)
+            assert values == {"pairs": 20, "minimal_pairs_accuracy": pytest.approx(100 * expected / 20)}
 
 
 def test_what_is_undefined_is_none(files):
