@@ -313,8 +313,12 @@ def report(arguments, domains: list[str], arms: dict[str, dict], output: Path) -
 
 def plot(runs: dict[str, dict], path: Path) -> None:
     """For each domain what its own task gives: before, as a line, and after each arm, with 95 % intervals."""
-    figure = Figure(figsize=(8, 0.8 + 0.3 * max(map(len, runs.values()))), layout="constrained")
-    for panel, (domain, arms) in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs.items(), strict=True):
+    columns, rows = min(2, len(runs)), math.ceil(len(runs) / 2)
+    figure = Figure(figsize=(9, rows * (0.8 + 0.3 * max(map(len, runs.values())))), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for empty in panels[len(runs) :]:
+        empty.set_axis_off()
+    for panel, (domain, arms) in zip(panels, runs.items(), strict=False):
         kinds = {run["tasks"][domain]["kind"] for seeds in arms.values() for run in seeds.values() if "tasks" in run}
         key = METRICS[kinds.pop()]
         values = {arm: _estimate(seeds, "tasks", domain, key) for arm, seeds in arms.items()}

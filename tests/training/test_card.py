@@ -140,7 +140,7 @@ def test_the_snippets_run_in_the_folder(run, text):
     start = "import torch\ntorch.set_num_threads(1)\n"
     for script in (
         "\n".join([start, *with_package]),
-        start + WITHOUT_THE_PACKAGE + without + "assert vectors.shape == (1, 32)",
+        start + WITHOUT_THE_PACKAGE + without + "assert vectors.shape == (2, 32)",
     ):
         run_python("-c", script, cwd=run)
     assert len(with_package) == 3
