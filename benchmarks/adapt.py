@@ -292,7 +292,7 @@ def report(arguments, domains: list[str], arms: dict[str, dict], output: Path) -
             cells = []
             for name, key in columns.items():
                 value = _estimate(runs, "tasks", name, key)
-                star = " *" if arm != BEFORE and differ(value, of_before[name]) else ""
+                star = " *" if arm != BEFORE and value and differ(value, of_before[name]) else ""
                 cells.append(_cell(value, QUANTITIES[key].digits) + star)
             for name, scale, digits in (("steps", 1, 0), ("flops", 1e12, 1), ("seconds", 1, 0)):
                 cost = [run[name] / scale for run in runs.values() if name in run]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from faults import DAMAGES, Faults
-from helpers import TINY, corpus_lines, ragged_batch, refused, tiny_model, tiny_tokenizer
+from helpers import TINY, corpus_lines, files_in, ragged_batch, refused, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
@@ -62,7 +62,7 @@ def test_a_checkpoint_lists_its_files(finished):
     assert not (finished / checkpoints.SAVING).exists()
     folder = finished / "checkpoint-6"
     listed = json.loads((folder / checkpoints.MANIFEST).read_text())["files"]
-    assert {*listed, checkpoints.MANIFEST} == {path.name for path in folder.iterdir()}
+    assert {*listed, checkpoints.MANIFEST} == files_in(folder)
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= {*listed}
     assert checkpoints.damage(folder) is None
 
