@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from helpers import FAMILIES, environment, run_python, text_config, tiny_model, tiny_tokenizer
+from helpers import FAMILIES, environment, files_in, run_python, text_config, tiny_model, tiny_tokenizer
 from hub_server import Hub
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoTokenizer, BertForMaskedLM, pipeline
 
@@ -410,7 +410,7 @@ def answers(checkpoints, tmp_path_factory) -> dict[str, dict[str, str]]:
     home = tmp_path_factory.mktemp("home")
     with Hub() as hub:
         for name, folder in checkpoints.items():
-            files = {path.name: path.read_bytes() for path in folder.iterdir()}
+            files = {name: (folder / name).read_bytes() for name in files_in(folder)}
             hub.repos[f"tester/whole-{name}"] = files
             pickled = {path: content for path, content in files.items() if not path.startswith("model")}
             hub.repos[f"tester/pickled-{name}"] = pickled | {"pytorch_model.bin": b"never read"}
