@@ -39,6 +39,7 @@ def test_the_links_of_the_notebook_lead_somewhere():
 
 
 @pytest.mark.slow
+@pytest.mark.pages
 def test_the_notebook_runs_in_its_order(tmp_path):
     variables = {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "TMPDIR": str(tmp_path)}
     code = "\n".join(sources("code"))
