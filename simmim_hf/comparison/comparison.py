@@ -252,9 +252,8 @@ class Comparison:
         options = {"learning_rate": self.args.learning_rate, **self.options, **self.arms[arm]}
         wanted = config_options(options)  # what an arm's preset makes of vectors is kept too
         options |= {name: wanted.get(name, default) for name, default in self.vector_options.items()}
-        is_default_backbone = not (self.options.get("model_name_or_path") or self.options.get("text_config"))
-        if is_default_backbone and wanted.get("positive_view") == "dropout":
-            options.setdefault("dropout", 0.1)  # as in `simmim pretrain`, which is told of another backbone here
+        if not (self.options.get("model_name_or_path") or self.options.get("text_config")):
+            options.setdefault("dropout", pretraining.default_dropout(wanted))  # from here on it looks like another's
         options |= {"model_name_or_path": initial, "text_config": None, "seed": seed}
         options |= {"output_dir": str(self._run_folder(arm, seed)), **more}
         if not self._is_joint(arm):

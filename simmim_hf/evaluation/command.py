@@ -73,13 +73,13 @@ class Contender:
 
     Args:
         name: folder or Hub id
-        reads_plain_text: whether a task asks for its language model
+        needs_head: whether a task asks for its language model
 
     Raises:
         ValueError, OSError: a model that cannot be measured.
     """
 
-    def __init__(self, name: str, args: EvaluationArguments, device: torch.device, reads_plain_text: bool):
+    def __init__(self, name: str, args: EvaluationArguments, device: torch.device, needs_head: bool):
         self.args = args
         with refusing("--model"):
             self.tokenizer, self.encoder = tokenization.load_tokenizer(name), load_encoder(name, args.pooling)
@@ -89,7 +89,7 @@ class Contender:
         self.max_length = min(args.max_seq_length, self.encoder.max_length)
         self._check_tokenizer(name)
         self.language_model = None
-        if reads_plain_text:
+        if needs_head:
             self.language_model = load_language_model(name, device)
             if "masked" in self.language_model.options:
                 masked_rows([], self.tokenizer, args.mlm_probability, args.seed)  # refuses a bad tokenizer or share
@@ -164,10 +164,10 @@ class Evaluation:
         self.mteb_tasks = _mteb_tasks(args.mteb) if args.mteb else []
         with refusing("--tasks"):
             self.tasks = load_tasks(args.tasks or (), args.seed)
-        reads_plain_text = any(task.needs_head for task in self.tasks.values())
+        needs_head = any(task.needs_head for task in self.tasks.values())
         self.contenders: dict[str, Contender] = {}
         for model in args.model:
-            contender = Contender(model, args, self.device, reads_plain_text)
+            contender = Contender(model, args, self.device, needs_head)
             short = name = contender.results["model"]
             while name in self.contenders:
                 name = f"{short} ({len(self.contenders) + 1})"

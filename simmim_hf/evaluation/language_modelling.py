@@ -3,7 +3,6 @@
 All three predict some positions of a sequence, so each is made of rows: the ids that are read, and the labels.
 """
 
-import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,10 +133,8 @@ def predict_rows(
             targets = labels[predicted]  # (tokens,)
             losses = cross_entropy(logits.float(), targets, reduction="none")  # (tokens,)
             for i, of_tokens in enumerate((losses, logits.argmax(-1) == targets, torch.ones_like(losses))):
-                of_rows = (
-                    losses.new_zeros(labels.shape).masked_scatter(predicted, of_tokens.float()).sum(1)
-                )  # (batch,)
-                found[i, read] = of_rows.cpu()
+                of_positions = losses.new_zeros(labels.shape).masked_scatter(predicted, of_tokens.float())
+                found[i, read] = of_positions.sum(1).cpu()  # (batch,)
             start += len(batch)
             progress.update(len(batch))
     return tuple(found)
@@ -156,14 +153,10 @@ def surprises(
         (texts,), in nats
     """
     is_masked = "masked" in language_model.options
-    direction, make = (
-        ("masked", functools.partial(one_mask_rows, tokenizer=tokenizer)) if is_masked else ("causal", next_token_rows)
-    )
-    rows_of_texts = [make([row]) for row in ids]
+    options = language_model.options["masked" if is_masked else "causal"]
+    rows_of_texts = [one_mask_rows([row], tokenizer) if is_masked else next_token_rows([row]) for row in ids]
     rows = [row for rows in rows_of_texts for row in rows]
-    losses, *_ = predict_rows(
-        language_model.model, rows, batch_size, "Each token predicted", **language_model.options[direction]
-    )
+    losses, *_ = predict_rows(language_model.model, rows, batch_size, "Each token predicted", **options)
     owners = np.repeat(np.arange(len(ids)), [len(rows) for rows in rows_of_texts])  # (rows,)
     return np.bincount(owners, weights=losses, minlength=len(ids))
 

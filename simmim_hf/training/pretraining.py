@@ -58,6 +58,11 @@ class TokenizedText(NamedTuple):
     held_out_counts: tokenization.TokenCounts
 
 
+def default_dropout(options: dict) -> float | None:
+    """That of the default backbone, which has none of its own, for these options of `SimMIMConfig`."""
+    return 0.1 if options["positive_view"] == "dropout" else None
+
+
 def fill_defaults(model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments) -> None:
     """Sets the options that were not given and whose default depends on the others."""
     if args.learning_rate is None and model_args.model_name_or_path:
@@ -66,10 +71,8 @@ def fill_defaults(model_args: ModelArguments, data_args: DataArguments, args: Pr
         owner = model_args if hasattr(model_args, name) else args
         if getattr(owner, name) is None:
             setattr(owner, name, default)
-    is_default_backbone = not model_args.model_name_or_path and model_args.text_config is None  # without dropout
-    needs_dropout = model_args.config_options()["positive_view"] == "dropout"
-    if is_default_backbone and needs_dropout and model_args.dropout is None:
-        model_args.dropout = 0.1
+    if model_args.dropout is None and not model_args.model_name_or_path and model_args.text_config is None:
+        model_args.dropout = default_dropout(model_args.config_options())
     if args.weight_schedule is None and model_args.objective in SCHEDULES:
         schedule = read_weight_schedule([SCHEDULES[model_args.objective]])
         if all(getattr(model_args, name) is None for name in schedule):

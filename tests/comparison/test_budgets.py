@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from simmim_hf.comparison import budget, held_out
 from simmim_hf.comparison.comparison import Comparison
+from simmim_hf.model.backbones import dropouts
 from simmim_hf.training import trainer
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -101,3 +102,12 @@ def test_a_budget_of_seconds_plans_the_steps_and_stops_in_time(files, tmp_path, 
     assert result["steps"] <= result["planned_steps"] and result["planned_steps"] >= 10
     assert result["seconds"] < 0.7
     assert not (tmp_path / "out" / "calibration").exists()
+
+
+def test_simcse_has_its_dropout_on_the_default_backbone(files, tmp_path):
+    """As in `simmim pretrain`, though every arm starts from a folder of weights; the other arms have none."""
+    arms = {name: {"objective": name} for name in ("mlm", "simcse")}
+    given = {name: value for name, value in options(files).items() if name != "text_config"}
+    comparison = Comparison(arms, given, str(tmp_path / "out"), seeds=1, budget_tokens=3000)
+    found = {arm: set(dropouts(comparison._trainer(arm, 42).model.config.text_config).values()) for arm in arms}
+    assert found == {"mlm": {0.0}, "simcse": {0.1}}
