@@ -5,6 +5,7 @@ sentence-transformers model keeps all but its weights.
 """
 
 import copy
+import math
 import os
 import shutil
 import tempfile
@@ -25,12 +26,14 @@ from . import card, checkpoints, report
 from .arguments import DataArguments, ModelArguments, PretrainingArguments
 from .pretraining import Pretraining, build_trainer
 from .signals import Interrupted
+from .trainer import SimMIMTrainer
 
 logger = logging.get_logger(__name__)
 
 RUN = "simmim"  # the folder, in that of the adapted model, of how it was made
 # Of an objective that has both terms: vectors that are good already are lost where masked-token prediction leads.
 WEIGHTS = {"contrastive_weight": 1.0, "mlm_weight": 0.1}
+STEPS = 40  # that docs/adapt.md measures: a short text is read again until it has given so many
 HEAD_LEARNING_RATE = 1e-3  # of a new head, while the encoder is frozen
 KEPT = ("text_config", "tokenizer_name", "vocab_size", "num_hidden_layers")  # of the source: no options here
 
@@ -61,7 +64,9 @@ class AdaptationArguments(PretrainingArguments):
     output_dir: str | None = option(
         "simmim-adapted", f"Folder for the adapted model; how it was made is in the folder `{RUN}` inside."
     )
-    num_train_epochs: float | None = option(2.0, "Passes over the training text.")
+    num_train_epochs: float | None = option(
+        None, f"Passes over the training text. Default: 1, or as many as give {STEPS} steps."
+    )
     per_device_train_batch_size: int = option(32, "Sequences a step and device; the others are the negatives.")
     learning_rate: float | None = option(3e-5, "The highest learning rate.")
     warmup_steps: float = option(0.1, "Steps of linear warm-up; below 1: share of all steps.")
@@ -105,10 +110,18 @@ class Adaptation(Pretraining):
                 "over it."
             )
         args.output_dir = str(self.folder / RUN)
+        self.epochs_are_given = args.num_train_epochs is not None
         super().__init__(model_args, data_args, args)
         self.source = source_folder(model_args.model_name_or_path)
         if args.process_index == 0:
             self._check_that_it_can_be_written()
+
+    def _build_trainer(self) -> SimMIMTrainer:
+        args, rows = self.args, self.text.train
+        if not self.epochs_are_given and isinstance(rows, Dataset):
+            step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            args.num_train_epochs = max(1.0, float(math.ceil(STEPS * step / len(rows))))
+        return super()._build_trainer()
 
     def _check_that_it_can_be_written(self) -> None:
         """Writes the model as it is: what sentence-transformers reads in another way is found before training."""

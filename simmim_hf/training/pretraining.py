@@ -278,13 +278,16 @@ class Pretraining:
             )
         if args.process_index == 0:
             print(report.text_report(self.text, data_args, self.max_length))
-        self.trainer = build_trainer(self.model, self.tokenizer, self.text, data_args, args)
+        self.trainer = self._build_trainer()
         if self.trainer.is_fsdp_enabled and self.scored_pairs is not None:
             raise ValueError("FSDP: --similarity_file needs whole weights. Leave it out; `simmim evaluate` reads it.")
         self.retrieval_pairs = None if self.trainer.is_fsdp_enabled else self._retrieval_pairs()
         self._refuse_another_run()
         self.signals = StopAtSignal()
         self.trainer.add_callback(self.signals)
+
+    def _build_trainer(self) -> SimMIMTrainer:
+        return build_trainer(self.model, self.tokenizer, self.text, self.data_args, self.args)
 
     def run(self, argv: Sequence[str] | None = None) -> dict:
         """Trains, evaluates, saves everything into `output_dir` and prints what came out of it.

@@ -26,8 +26,9 @@ from transformers import (
 from simmim_hf import SimMIMForPreTraining, encode
 from simmim_hf.cli import main
 from simmim_hf.data.tokenization import load_tokenizer
+from simmim_hf.options import build
 from simmim_hf.training import report
-from simmim_hf.training.adaptation import Adaptation
+from simmim_hf.training.adaptation import ADAPTATION, Adaptation
 from simmim_hf.training.checkpoints import checkpoints_in
 from simmim_hf.training.pretraining import Pretraining
 
@@ -114,6 +115,20 @@ def test_a_sentence_transformer_stays_what_it_is(
     card = ModelCard.load(tmp_path / "out/README.md")
     assert card.data.library_name == "sentence-transformers" and "| retrieval MRR@10 |" in card.text
     assert "corrupted" not in caplog.text and "LOAD REPORT" not in caplog.text, "its head is missing, and no fault"
+
+
+def test_a_short_text_is_read_until_it_has_given_enough_steps(text, tmp_path):
+    source = plain_encoder(tmp_path / "source")
+
+    def epochs(**more) -> float:
+        options = {"model_name_or_path": str(source), "train_file": str(text), "output_dir": str(tmp_path / "out")}
+        run = Adaptation(*build(ADAPTATION, {**options, "use_cpu": True, "max_seq_length": 16, **more}))
+        assert run.trainer.args.num_train_epochs == run.args.num_train_epochs
+        return run.args.num_train_epochs
+
+    assert epochs(per_device_train_batch_size=8) == 4  # 95 documents make 12 steps
+    assert epochs(per_device_train_batch_size=2) == 1  # 48 steps
+    assert epochs(num_train_epochs=0.5) == 0.5
 
 
 def test_the_python_of_the_page_runs_on_what_came_out(text, tmp_path, monkeypatch):
