@@ -59,7 +59,7 @@ QUANTITIES = {
     "unigram_cross_entropy": Quantity("MLM loss of token frequencies alone", -1),
     "mlm_accuracy": Quantity("MLM accuracy", 1, axis=LANGUAGE, hub=("fill-mask", "accuracy")),
     "pseudo_perplexity": Quantity("pseudo-perplexity", -1, 1, axis=LANGUAGE),
-    "minimal_pairs_accuracy": Quantity("minimal pairs told apart, %", 1, 2, axis=LANGUAGE),
+    "minimal_pairs_accuracy": Quantity("minimal pairs told apart, %", 1, 2, axis=LANGUAGE, leads=True),
     "clm_loss": Quantity("CLM loss", -1, hub=("text-generation", "loss")),
     "perplexity": Quantity("causal perplexity", -1, 1, axis=LANGUAGE, leads=True),
     "contrastive_loss": Quantity("contrastive loss", -1),

@@ -4,7 +4,7 @@ import importlib.metadata
 import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from ..data import tokenization
 from ..model.configuration_simmim import Pooling, SimMIMConfig
 from ..options import option, refusing
 from .bootstrap import CONFIDENCE, Sampled, paired_difference
-from .encoding import load_encoder
+from .encoding import load_encoder, shipped
 from .language_modelling import load_language_model, masked_rows
 from .measure import TextVectors, measure_with_samples
 from .tasks import BUILT_IN, NEEDED, Task, load_tasks
@@ -72,7 +72,7 @@ class Contender:
     """One of the models that are measured, with all that measuring it needs.
 
     Args:
-        name: folder or Hub id
+        name: folder, Hub id or name of a shipped checkpoint
         needs_head: whether a task asks for its language model
 
     Raises:
@@ -82,7 +82,8 @@ class Contender:
     def __init__(self, name: str, args: EvaluationArguments, device: torch.device, needs_head: bool):
         self.args = args
         with refusing("--model"):
-            self.tokenizer, self.encoder = tokenization.load_tokenizer(name), load_encoder(name, args.pooling)
+            folder = shipped(name)
+            self.tokenizer, self.encoder = tokenization.load_tokenizer(folder), load_encoder(folder, args.pooling)
         self.encoder.to(device)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token  # padding is masked, so that any token will do
@@ -90,7 +91,7 @@ class Contender:
         self._check_tokenizer(name)
         self.language_model = None
         if needs_head:
-            self.language_model = load_language_model(name, device)
+            self.language_model = load_language_model(folder, device)
             if "masked" in self.language_model.options:
                 masked_rows([], self.tokenizer, args.mlm_probability, args.seed)  # refuses a bad tokenizer or share
         config = self.encoder.config
@@ -257,10 +258,14 @@ def models_of(results: dict) -> dict[str, dict]:
     return results.get("models") or {results["model"]: results}
 
 
-def table_rows(results: dict) -> list[tuple[str, ...]]:
+def table_rows(results: dict, shown: Iterable[str] = quantities.QUANTITIES) -> list[tuple[str, ...]]:
     """Task, kind, metric and the value of each model, as text, under a row of titles.
 
     Behind a value stand its difference to that of the first model, and the ends of the interval of it.
+
+    Args:
+        results: of `Evaluation.run`
+        shown: the keys of the metrics
     """
     models = models_of(results)
     rows = [("task", "kind", "metric", *(models if len(models) > 1 else ["value"]))]
@@ -270,7 +275,7 @@ def table_rows(results: dict) -> list[tuple[str, ...]]:
             values = {name: model.get(part, {}).get(task, {}) for name, model in models.items()}
             differences = {name: results.get("differences", {}).get(name, {}).get(task, {}) for name in models}
             kind = next(iter(values.values())).get("kind", "mteb")
-            for key in quantities.QUANTITIES:
+            for key in shown:
                 if any(key in of_model for of_model in values.values()):
                     cells = [_cell(values[name], differences[name], key) for name in models]
                     rows.append((task, kind, quantities.title(key), *cells))
@@ -290,11 +295,16 @@ def plain_table(rows: list[tuple[str, ...]]) -> str:
     return "\n".join(lines)
 
 
+def markdown_table(results: dict, shown: Iterable[str] = quantities.QUANTITIES) -> list[str]:
+    """The lines of `table_rows` in Markdown."""
+    rows = ([cell.replace("|", "\\|") for cell in row] for row in table_rows(results, shown))
+    header, *body = (f"| {' | '.join(row)} |" for row in rows)
+    return [header, f"| --- | --- | --- |{' ---: |' * len(models_of(results))}", *body]
+
+
 def markdown(results: dict) -> str:
     """`results.md`: what was measured, as a table, and with what."""
     models = models_of(results)
-    rows = ([cell.replace("|", "\\|") for cell in row] for row in table_rows(results))
-    header, *body = (f"| {' | '.join(row)} |" for row in rows)
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     read = {name: f"{m['pooling']} pooling, at most {m['max_seq_length']} tokens" for name, m in models.items()}
     if len(models) > 1:
@@ -305,8 +315,7 @@ def markdown(results: dict) -> str:
         facts += (
             f" In brackets: the difference to the first model and its {CONFIDENCE:.0%} interval (paired bootstrap)."
         )
-    rule = f"| --- | --- | --- |{' ---: |' * len(models)}"
-    lines = [f"# Evaluation of {quantities.listed(list(models))}", "", header, rule, *body, "", facts, ""]
+    lines = [f"# Evaluation of {quantities.listed(list(models))}", "", *markdown_table(results), "", facts, ""]
     return "\n".join([*lines, *([f"`{results['command']}`", ""] if "command" in results else [])])
 
 

@@ -16,6 +16,8 @@ from transformers.utils import logging
 
 from .. import records
 from ..data.collator import DataCollatorForSimMIM
+from ..evaluation.bootstrap import CONFIDENCE
+from ..evaluation.command import markdown_table
 from ..model.configuration_simmim import POSITIVE_VIEWS, SimMIMConfig
 from ..options import option, refusing
 from ..quantities import QUANTITIES, listed, quantity, title
@@ -117,6 +119,7 @@ def model_card(
     language: Sequence[str] = (),
     tags: Sequence[str] = (),
     plot: str | None = None,
+    evaluation: Path | None = None,
 ) -> ModelCard:
     """The card of a run.
 
@@ -128,9 +131,10 @@ def model_card(
         language: ISO 639 codes
         tags: beside those of the objective
         plot: the training curves, relative to the card
+        evaluation: folder that `simmim evaluate` wrote
 
     Raises:
-        ValueError: a language or an id that the Hub does not accept.
+        ValueError: a language or an id that the Hub does not accept, or no results of an evaluation.
     """
     check_options(hub_model_id, language)
     objective, data = facts["objective"], facts.get("data", {})
@@ -161,6 +165,7 @@ def model_card(
         plot=plot,
         options=_all_options(facts),
         metrics=_metrics(facts),
+        evaluation=_evaluation(evaluation) if evaluation else None,
         notes=_notes(facts),
         missing=listed([what for what, given in missing.items() if not given]),
     )
@@ -257,6 +262,17 @@ def _metrics(facts: dict) -> list[list[str]]:
     rows = [[*cells, f"{baseline} {name}".strip()] for *cells, baseline, name in report.held_out_rows(facts)]
     kept = [column for column in range(len(head)) if any(row[column] for row in rows)]
     return [[row[column] for column in kept] for row in (head, *rows)] if rows else []
+
+
+def _evaluation(folder: Path) -> str:
+    """What `simmim evaluate` measured, by the metrics that lead: a table and how it was made."""
+    with refusing(f"--evaluation: there are no results of `simmim evaluate` in `{folder}`"):
+        results = records.read_json(folder / "results.json")
+        table = markdown_table(results, [key for key, found in QUANTITIES.items() if found.leads or found.hub])
+    lines = [*table, ""]
+    if results.get("differences"):
+        lines += [f"In brackets: the difference to the first model and its {CONFIDENCE:.0%} interval.", ""]
+    return "\n".join([*lines, *(["```bash", results["command"], "```"] if "command" in results else [])])
 
 
 def _notes(facts: dict) -> list[str]:
@@ -364,6 +380,7 @@ class CardArguments:
     license: str | None = option(None, "Licence, as the Hub spells it: apache-2.0, mit, ...")
     language: list[str] | None = option(None, "ISO 639 codes of the text: en, zh, ...")
     hub_model_id: str | None = option(None, "user/name on the Hub, by which the card loads.")
+    evaluation: str | None = option(None, "Folder that `simmim evaluate` wrote, whose table stands in the card then.")
     overwrite: bool = option(False, "Replace a README.md that a person has edited.")
 
 
@@ -399,5 +416,6 @@ def write_card(arguments: CardArguments) -> Path:
             license=arguments.license,
             language=arguments.language or (),
             plot=PLOT if plot.exists() else None,
+            evaluation=Path(arguments.evaluation) if arguments.evaluation else None,
         )
     return save_card(card, folder, arguments.overwrite)

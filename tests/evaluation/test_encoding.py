@@ -118,6 +118,15 @@ def test_a_folder_and_texts_are_enough(saved):
     np.testing.assert_allclose(heads.encode(TEXTS), expected, atol=1e-6)
 
 
+def test_what_a_clone_ships_is_found_by_its_name(saved, tmp_path, monkeypatch):
+    (tmp_path / "model_cards").mkdir()
+    (tmp_path / "model_cards" / "tiny").symlink_to(saved)
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_array_equal(encode("tiny", ["w1 w2"]), encode(saved, ["w1 w2"]))
+    with pytest.raises(ValueError, match="no tokenizer in `small`"):
+        encode("small", ["w1 w2"])
+
+
 def test_one_text_gives_one_vector_and_none_gives_none(saved):
     model = SimMIMModel.from_pretrained(saved)
     vector = model.encode(TEXTS[0])

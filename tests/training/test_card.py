@@ -168,6 +168,23 @@ def test_card_writes_what_it_is_given(run, text, capsys):
     assert (run / "README.md").read_text() == text
 
 
+def test_what_evaluate_measured_stands_in_the_card(run, text, capsys, tmp_path):
+    measured = tmp_path / "measured"
+    words = ["--tasks", str(run.parent / "pairs.jsonl"), "--output_dir", str(measured), "--device", "cpu"]
+    assert main(["evaluate", "--model", str(run), str(run), *words]) == 0
+    assert main(["card", "--model", str(run), "--evaluation", str(measured)]) == 0
+    card = (run / "README.md").read_text()
+    (found,) = json.loads((measured / "results.json").read_text())["models"]["my-encoder"]["tasks"].values()
+    assert f"| Spearman x 100 | {found['spearman']:.3f} | {found['spearman']:.3f} (+0.000: " in card
+    assert "simmim evaluate --model my-encoder my-encoder --tasks pairs.jsonl" in card
+    assert "Pearson" not in card and "no downstream task" not in card and "no downstream task" in text
+    assert "there are no results of `simmim evaluate`" in refused(
+        capsys, "card", "--model", str(run), "--evaluation", str(tmp_path)
+    )
+    assert main(["card", "--model", str(run)]) == 0
+    assert (run / "README.md").read_text() == text
+
+
 def test_an_edited_card_stays(run, text, capsys, tmp_path):
     readme = run / "README.md"
     for edited in (text.replace("A text encoder", "My text encoder"), "# Mine\n", "# \xe9\n", text + "More.\n"):
