@@ -128,7 +128,10 @@ def test_a_wrong_import_is_found(graph, file, line, other, tmp_path):
 
 @pytest.mark.parametrize(
     ("file", "line"),
-    [("model/losses.py", "from .modeling_simmim import pool"), ("comparison/plots.py", "from . import report")],
+    [
+        ("model/losses.py", "from .modeling_heads import SimMIMForMaskedLM"),
+        ("comparison/plots.py", "from . import report"),
+    ],
 )
 def test_a_circle_within_a_drawer_is_found(graph, file, line, tmp_path):
     assert name_of(file) in circle(with_line(graph, file, line, tmp_path))

@@ -19,11 +19,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from ..model.configuration_simmim import PASSAGES, CorruptedViews, PositiveView, SimMIMConfig, choices_of, described
+from ..model.losses import IGNORE_INDEX
 from ..options import option
 from .words import ALONE, CONTINUES, build_word_tables, ends_of_sentences, inside_han_word, shift_right
 
 CONFIG_NAME = "data_collator_config.json"
-IGNORE_INDEX = -100
 FEATURE_KEYS = [
     "text",
     "input_ids",

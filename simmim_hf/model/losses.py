@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+IGNORE_INDEX = -100  # as a target: nothing is predicted
+
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     """float32 for half-precision tensors; float32 and float64 stay as they are."""

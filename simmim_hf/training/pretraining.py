@@ -28,7 +28,7 @@ from ..evaluation.measure import retrieval_samples, similarity_samples
 from ..evaluation.metrics import tfidf_reciprocal_rank
 from ..evaluation.tasks import load_scored_pairs
 from ..model.backbones import dropouts
-from ..model.modeling_simmim import SimMIMForPreTraining
+from ..model.modeling_pretraining import SimMIMForPreTraining
 from ..options import reason, refusing
 from ..quantities import QUANTITIES
 from . import card, checkpoints, report

@@ -70,7 +70,7 @@ def assert_expected(outputs: dict, names: list[str]) -> None:
 @pytest.mark.parametrize("auto_class", SHOWN)
 def test_the_package_opens_it(auto_class):
     module, outputs = observe(FOLDER, auto_class, BATCH)
-    assert module == "simmim_hf.model.modeling_simmim"
+    assert module.startswith("simmim_hf.model.modeling_")
     assert_expected(outputs, SHOWN[auto_class])
 
 

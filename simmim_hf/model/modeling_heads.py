@@ -1,0 +1,414 @@
+"""SimMIM for downstream tasks: gaps, generation, classes of texts and of tokens, choices, questions and answers."""
+
+import torch
+from torch import nn
+from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedConfig, modeling_outputs
+from transformers.utils import ModelOutput, logging
+from transformers.utils.generic import can_return_tuple
+
+from .backbones import can_be_decoder
+from .configuration_simmim import SimMIMConfig
+from .losses import IGNORE_INDEX, global_means, token_cross_entropy
+from .modeling_simmim import INPUTS, SimMIMModel, SimMIMPreTrainedModel, SimMIMWithLMHead
+from .packing import ATTENTION, Past
+
+logger = logging.get_logger(__name__)
+
+
+class SimMIMWithLabels(SimMIMPreTrainedModel):
+    """The forward of the models that answer with `logits` and learn by `labels`; each tells the shapes of both."""
+
+    accepts_loss_kwargs = False
+    output_class: type[ModelOutput]
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> ModelOutput:
+        """
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: (batch, length), see `SimMIMModel.forward`
+            inputs_embeds: (batch, length, embedding), instead of `input_ids`
+            labels: what is to be predicted
+
+        Returns:
+            `logits`, and with `labels` the mean `loss`.
+        """
+        given = input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+        columns = dict(zip(INPUTS, given, strict=True))
+        logits, outputs = self._read(columns, pools=self._reads_vectors, return_dict=True, **kwargs)
+        return self.output_class(
+            loss=None if labels is None else self._loss(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class SimMIMForMaskedLM(SimMIMWithLabels, SimMIMWithLMHead):
+    """Masked language modelling alone: for fill-mask and for further masked-only training.
+
+    `logits` are (batch, length, vocab); `labels` (batch, length), original token ids where to predict, -100 elsewhere.
+    """
+
+    _reads_vectors = False
+    output_class = modeling_outputs.MaskedLMOutput
+
+    def __init__(self, config: SimMIMConfig):
+        super().__init__(config)
+        self.post_init()
+
+    def _read(self, columns: dict, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
+        outputs = self.simmim(**columns, **kwargs)
+        return self.lm_head(outputs.last_hidden_state), outputs  # (batch, length, vocab)
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        predicted = labels != IGNORE_INDEX  # (batch, length)
+        total = token_cross_entropy(logits[predicted], labels[predicted])  # of (tokens, vocab) and (tokens,)
+        return global_means({"loss": (total, predicted.sum())})["loss"]
+
+    @torch.no_grad()
+    def infill(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        mask_token_id: int,
+        num_steps: int | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        suppress_tokens: list[int] | None = None,
+        **inputs,
+    ) -> torch.Tensor:
+        """Fills all gaps, the most certain first: mask-predict (Ghazvininejad et al. 2019, section 3).
+
+        A step predicts every open gap; of all gaps, the least certain share `1 - step / num_steps` is opened again.
+
+        Args:
+            input_ids, attention_mask: (batch, length)
+            mask_token_id: the token that stands in every gap
+            num_steps: 1 fills all at once. Default: as many as a text has gaps.
+            temperature: 0 takes the likeliest token, above 0 draws one
+            top_k: draw from the so many likeliest only
+            suppress_tokens: never fill in these; `tokenizer.all_special_ids` is a good choice
+
+        Returns:
+            (batch, length), the input ids with filled gaps.
+
+        Raises:
+            ValueError: there is no gap, or an option out of range.
+        """
+        suppressed = {mask_token_id, *(suppress_tokens or ())}
+        if not suppressed < set(range(self.config.vocab_size)):
+            raise ValueError(
+                f"`mask_token_id` is {mask_token_id} and `suppress_tokens` {suppress_tokens}: they must be token ids, "
+                f"below the vocabulary size of {self.config.vocab_size}, and leave a token to fill in."
+            )
+        gaps = input_ids == mask_token_id
+        if not gaps.any():
+            raise ValueError(f"No text has a gap: `input_ids` does not hold the mask token {mask_token_id}.")
+        if temperature < 0 or (top_k is not None and top_k < 1) or (num_steps is not None and num_steps < 1):
+            raise ValueError(
+                f"`temperature` is {temperature}, `top_k` {top_k} and `num_steps` {num_steps}: the first must be 0 or "
+                "above, the others 1 or above."
+            )
+        num_gaps = gaps.sum(1)
+        steps = num_gaps.clamp(min=1) if num_steps is None else torch.full_like(num_gaps, num_steps)
+        filled, certainty = input_ids.clone(), torch.ones_like(input_ids, dtype=torch.float32)
+        for step in range(1, int(steps.max()) + 1):
+            opened = filled == mask_token_id  # (batch, length)
+            logits = self(filled, attention_mask, return_dict=True, **inputs).logits[opened].float()  # (gaps, vocab)
+            logits[:, list(suppressed)] = -torch.inf
+            probabilities = logits.softmax(-1)
+            if temperature == 0:
+                tokens = logits.argmax(-1)
+            else:
+                if top_k is not None and top_k < logits.shape[1]:
+                    logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
+                tokens = (logits / temperature).softmax(-1).multinomial(1)[:, 0]
+            filled[opened] = tokens
+            certainty[opened] = probabilities.gather(1, tokens[:, None])[:, 0]
+            # Rank the gaps of each text from the least certain; other tokens come last.
+            rank = certainty.masked_fill(~gaps, torch.inf).argsort(dim=1, stable=True).argsort(1)
+            reopened = rank < (num_gaps * (steps - step).clamp(min=0) // steps)[:, None]
+            filled[reopened] = mask_token_id
+        return filled
+
+
+class SimMIMGenerationConfig(GenerationConfig):
+    """Options of `generate`, without the `temperature` of the model's config, which is of the contrastive loss."""
+
+    @classmethod
+    def from_model_config(cls, model_config: PreTrainedConfig | dict) -> "SimMIMGenerationConfig":
+        options = model_config if isinstance(model_config, dict) else model_config.to_dict()
+        return super().from_model_config({name: value for name, value in options.items() if name != "temperature"})
+
+
+class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
+    """The same encoder and head read from left to right, with a cache of keys and values: for `generate`.
+
+    Where transformers has no decoder of the family, the attention of this package keeps them.
+
+    Raises:
+        ValueError: a backbone that neither has a decoder nor lets another attention function in.
+    """
+
+    _reads_vectors = False
+    generation_config_class = SimMIMGenerationConfig
+
+    def __init__(self, config: SimMIMConfig):
+        super().__init__(config, is_decoder=True)
+        self.post_init()
+        self._has_native_cache = can_be_decoder(config.text_config.model_type)
+        self._check_backbone(self.simmim.encoder.config._attn_implementation == ATTENTION)
+        # A checkpoint of this class, or one whose objective has the causal term, has learned this direction.
+        self._reads_from_left_to_right = type(self).__name__ in (config.architectures or ()) or config.clm_weight > 0
+
+    def _check_backbone(self, packs: bool) -> None:
+        if not self._has_native_cache and not packs:
+            raise ValueError(
+                f"The backbone `{self.config.text_config.model_type}` cannot generate: transformers has no decoder of "
+                "this family, and this package's attention does not fit it (or `attn_implementation` forbids it). "
+                "Take one that can, such as `modernbert`, `bert`, `roberta`, or a decoder such as `llama` or `qwen3`."
+            )
+
+    def adjust_generation_fn(
+        self, generation_config, from_auto_class, from_pipeline, name_or_path, *, trust_remote_code, **kwargs
+    ):
+        """Where a checkpoint has no `generation_config.json`, transformers would read all of `config.json` for it."""
+        if generation_config is None:
+            try:
+                generation_config = GenerationConfig.from_pretrained(name_or_path, **kwargs)
+            except OSError:
+                generation_config = self.generation_config
+        kwargs["trust_remote_code"] = trust_remote_code
+        super().adjust_generation_fn(generation_config, from_auto_class, from_pipeline, name_or_path, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> modeling_outputs.CausalLMOutputWithPast:
+        """
+        Args:
+            input_ids, token_type_ids: (batch, length)
+            attention_mask: (batch, cached length + length), 1 for real tokens; padding may stand on either side
+            labels: (batch, length), the input ids, -100 where nothing is to be learned; shifted here
+            logits_to_keep: compute the logits of so many last positions only, 0 for all
+
+        Returns:
+            `logits` (batch, length, vocab), with `labels` the mean `loss`, and `past_key_values`.
+        """
+        inputs = input_ids if input_ids is not None else inputs_embeds
+        if inputs is None:
+            raise ValueError("Give `input_ids` or `inputs_embeds`.")
+        if past_key_values is not None and past_key_values.is_compileable:
+            # `generate` replaces the mask by one of four dimensions, or by none, and the padding is lost.
+            raise ValueError(
+                f"A `{type(past_key_values).__name__}` cannot be used: positions are counted from an attention mask "
+                "per token. Generate with the default cache, without `cache_implementation`."
+            )
+        batch, length = inputs.shape[:2]
+        if attention_mask is None:
+            cached = past_key_values.get_seq_length() if past_key_values is not None else 0
+            attention_mask = torch.ones(batch, cached + length, dtype=torch.long, device=inputs.device)
+        # No parameter of its own: `generate` would give positions from 0 to every model that names one.
+        position_ids = kwargs.pop("position_ids", None)
+        if position_ids is None:
+            position_ids = self.simmim._positions(attention_mask)[:, -length:]
+        if self._has_native_cache:
+            kwargs |= {"past_key_values": past_key_values, "use_cache": use_cache}
+        else:
+            self._check_backbone(self.simmim._packs(inputs.device))
+            use_cache = not self.training if use_cache is None else use_cache
+            if use_cache and past_key_values is None:
+                past_key_values = DynamicCache()
+            kwargs["past"] = Past(attention_mask, past_key_values)
+            attention_mask = torch.ones(1, 1, 1, 1, device=inputs.device)  # see `SimMIMModel._encode_packed`
+        outputs = self.simmim.encoder(
+            **self.simmim._accepted(token_type_ids=token_type_ids, position_ids=position_ids),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            **{**self._asked_for(), **kwargs},
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            self._reads_from_left_to_right |= self.training
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return modeling_outputs.CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values if self._has_native_cache else past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def generate(self, *args, **kwargs):
+        """As in transformers; warns where the weights have only ever read in both directions."""
+        if not self._reads_from_left_to_right:
+            logger.warning_once(
+                "This checkpoint was trained to read in both directions (`clm_weight` is 0), and what it generates "
+                "makes little sense. Fine-tune it with `SimMIMForCausalLM` first, or pre-train with `clm_weight` "
+                "above 0 (objective `fused` or `clm`)."
+            )
+        if not self._has_native_cache and kwargs.get("use_cache") is not False:
+            # The one that `generate` makes by itself is a key short of the encoder's sliding windows.
+            kwargs.setdefault("past_key_values", DynamicCache())
+        return GenerationMixin.generate(self, *args, **kwargs)
+
+
+# Heads of downstream tasks
+
+
+class SimMIMWithNewHead(SimMIMPreTrainedModel):
+    """The shared encoder with a linear layer for a downstream task, the only part that pre-training does not give."""
+
+    accepts_loss_kwargs = False
+    head_name = "classifier"
+    num_outputs: int | None = None  # by default one for each label
+
+    def __init__(self, config: SimMIMConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.simmim = SimMIMModel(config)
+        text_config = config.text_config
+        dropout = getattr(text_config, "classifier_dropout", None)
+        self.dropout = nn.Dropout(getattr(text_config, "hidden_dropout_prob", 0.0) if dropout is None else dropout)
+        setattr(self, self.head_name, nn.Linear(config.hidden_size, self.num_outputs or config.num_labels))
+        self.post_init()
+
+
+def _check_labels(labels: torch.Tensor, num_labels: int) -> None:
+    """Raises a ValueError for a class that does not exist; on a GPU it would end the process without a reason."""
+    wrong = labels[(labels != IGNORE_INDEX) & ((labels < 0) | (labels >= num_labels))]
+    if wrong.numel():
+        raise ValueError(
+            f"`labels` holds {wrong[0].item()}, but there are {num_labels} to choose from, 0 to {num_labels - 1}. "
+            "Renumber them, or load a classifier with `num_labels=` the number of classes."
+        )
+
+
+class SimMIMForSequenceClassification(SimMIMWithLabels, SimMIMWithNewHead):
+    """Classes, several labels at once, or a number for each text, from its pooled vector.
+
+    `logits` are (batch, labels); `labels` (batch,) classes or, for one label, numbers; (batch, labels) of 0.0 and 1.0
+    for several at once. `config.problem_type` says which, or is found from their type.
+    """
+
+    output_class = modeling_outputs.SequenceClassifierOutput
+
+    def _read(self, columns: dict, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
+        given = columns["input_ids"] if columns["input_ids"] is not None else columns["inputs_embeds"]
+        padding_is_known = columns["attention_mask"] is not None or self.config.pad_token_id is not None
+        if given is not None and len(given) > 1 and not padding_is_known:
+            raise ValueError(
+                f"A batch of {len(given)} texts without `attention_mask`, and the model has no `pad_token_id`: "
+                "padding cannot be told from text. Give the tokenizer a `pad_token`, set "
+                "`model.config.pad_token_id`, and pass the `attention_mask` that the tokenizer makes."
+            )
+        outputs = self.simmim(**columns, **kwargs)
+        return self.classifier(self.dropout(outputs.pooler_output)), outputs  # (batch, labels)
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if self.num_labels > 1 and not labels.is_floating_point():
+            _check_labels(labels, self.num_labels)
+        return self.loss_function(pooled_logits=logits, labels=labels, config=self.config)
+
+
+class SimMIMForTokenClassification(SimMIMWithLabels, SimMIMWithNewHead):
+    """A class for each token.
+
+    `logits` are (batch, length, labels); `labels` (batch, length), -100 where a token has none.
+    """
+
+    _reads_vectors = False
+    output_class = modeling_outputs.TokenClassifierOutput
+
+    def _read(self, columns: dict, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
+        outputs = self.simmim(**columns, **kwargs)
+        return self.classifier(self.dropout(outputs.last_hidden_state)), outputs  # (batch, length, labels)
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        _check_labels(labels, self.num_labels)
+        return self.loss_function(logits, labels, self.config)
+
+
+class SimMIMForMultipleChoice(SimMIMWithLabels, SimMIMWithNewHead):
+    """The best of several continuations of a text.
+
+    The inputs are (batch, choices, length); `logits` (batch, choices); `labels` (batch,), which choice is right.
+    """
+
+    output_class = modeling_outputs.MultipleChoiceModelOutput
+    num_outputs = 1
+
+    def _read(self, columns: dict, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
+        columns = {name: x for name, x in columns.items() if x is not None}  # (batch, choices, length) each
+        outputs = self.simmim(**{name: x.flatten(0, 1) for name, x in columns.items()}, **kwargs)
+        scores = self.classifier(self.dropout(outputs.pooler_output))  # (batch * choices, 1)
+        return scores.view(next(iter(columns.values())).shape[:2]), outputs  # (batch, choices)
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        _check_labels(labels, num_labels=logits.shape[1])
+        return nn.functional.cross_entropy(logits.float(), labels)
+
+
+class SimMIMForQuestionAnswering(SimMIMWithNewHead):
+    """Where in a text the answer to a question begins and ends."""
+
+    _reads_vectors = False
+    head_name = "qa_outputs"
+    num_outputs = 2
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        start_positions: torch.Tensor | None = None,
+        end_positions: torch.Tensor | None = None,
+        **kwargs,
+    ) -> modeling_outputs.QuestionAnsweringModelOutput:
+        """
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: (batch, length), question and text
+            start_positions, end_positions: (batch,) token positions; one beyond the length is ignored
+
+        Returns:
+            `start_logits` and `end_logits` (batch, length), and with positions the mean `loss`.
+        """
+        columns = input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+        outputs = self.simmim(*columns, pools=False, return_dict=True, **kwargs)
+        # (batch, length, 2) -> (batch, length) each
+        start_logits, end_logits = self.qa_outputs(self.dropout(outputs.last_hidden_state)).unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions)
+        return modeling_outputs.QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
