@@ -63,8 +63,7 @@ def build_model(args: ScriptArguments, tokenizer) -> SimMIMForPreTraining:
     else:
         with open(args.text_config, encoding="utf-8") as file:
             text_config = json.load(file)
-    text_config |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    return SimMIMForPreTraining(SimMIMConfig.from_objective(args.objective, text_config=text_config))
+    return SimMIMForPreTraining(SimMIMConfig.from_objective(args.objective, tokenizer, text_config=text_config))
 
 
 def main():

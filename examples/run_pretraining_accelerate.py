@@ -57,8 +57,7 @@ def load_data(args: argparse.Namespace):
 def build_model(args: argparse.Namespace, tokenizer) -> SimMIMForPreTraining:
     if args.model_name_or_path:
         return SimMIMForPreTraining.from_backbone(args.model_name_or_path, **OBJECTIVES[args.objective])
-    text_config = {**args.text_config, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    return SimMIMForPreTraining(SimMIMConfig.from_objective(args.objective, text_config=text_config))
+    return SimMIMForPreTraining(SimMIMConfig.from_objective(args.objective, tokenizer, text_config=args.text_config))
 
 
 def describe(outputs) -> str:

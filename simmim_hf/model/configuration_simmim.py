@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -81,6 +81,8 @@ def remote_files() -> list[str]:
     """
     return sorted(path.name for path in Path(__file__).parent.glob("*.py") if path.name != "__init__.py")
 
+
+TOKEN_IDS = [f"{kind}_token_id" for kind in ("pad", "bos", "eos", "cls", "sep")]  # that a backbone is told
 
 # What transformers itself passes to or stores in any config, beside the fields and properties of `PreTrainedConfig`.
 COMMON_OPTIONS = [
@@ -299,12 +301,22 @@ class SimMIMConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
-    def from_objective(cls, objective: str, **kwargs) -> "SimMIMConfig":
-        """The configuration of a pre-training objective by name, one of `OBJECTIVES`.
+    def from_objective(
+        cls, objective: str, tokenizer: PreTrainedTokenizerBase | None = None, **kwargs
+    ) -> "SimMIMConfig":
+        """The configuration of a pre-training objective by name.
+
+        Args:
+            objective: one of `OBJECTIVES`
+            tokenizer: of a model from scratch, whose `text_config` gets its vocabulary and special tokens
+            kwargs: the options of this class that are not as in the preset
 
         Raises:
             ValueError: an objective that does not exist.
         """
+        if tokenizer is not None:
+            token_ids = {name: getattr(tokenizer, name) for name in TOKEN_IDS}
+            kwargs["text_config"] = with_vocabulary(kwargs.get("text_config"), len(tokenizer), token_ids)
         return cls(**{**options_of_objective(objective), **kwargs})
 
     @classmethod
@@ -393,6 +405,21 @@ def options_of_objective(objective: str) -> dict[str, Any]:
         )
     named = [name for options in OBJECTIVES.values() for name in options]
     return {name: getattr(SimMIMConfig, name) for name in named} | OBJECTIVES[objective]
+
+
+def with_vocabulary(
+    text_config: dict | PreTrainedConfig | str | None, vocab_size: int, token_ids: dict[str, int | None]
+) -> dict:
+    """The options of a backbone with another vocabulary: special tokens of its family may lie outside of a small one.
+
+    Args:
+        text_config: as in `SimMIMConfig`
+        token_ids: by the names `TOKEN_IDS`, of which the backbone takes those that it has
+    """
+    options = text_config if isinstance(text_config, dict) else as_text_config(text_config).to_dict()
+    family = AutoConfig.for_model(options.get("model_type", "bert"))
+    known = {name: token_id for name, token_id in token_ids.items() if hasattr(family, name)}
+    return {**options, "vocab_size": vocab_size, **known}
 
 
 def as_text_config(text_config: dict | PreTrainedConfig | str | None) -> PreTrainedConfig:

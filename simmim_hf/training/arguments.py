@@ -13,7 +13,14 @@ from transformers.integrations import is_deepspeed_available
 from ..data import corpora, tokenization
 from ..data.collator import DataCollatorForSimMIM
 from ..model.backbones import adjust_backbone
-from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig, options_of_objective
+from ..model.configuration_simmim import (
+    OBJECTIVES,
+    VECTOR_OPTIONS,
+    WEIGHTS,
+    SimMIMConfig,
+    options_of_objective,
+    with_vocabulary,
+)
 from ..options import Parser, option, options_of, reason
 
 # By the name of the objective. Masked-token prediction leaves its plateau in time where the contrastive term is weak,
@@ -164,7 +171,6 @@ TINY_MODERNBERT = {
     "num_attention_heads": 2,
     "intermediate_size": 344,
 }
-TOKEN_IDS = [f"{kind}_token_id" for kind in ("pad", "bos", "eos", "cls", "sep")]  # that a backbone is told
 
 
 @dataclass
@@ -216,12 +222,9 @@ class ModelArguments(ObjectiveOptions):
         """The configuration of a model from scratch.
 
         Args:
-            token_ids: of the special tokens by the names `TOKEN_IDS`, of which the backbone takes those that it has
+            vocab_size, token_ids: as in `with_vocabulary`
         """
-        text_config = {**read_text_config(self.text_config), "vocab_size": vocab_size}
-        # Those of the family's default lie outside of a small vocabulary.
-        family = AutoConfig.for_model(text_config.get("model_type", "bert"))
-        text_config |= {name: token_id for name, token_id in token_ids.items() if hasattr(family, name)}
+        text_config = with_vocabulary(read_text_config(self.text_config), vocab_size, token_ids)
         options = {"attn_implementation": self.attn_implementation, **self.config_options()}
         config = SimMIMConfig(text_config=text_config, **options)
         if not self.model_name_or_path:

@@ -11,18 +11,11 @@ from transformers.integrations import get_reporting_integration_callbacks, is_ml
 from transformers.utils import is_liger_kernel_available, is_torch_xla_available, logging
 
 from ..data.collator import DataCollatorForSimMIM
-from ..model.configuration_simmim import COMMON_OPTIONS, WEIGHTS, SimMIMConfig, nearest
+from ..model.configuration_simmim import COMMON_OPTIONS, TOKEN_IDS, WEIGHTS, SimMIMConfig, nearest
 from ..model.modeling_pretraining import SimMIMForPreTraining
 from ..options import refusing
 from . import card
-from .arguments import (
-    TOKEN_IDS,
-    DataArguments,
-    ModelArguments,
-    PretrainingArguments,
-    check_ranges,
-    read_text_config,
-)
+from .arguments import DataArguments, ModelArguments, PretrainingArguments, check_ranges, read_text_config
 
 logger = logging.get_logger(__name__)
 

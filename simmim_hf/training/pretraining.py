@@ -28,11 +28,12 @@ from ..evaluation.measure import retrieval_samples, similarity_samples
 from ..evaluation.metrics import tfidf_reciprocal_rank
 from ..evaluation.tasks import load_scored_pairs
 from ..model.backbones import dropouts
+from ..model.configuration_simmim import TOKEN_IDS
 from ..model.modeling_pretraining import SimMIMForPreTraining
 from ..options import reason, refusing
 from ..quantities import QUANTITIES
 from . import card, checkpoints, report
-from .arguments import SCHEDULES, TOKEN_IDS, DataArguments, ModelArguments, PretrainingArguments, read_weight_schedule
+from .arguments import SCHEDULES, DataArguments, ModelArguments, PretrainingArguments, read_weight_schedule
 from .callbacks import TimeLimit
 from .checks import check, make_optimizer
 from .signals import Interrupted, StopAtSignal

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from helpers import FAMILIES, text_config
+from helpers import FAMILIES, text_config, tiny_tokenizer
 from transformers import AutoConfig, BertConfig, LlamaConfig, ModernBertConfig, RobertaConfig
 
 from simmim_hf import SimMIMConfig, SimMIMModel
@@ -48,6 +48,16 @@ def test_presets(objective, mlm, contrastive, clm, view):
 def test_a_preset_takes_further_options():
     config = SimMIMConfig.from_objective("simmim", mlm_weight=0.1, temperature=0.2)
     assert (config.mlm_weight, config.temperature) == (0.1, 0.2)
+
+
+@pytest.mark.parametrize("backbone", [None, "modernbert", {"model_type": "modernbert"}, ModernBertConfig()])
+def test_a_backbone_from_scratch_gets_the_vocabulary_of_a_tokenizer(backbone):
+    tokenizer = tiny_tokenizer()
+    config = SimMIMConfig.from_objective("snippets", tokenizer, text_config=backbone, temperature=0.2).text_config
+    assert (config.vocab_size, config.pad_token_id) == (len(tokenizer), tokenizer.pad_token_id)
+    assert config.model_type == ("bert" if backbone is None else "modernbert")
+    if backbone is not None:
+        assert (config.cls_token_id, config.sep_token_id) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
 
 
 @pytest.mark.parametrize(
