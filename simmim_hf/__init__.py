@@ -9,17 +9,18 @@ import transformers
 
 from .data.collator import DataCollatorForSimMIM
 from .evaluation.encoding import encode
+from .model import modeling_simmim
 from .model.configuration_simmim import AUTO_MAP, SimMIMConfig
-from .model.modeling_heads import (
+from .model.modeling_simmim import (
     SimMIMForCausalLM,
     SimMIMForMaskedLM,
     SimMIMForMultipleChoice,
+    SimMIMForPreTraining,
     SimMIMForQuestionAnswering,
     SimMIMForSequenceClassification,
     SimMIMForTokenClassification,
+    SimMIMModel,
 )
-from .model.modeling_pretraining import SimMIMForPreTraining
-from .model.modeling_simmim import SimMIMModel
 from .training.arguments import SimMIMTrainingArguments
 from .training.trainer import SimMIMTrainer
 
@@ -27,7 +28,8 @@ for _auto_class, _reference in AUTO_MAP.items():
     if _auto_class == "AutoConfig":
         transformers.AutoConfig.register(SimMIMConfig.model_type, SimMIMConfig, exist_ok=True)
     else:
-        getattr(transformers, _auto_class).register(SimMIMConfig, globals()[_reference.split(".")[1]], exist_ok=True)
+        _model_class = getattr(modeling_simmim, _reference.split(".")[1])
+        getattr(transformers, _auto_class).register(SimMIMConfig, _model_class, exist_ok=True)
 
 __version__ = version("simmim_hf")
 

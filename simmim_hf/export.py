@@ -24,9 +24,10 @@ from transformers.utils import logging
 
 from . import records
 from .data.tokenization import load_tokenizer
+from .model import modeling_simmim
 from .model.backbones import can_be_decoder, class_with_head, is_decoder_family, native_head, without_pooler
-from .model.configuration_simmim import AUTO_MAP, SimMIMConfig
-from .model.modeling_simmim import SimMIMPreTrainedModel
+from .model.configuration_simmim import SimMIMConfig
+from .model.encoder import SimMIMPreTrainedModel
 from .model.vectors import is_plain
 from .options import option, reason, refusing
 
@@ -142,10 +143,7 @@ def load_checkpoint(name_or_path: str) -> SimMIMPreTrainedModel:
             "`SimMIMForPreTraining.from_backbone`, or with `simmim pretrain --model_name_or_path`."
         )
     with refusing(f"the model `{name_or_path}` cannot be loaded"):
-        modules = dict(reversed(reference.split(".")) for reference in AUTO_MAP.values())  # by class
-        name = (config.architectures or ["SimMIMModel"])[0]
-        module = importlib.import_module(f".model.{modules[name]}", __package__)
-        return getattr(module, name).from_pretrained(name_or_path)
+        return getattr(modeling_simmim, (config.architectures or ["SimMIMModel"])[0]).from_pretrained(name_or_path)
 
 
 @torch.no_grad()

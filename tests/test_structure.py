@@ -129,7 +129,7 @@ def test_a_wrong_import_is_found(graph, file, line, other, tmp_path):
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("model/losses.py", "from .modeling_heads import SimMIMForMaskedLM"),
+        ("model/losses.py", "from .heads import SimMIMForMaskedLM"),
         ("comparison/plots.py", "from . import report"),
     ],
 )

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from ..model.configuration_simmim import Objective
-from ..model.modeling_pretraining import SimMIMForPreTraining
+from ..model.modeling_simmim import SimMIMForPreTraining
 from ..training.trainer import SimMIMTrainer
 
 SAMPLED_BATCHES = 32

@@ -26,7 +26,7 @@ from ..evaluation.measure import measure
 from ..evaluation.metrics import tfidf_reciprocal_rank
 from ..evaluation.tasks import load_tasks
 from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig
-from ..model.modeling_pretraining import SimMIMForPreTraining
+from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import build, option, refusing
 from ..training import pretraining
 from ..training.arguments import PRETRAINING

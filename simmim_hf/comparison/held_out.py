@@ -11,7 +11,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from ..data.collator import DataCollatorForSimMIM
-from ..model.modeling_pretraining import SimMIMForPreTraining
+from ..model.modeling_simmim import SimMIMForPreTraining
 from ..training.callbacks import TimeLimit
 
 CURVE_POINTS = 8

@@ -64,13 +64,13 @@ VECTOR_OPTIONS = ("pooling", "pooled_layers")
 AUTO_MAP = {
     "AutoConfig": "configuration_simmim.SimMIMConfig",
     "AutoModel": "modeling_simmim.SimMIMModel",
-    "AutoModelForPreTraining": "modeling_pretraining.SimMIMForPreTraining",
-    "AutoModelForMaskedLM": "modeling_heads.SimMIMForMaskedLM",
-    "AutoModelForCausalLM": "modeling_heads.SimMIMForCausalLM",
-    "AutoModelForSequenceClassification": "modeling_heads.SimMIMForSequenceClassification",
-    "AutoModelForTokenClassification": "modeling_heads.SimMIMForTokenClassification",
-    "AutoModelForQuestionAnswering": "modeling_heads.SimMIMForQuestionAnswering",
-    "AutoModelForMultipleChoice": "modeling_heads.SimMIMForMultipleChoice",
+    "AutoModelForPreTraining": "modeling_simmim.SimMIMForPreTraining",
+    "AutoModelForMaskedLM": "modeling_simmim.SimMIMForMaskedLM",
+    "AutoModelForCausalLM": "modeling_simmim.SimMIMForCausalLM",
+    "AutoModelForSequenceClassification": "modeling_simmim.SimMIMForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_simmim.SimMIMForTokenClassification",
+    "AutoModelForQuestionAnswering": "modeling_simmim.SimMIMForQuestionAnswering",
+    "AutoModelForMultipleChoice": "modeling_simmim.SimMIMForMultipleChoice",
 }
 
 

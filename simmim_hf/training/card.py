@@ -119,7 +119,7 @@ def model_card(
     language: Sequence[str] = (),
     tags: Sequence[str] = (),
     plot: str | None = None,
-    evaluation: Path | None = None,
+    evaluations: Sequence[str] = (),
 ) -> ModelCard:
     """The card of a run.
 
@@ -131,7 +131,7 @@ def model_card(
         language: ISO 639 codes
         tags: beside those of the objective
         plot: the training curves, relative to the card
-        evaluation: folder that `simmim evaluate` wrote
+        evaluations: folders that `simmim evaluate` wrote
 
     Raises:
         ValueError: a language or an id that the Hub does not accept, or no results of an evaluation.
@@ -165,7 +165,7 @@ def model_card(
         plot=plot,
         options=_all_options(facts),
         metrics=_metrics(facts),
-        evaluation=_evaluation(evaluation) if evaluation else None,
+        evaluations=[_evaluation(Path(folder)) for folder in evaluations],
         notes=_notes(facts),
         missing=listed([what for what, given in missing.items() if not given]),
     )
@@ -380,7 +380,9 @@ class CardArguments:
     license: str | None = option(None, "Licence, as the Hub spells it: apache-2.0, mit, ...")
     language: list[str] | None = option(None, "ISO 639 codes of the text: en, zh, ...")
     hub_model_id: str | None = option(None, "user/name on the Hub, by which the card loads.")
-    evaluation: str | None = option(None, "Folder that `simmim evaluate` wrote, whose table stands in the card then.")
+    evaluation: list[str] | None = option(
+        None, "Folders that `simmim evaluate` wrote, whose tables stand in the card then."
+    )
     overwrite: bool = option(False, "Replace a README.md that a person has edited.")
 
 
@@ -416,6 +418,6 @@ def write_card(arguments: CardArguments) -> Path:
             license=arguments.license,
             language=arguments.language or (),
             plot=PLOT if plot.exists() else None,
-            evaluation=Path(arguments.evaluation) if arguments.evaluation else None,
+            evaluations=arguments.evaluation or (),
         )
     return save_card(card, folder, arguments.overwrite)

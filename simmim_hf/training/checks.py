@@ -12,7 +12,7 @@ from transformers.utils import is_liger_kernel_available, is_torch_xla_available
 
 from ..data.collator import DataCollatorForSimMIM
 from ..model.configuration_simmim import COMMON_OPTIONS, TOKEN_IDS, WEIGHTS, SimMIMConfig, nearest
-from ..model.modeling_pretraining import SimMIMForPreTraining
+from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import refusing
 from . import card
 from .arguments import DataArguments, ModelArguments, PretrainingArguments, check_ranges, read_text_config

@@ -29,7 +29,7 @@ from ..evaluation.metrics import tfidf_reciprocal_rank
 from ..evaluation.tasks import load_scored_pairs
 from ..model.backbones import dropouts
 from ..model.configuration_simmim import TOKEN_IDS
-from ..model.modeling_pretraining import SimMIMForPreTraining
+from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import reason, refusing
 from ..quantities import QUANTITIES
 from . import card, checkpoints, report

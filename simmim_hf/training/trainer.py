@@ -27,7 +27,7 @@ from .. import records
 from ..data.collator import DataCollatorForSimMIM
 from ..model.configuration_simmim import Objective
 from ..model.losses import alignment, uniformity
-from ..model.modeling_pretraining import TERMS
+from ..model.objective import TERMS
 from ..options import refusing
 from . import card, checkpoints, sharding
 from .arguments import (

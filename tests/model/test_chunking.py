@@ -6,7 +6,6 @@ from helpers import NO_DROPOUT, batch_of_two_views, ragged_batch, tiny_model
 from transformers import TrainingArguments
 
 from simmim_hf import SimMIMTrainer
-from simmim_hf.model import modeling_pretraining
 from simmim_hf.model.configuration_simmim import OBJECTIVES
 
 LENGTHS = [9, 1, 5, 14, 5, 7, 2]
@@ -70,7 +69,7 @@ def test_dropout_is_replayed_in_backward(monkeypatch):
     torch.manual_seed(1)
     replayed = loss_and_gradients(model, batch, 2)
     # The same chunks without the second forward, so with one set of dropout masks only.
-    monkeypatch.setattr(modeling_pretraining, "checkpoint", lambda read, use_reentrant, **inputs: read(**inputs))
+    monkeypatch.setattr("simmim_hf.model.objective.checkpoint", lambda read, use_reentrant, **inputs: read(**inputs))
     torch.manual_seed(1)
     assert_same(replayed, loss_and_gradients(model, batch, 2))
     torch.manual_seed(2)
@@ -106,7 +105,7 @@ def test_logits_of_many_tokens_never_exist_together(monkeypatch):
         return linear(hidden, weight, bias)
 
     monkeypatch.setattr(torch.nn.functional, "linear", spy)
-    monkeypatch.setattr(modeling_pretraining, "LOGITS_AT_ONCE_CPU", 3 * model.config.vocab_size)
+    monkeypatch.setattr("simmim_hf.model.objective.LOGITS_AT_ONCE_CPU", 3 * model.config.vocab_size)
     assert_same(loss_and_gradients(model, batch), expected)
     assert max(sizes) == 3
     assert_same(loss_and_gradients(model, batch, 2), expected)

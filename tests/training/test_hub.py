@@ -71,6 +71,7 @@ def describe(model):
     return {
         "class": type(model).__name__,
         "module": type(model).__module__,
+        "generates": model.can_generate(),
         "weights": model.state_dict(),
         "outputs": {name: value for name, value in outputs.items() if torch.is_tensor(value)},
     }
@@ -142,7 +143,7 @@ for place in ("tester/traced", str(local / "traced")):
         opened = getattr(transformers, auto_class).from_pretrained(place, trust_remote_code=True)
         assert type(opened).__module__.startswith("simmim_hf."), type(opened)
     run = pipeline("fill-mask", model=place, trust_remote_code=True)
-    assert type(run.model).__module__.startswith("simmim_hf."), type(run.model)
+    assert type(run.model).__module__ == "simmim_hf.model.modeling_simmim", type(run.model)
 opened = AutoModelForPreTraining.from_pretrained("tester/traced", trust_remote_code=True)
 opened.push_to_hub("tester/pushed-again")
 torch.save(seen, Path(folder, "source.pt"))
@@ -224,7 +225,7 @@ def assert_same_weights(actual: dict, expected: dict) -> None:
 
 
 def assert_same(actual: dict, expected: dict) -> None:
-    assert actual["class"] == expected["class"]
+    assert (actual["class"], actual["generates"]) == (expected["class"], expected["generates"])
     assert_same_weights(actual["weights"], expected["weights"])
     assert expected["outputs"]
     torch.testing.assert_close(actual["outputs"], expected["outputs"])

@@ -12,6 +12,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .backbones import adjust_backbone, load_native, native_head, source_pooling
 from .configuration_simmim import VECTOR_OPTIONS, Objective, SimMIMConfig, options_of_objective
+from .encoder import STATES, SimMIMWithLMHead
 from .losses import (
     IGNORE_INDEX,
     contrastive_cross_entropy,
@@ -21,7 +22,6 @@ from .losses import (
     similarity_matrix,
     token_cross_entropy,
 )
-from .modeling_simmim import STATES, SimMIMWithLMHead
 from .readings import Reading, needed, next_tokens, stack
 
 logger = logging.get_logger(__name__)

@@ -8,8 +8,8 @@ from transformers.utils.generic import can_return_tuple
 
 from .backbones import can_be_decoder
 from .configuration_simmim import SimMIMConfig
+from .encoder import INPUTS, SimMIMModel, SimMIMPreTrainedModel, SimMIMWithLMHead
 from .losses import IGNORE_INDEX, global_means, token_cross_entropy
-from .modeling_simmim import INPUTS, SimMIMModel, SimMIMPreTrainedModel, SimMIMWithLMHead
 from .packing import ATTENTION, Past
 
 logger = logging.get_logger(__name__)
