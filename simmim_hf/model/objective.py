@@ -156,8 +156,8 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
                 know nothing of each other
             dropout: of the backbone, wherever its family has one. Default: what its configuration says
             objective: one of `OBJECTIVES`, without what it says of the pooling: the vectors stay what they are
-            dtype, device_map, attn_implementation, revision, subfolder, cache_dir, force_download, local_files_only,
-                token, trust_remote_code: as in `from_pretrained` of transformers
+            dtype, device_map, attn_implementation: as in `from_pretrained` of transformers
+            revision, subfolder, cache_dir, force_download, local_files_only, token, trust_remote_code: as there too
             config_options: options of `SimMIMConfig`. Default of `pooling`: that of a sentence-transformers model,
                 else `"mean"`
 
