@@ -315,8 +315,8 @@ class SimMIMConfig(PreTrainedConfig):
             ValueError: an objective that does not exist.
         """
         if tokenizer is not None:
-            token_ids = {name: getattr(tokenizer, name) for name in TOKEN_IDS}
-            kwargs["text_config"] = with_vocabulary(kwargs.get("text_config"), len(tokenizer), token_ids)
+            vocabulary = len(tokenizer), token_ids_of(tokenizer)
+            kwargs["text_config"] = with_vocabulary(kwargs.get("text_config"), *vocabulary)
         return cls(**{**options_of_objective(objective), **kwargs})
 
     @classmethod
@@ -405,6 +405,11 @@ def options_of_objective(objective: str) -> dict[str, Any]:
         )
     named = [name for options in OBJECTIVES.values() for name in options]
     return {name: getattr(SimMIMConfig, name) for name in named} | OBJECTIVES[objective]
+
+
+def token_ids_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
+    """The special tokens of a tokenizer by the names `TOKEN_IDS`."""
+    return {name: getattr(tokenizer, name) for name in TOKEN_IDS}
 
 
 def with_vocabulary(

@@ -36,6 +36,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _zero_at_first: tuple[type[nn.Module], ...] = (SimMIMPooling,)  # modules whose parameters are 0 before training
     _reads_vectors = True  # whether the class uses the vectors of sequences, or those of tokens only
     # What is needed in pre-training only may be left over in other classes.
     _keys_to_ignore_on_load_unexpected = [r"^projection\.", r"^uncertainty\.", r"^lm_head\.", r"pooler\.query$"]
@@ -75,7 +76,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, SimMIMPooling):
+        if isinstance(module, self._zero_at_first):
             for parameter in module.parameters():
                 nn.init.zeros_(parameter)
 

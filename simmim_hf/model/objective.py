@@ -92,6 +92,7 @@ class SimMIMUncertainty(nn.Module):
 class SimMIMForPreTraining(SimMIMWithLMHead):
     """The joint objective: masked-token prediction and a contrastive loss over a sequence and its masked copy."""
 
+    _zero_at_first = (*SimMIMWithLMHead._zero_at_first, SimMIMUncertainty)
     # The terms are means, so a Trainer has to divide them by the number of accumulation steps itself.
     accepts_loss_kwargs = False
     # How many sequences go through the encoder at a time in training, None for all at once: memory against time, with
@@ -110,13 +111,6 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         self._freeze_unused()
         return embeddings
-
-    @torch.no_grad()
-    def _init_weights(self, module):
-        super()._init_weights(module)
-        if isinstance(module, SimMIMUncertainty):
-            for parameter in module.parameters():
-                nn.init.zeros_(parameter)
 
     def _freeze_unused(self) -> None:
         config = self.config

@@ -28,7 +28,7 @@ from ..evaluation.measure import retrieval_samples, similarity_samples
 from ..evaluation.metrics import tfidf_reciprocal_rank
 from ..evaluation.tasks import load_scored_pairs
 from ..model.backbones import dropouts
-from ..model.configuration_simmim import TOKEN_IDS
+from ..model.configuration_simmim import token_ids_of
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import reason, refusing
 from ..quantities import QUANTITIES
@@ -165,7 +165,7 @@ def build_model(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase) 
         if len(tokenizer) > model.config.vocab_size:
             model.resize_token_embeddings(len(tokenizer))
     else:
-        config = model_args.new_config(len(tokenizer), {name: getattr(tokenizer, name) for name in TOKEN_IDS})
+        config = model_args.new_config(len(tokenizer), token_ids_of(tokenizer))
         model = SimMIMForPreTraining(config)
     objective = model.config.objective
     compares_dropout = objective.contrastive_weight and objective.positive_view == "dropout"
