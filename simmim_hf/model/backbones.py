@@ -167,6 +167,14 @@ def adjust_backbone(text_config: PreTrainedConfig, num_hidden_layers: int | None
         text_config.num_hidden_layers = num_hidden_layers
         if getattr(text_config, "layer_types", None):  # the kind of attention of each
             text_config.layer_types = text_config.layer_types[:num_hidden_layers]
+        if num_hidden_layers == 0:
+            try:
+                AutoModel.from_config(text_config)
+            except ZeroDivisionError as error:  # its weights are drawn by the number of its layers
+                raise ValueError(
+                    f"num_hidden_layers=0: transformers cannot make a `{text_config.model_type}` without layers. Take "
+                    "another backbone for a bag of words: `--text_config bert`."
+                ) from error
     if dropout is not None:
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout}: give a number from 0 to below 1.")

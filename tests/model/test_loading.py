@@ -479,6 +479,9 @@ def test_the_first_layers_of_a_backbone(family, tmp_path):
         assert torch.isfinite(packed.loss)
     with pytest.raises(ValueError, match="num_hidden_layers=9: give a number from 0 to 2"):
         SimMIMForPreTraining.from_backbone(tmp_path, num_hidden_layers=9)
+    if family == "modernbert":
+        with pytest.raises(ValueError, match="cannot make a `modernbert` without layers.*--text_config bert"):
+            SimMIMForPreTraining.from_backbone(tmp_path, num_hidden_layers=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
