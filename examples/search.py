@@ -74,13 +74,14 @@ def show(found: list[tuple[float, str]]) -> str:
 def open_page(search: Search, top: int) -> None:
     import gradio  # an option of this script, not of the package
 
-    page = gradio.Interface(
-        lambda question: [[f"{cosine:.3f}", passage] for cosine, passage in search.ask(question, top)],
-        gradio.Textbox(label="Question"),
-        gradio.Dataframe(headers=["cosine", "passage"], wrap=True, label="Nearest passages"),
-        title="Search in your own text",
-        flagging_mode="never",
-    )
+    def ask(question: str) -> list[list[str]]:
+        return [[f"{cosine:.2f}", passage] for cosine, passage in search.ask(question, top)]
+
+    with gradio.Blocks(title="Search in your own text") as page:
+        gradio.Markdown("# Search in your own text")
+        question = gradio.Textbox(label="Question")
+        columns = {"headers": ["cosine", "passage"], "column_widths": ["20%", "80%"], "wrap": True}
+        question.submit(ask, question, gradio.Dataframe(**columns, label="Nearest passages"))
     page.launch()
 
 
