@@ -28,6 +28,9 @@ logger = logging.get_logger(__name__)
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 PLOT = "training.png"
+# What is kept of the runs before one that goes on from their weights.
+OF_A_RUN = ("command", "seed", "steps", "planned_steps", "epochs", "tokens_read", "train_seconds", "precision")
+OF_A_RUN += ("hardware", "processes", "versions", "initial_weights")
 CHECKSUM = "<!-- Written by simmim_hf, which replaces this file only while the text above is as it wrote it: {} -->\n"
 
 # The options that a card lists; `config.json` and `training_args.json` beside it have them all.
@@ -162,6 +165,7 @@ def model_card(
         generates=objective["clm_weight"] > 0,
         text=_text(data),
         procedure=_procedure(facts),
+        earlier=[(run, _procedure(run)) for run in facts.get("earlier_runs", ())],
         plot=plot,
         options=_all_options(facts),
         metrics=_metrics(facts),
@@ -238,6 +242,7 @@ def _procedure(facts: dict) -> list[tuple[str, str]]:
         "steps": f"{steps:,}" + (f" of {planned:,} planned" if steps < planned else ""),
         "epochs": _number(facts.get("epochs"), ".2f"),
         "tokens that the encoder read, without padding": _number(facts.get("tokens_read")),
+        "with those of the runs before": _number(_tokens_of_all(facts)) if facts.get("earlier_runs") else None,
         "training time": f"{facts['train_seconds']:,} seconds{resumed}" if "train_seconds" in facts else None,
         "precision": facts.get("precision"),
         "hardware of a process": facts.get("hardware"),
@@ -246,6 +251,23 @@ def _procedure(facts: dict) -> list[tuple[str, str]]:
         "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
     }
     return [(title, value) for title, value in rows.items() if value is not None]
+
+
+def _tokens_of_all(facts: dict) -> int:
+    return sum(run.get("tokens_read", 0) for run in (facts, *facts["earlier_runs"]))
+
+
+def earlier_runs(checkpoint: Path) -> dict[str, list[dict]]:
+    """`earlier_runs`: what is known of the runs that made a checkpoint, in their order."""
+    try:
+        facts = records.read_json(checkpoint / "results.json")
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        logger.warning(f"How the initial weights were trained is not known: {error}")
+        return {}
+    kept = {name: facts[name] for name in OF_A_RUN if name in facts}
+    return {"earlier_runs": [*facts.get("earlier_runs", []), kept]} if "steps" in kept and "versions" in kept else {}
 
 
 def _all_options(facts: dict) -> list[tuple[str, str]]:

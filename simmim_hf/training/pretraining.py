@@ -447,6 +447,7 @@ class Pretraining:
         facts, path = {"initial_weights": "random weights"}, self.model_args.model_name_or_path
         if path and os.path.exists(path):
             facts["initial_weights"] = f"the local checkpoint `{Path(path).resolve().name}`"
+            facts |= card.earlier_runs(Path(path))
         elif path:
             facts = {"initial_weights": path, "base_model": path}
         if self.checkpoint:

@@ -286,10 +286,29 @@ def test_what_a_trainer_pushes_has_our_card_and_no_pickle(tmp_path, monkeypatch)
     assert 'model_id = "someone/own"' in text and "More Information Needed" not in text
 
 
+def options_of_a_run(run, folder):
+    options = ["--train_file", str(run.parent / "corpus.txt"), "--output_dir", str(folder), "--report_to", "none"]
+    return [*options, "--per_device_train_batch_size", "16", "--use_cpu"]
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_tells_of_the_runs_before(run, tmp_path, caplog):
+    first = run
+    for name in "ab":
+        options = [*options_of_a_run(run, tmp_path / name), "--max_steps", "2"]
+        assert main(["pretrain", *options, "--model_name_or_path", str(first)]) == 0
+        first = tmp_path / name
+    results = json.loads((first / "results.json").read_text())
+    sources = [json.loads((folder / "results.json").read_text()) for folder in (run, tmp_path / "a")]
+    assert [told["tokens_read"] for told in results["earlier_runs"]] == [told["tokens_read"] for told in sources]
+    text, total = (first / "README.md").read_text(), sum(told["tokens_read"] for told in (results, *sources))
+    assert f"| with those of the runs before | {total:,} |" in text
+    assert f"```bash\n{sources[0]['command']}\n```" in text and "Run 2 of those before, from the local ch" in text
+    (first / "results.json").write_text("{")
+    assert hub.earlier_runs(first) == {} and "is not known" in caplog.text
+
+
 def test_a_resumed_run_says_from_where(run, tmp_path):
-    corpus = run.parent / "corpus.txt"
-    options = ["--train_file", str(corpus), "--output_dir", str(tmp_path / "run"), "--text_config", json.dumps(TINY)]
-    options += ["--vocab_size", "300", "--per_device_train_batch_size", "16", "--report_to", "none", "--use_cpu"]
+    options = [*options_of_a_run(run, tmp_path / "run"), "--text_config", json.dumps(TINY), "--vocab_size", "300"]
     options += ["--save_steps", "2", "--save_total_limit", "1"]
     assert main(["pretrain", *options, "--max_steps", "2"]) == 0
     first = json.loads((tmp_path / "run" / "results.json").read_text())
