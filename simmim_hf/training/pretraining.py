@@ -430,7 +430,7 @@ class Pretraining:
         print(self._how_to_use())
 
     def _how_to_use(self) -> str:
-        return report.loading_snippet(self.args.output_dir)
+        return report.loading_snippet(self.args.output_dir, bool(self.model.config.mlm_weight))
 
     def _print_neighbours(self) -> None:
         texts = list(self.held_out["summary" if self.data_args.built_in else "text"])

@@ -152,19 +152,18 @@ def _start(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def loading_snippet(folder: str) -> str:
+def loading_snippet(folder: str, fills_masks: bool) -> str:
     """Python that loads what a run saved."""
+    filling = f'\n    fill_mask = pipeline("fill-mask", model="{folder}")\n'
     return f"""
 Saved in {folder}: model, tokenizer, collator settings, results.json, training.png and a model card, README.md.
 Load it with
 
     import simmim_hf
-    from transformers import AutoModel, AutoTokenizer, pipeline
+    from transformers import AutoModel, AutoTokenizer{", pipeline" if fills_masks else ""}
 
     tokenizer = AutoTokenizer.from_pretrained("{folder}")
     model = AutoModel.from_pretrained("{folder}")
     batch = tokenizer(["A sentence.", "Another one."], padding=True, return_tensors="pt")
     vectors = model(**batch).pooler_output
-
-    fill_mask = pipeline("fill-mask", model="{folder}")
-"""
+{filling if fills_masks else ""}"""

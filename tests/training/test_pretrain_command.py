@@ -36,7 +36,7 @@ def test_a_run_makes_a_checkpoint_and_all_that_belongs_to_it(corpus, tmp_path, c
     output = tmp_path / "run"
     assert main(options(corpus, output)) == 0
     said = capsys.readouterr().out
-    assert "MLM loss" in said and "Nearest neighbours" in said
+    assert "MLM loss" in said and "Nearest neighbours" in said and "fill_mask = " in said
     assert {"model.safetensors", "tokenizer.json", "data_collator_config.json", "results.json"} <= set(
         os.listdir(output)
     )
@@ -45,6 +45,16 @@ def test_a_run_makes_a_checkpoint_and_all_that_belongs_to_it(corpus, tmp_path, c
     assert results["steps"] == 6 and results["after"]["mlm_loss"] < results["before"]["mlm_loss"]
     assert len(pipeline("fill-mask", model=str(output))("the old [MASK] runs")) == 5
     assert not list(output.glob("**/*.bin")) or all(p.name == "training_args.bin" for p in output.glob("**/*.bin"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
+def test_what_predicts_no_tokens_is_not_offered_for_it(corpus, tmp_path, capsys):
+    words = {**TINY, "model_type": "bert"}
+    more = ["--mlm_weight", "0", "--text_config", json.dumps(words), "--num_hidden_layers", "0"]
+    assert main(options(corpus, tmp_path / "words", *more)) == 0
+    said = capsys.readouterr().out
+    assert "vectors = " in said and "fill_mask" not in said and "contrastive loss" in said
 
 
 @pytest.mark.slow
