@@ -27,7 +27,7 @@ from simmim_hf.comparison.statistics import differ, estimate
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 RANDOM, REAL = "random", "real text"
 
-OPTIONS = "--per_device_train_batch_size 32 --bf16 --save_strategy no --report_to none --disable_tqdm true"
+OPTIONS = "--per_device_train_batch_size 32 --save_strategy no --report_to none --disable_tqdm true"
 TRAIN = f"--learning_rate 3e-4 {OPTIONS}"
 TREC = f"run_classification.py --train_file trec/train.jsonl.gz --test_file trec/test.jsonl.gz {TRAIN}"
 SUBJ = f"run_classification.py --train_file subj/all.jsonl.gz {TRAIN}"
