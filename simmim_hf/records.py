@@ -89,6 +89,12 @@ def command(argv: Sequence[str]) -> str:
     return shlex.join(shared)
 
 
+def distinct_names(paths: list[str]) -> list[str]:
+    """The last part of each path, with the folder that it lies in where two would be the same."""
+    names = [Path(path).name for path in paths]
+    return names if len(set(names)) == len(names) else [str(Path(*Path(path).parts[-2:])) for path in paths]
+
+
 def read_json(path: Path) -> dict:
     """
     Raises:

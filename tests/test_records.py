@@ -20,3 +20,10 @@ def test_a_fingerprint_is_that_of_the_content():
     for name, column in (("text", ["a", "b", "c"]), ("input_ids", [[1], [2, 3], []]), ("length", [2, 1, 1])):
         assert records.fingerprint(Dataset.from_dict({**rows, name: column})) != first
     assert records.fingerprint(twice.to_iterable_dataset()) is None
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders():
+    assert records.distinct_names(["/a/wiki/train.txt", "/a/books/held.txt"]) == ["train.txt", "held.txt"]
+    assert records.distinct_names(["/a/wiki/train.txt", "books/train.txt", "train.txt"]) == [
+        *("wiki/train.txt", "books/train.txt", "train.txt"),
+    ]

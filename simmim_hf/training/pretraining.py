@@ -468,12 +468,12 @@ class Pretraining:
         if data.built_in:
             facts |= {"built_in": True, "held_out": "whole source files, drawn at random, 2,000 texts at most"}
         elif data.train_file or os.path.exists(data.dataset_name):
-            facts["files"] = [Path(path).name for path in data.train_file or [data.dataset_name]]
+            facts["files"] = records.distinct_names(data.train_file or [data.dataset_name])
         else:
             facts["datasets"] = [data.dataset_name]
             facts |= {"dataset_config": data.dataset_config_name} if data.dataset_config_name else {}
         if data.validation_file:
-            facts["held_out"] = ", ".join(Path(path).name for path in data.validation_file)
+            facts["held_out"] = ", ".join(records.distinct_names(data.validation_file))
         elif data.streaming:
             facts["held_out"] = "the first 1,000 texts"
         elif not data.built_in:
