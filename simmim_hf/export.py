@@ -323,8 +323,13 @@ def quantize_onnx(
     Returns:
         The smallest cosine of its sentence vectors and those of `model`.
     """
+    import onnx
     from onnxruntime.quantization import quantize_dynamic
 
+    graph = onnx.load(Path(folder, ONNX_FILE), load_external_data=False).graph
+    vectors = {weights.name for weights in graph.initializer if len(weights.dims) == 1}
+    # The query of attention pooling: ONNX Runtime has no product of int8 with a single vector.
+    kept = [node.name for node in graph.node if node.op_type == "MatMul" and vectors & set(node.input)]
     # Seven bits of the eight: two products of eight bits overflow on processors without VNNI, and vectors turn wrong.
     with _quiet():
         quantize_dynamic(
@@ -332,6 +337,7 @@ def quantize_onnx(
             Path(folder, QUANTIZED_FILE),
             per_channel=True,
             reduce_range=True,
+            nodes_to_exclude=kept,
             use_external_data_format=Path(folder, f"{ONNX_FILE}.data").exists(),
         )
     return min(

@@ -55,6 +55,14 @@ def test_onnx_keeps_weights_beside_a_graph_that_is_too_large(tmp_path, monkeypat
     assert export.quantize_onnx(model, tokenizer_for(model), tmp_path) > 0.95
 
 
+def test_int8_reads_attention_pooling(tmp_path):
+    """The product with its one query has no form in int8."""
+    pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
+    model = tiny_model("modernbert", pooling="attention", pooled_layers="first_last")
+    export.export_onnx(model, tokenizer_for(model), tmp_path)
+    assert export.quantize_onnx(model, tokenizer_for(model), tmp_path) > 0.95
+
+
 def test_int8_keeps_the_similarity_of_a_real_model(minilm, shared_data, tmp_path, capsys):
     runtime = pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
     model, tokenizer, _ = minilm
