@@ -24,6 +24,5 @@ def test_a_fingerprint_is_that_of_the_content():
 
 def test_files_of_one_name_are_told_apart_by_their_folders():
     assert records.distinct_names(["/a/wiki/train.txt", "/a/books/held.txt"]) == ["train.txt", "held.txt"]
-    assert records.distinct_names(["/a/wiki/train.txt", "books/train.txt", "train.txt"]) == [
-        *("wiki/train.txt", "books/train.txt", "train.txt"),
-    ]
+    expected = ["wiki/train.txt", "books/train.txt", "train.txt"]
+    assert records.distinct_names(["/a/wiki/train.txt", "books/train.txt", "train.txt"]) == expected
