@@ -15,7 +15,7 @@ from ..data.tokenization import load_tokenizer
 from ..model import vectors
 from ..model.backbones import explaining_weights, first_position, source_pooling
 from ..model.configuration_simmim import Pooling, SimMIMConfig, as_text_config
-from ..model.vectors import SimMIMPooling, pool
+from ..model.vectors import pool
 from ..options import refusing
 
 
@@ -73,8 +73,8 @@ def load_encoder(name_or_path: str, pooling: Pooling | None = None) -> torch.nn.
     if not is_simmim:
         return PooledEncoder(model, pooling or source_pooling(name_or_path) or "mean")
     if pooling is not None and pooling != model.config.pooling:
-        model.config.pooling = pooling
-        model.pooler = SimMIMPooling(model.config)
+        model.config.pooling = model.pooler.pooling = pooling
+        model.pooler.query = None  # what each token counts in `attention`, the only pooling that is learned
     return model
 
 
@@ -115,8 +115,8 @@ def load_with_missing(auto_class, name_or_path: str) -> tuple[PreTrainedModel, l
             model, info = auto_class.from_pretrained(name_or_path, output_loading_info=True, **options)
     finally:
         logging.set_verbosity(verbosity)
-    # BERT's own pooler is never used.
-    return model.eval(), sorted(key for key in info["missing_keys"] if "pooler." not in key)
+    is_simmim = model.config.model_type == SimMIMConfig.model_type  # BERT's own pooler is never used
+    return model.eval(), sorted(key for key in info["missing_keys"] if is_simmim or "pooler." not in key)
 
 
 def encode(

@@ -29,7 +29,7 @@ PASSAGES = {"span": 2}  # of a text that a row needs, where a view needs more th
 CorruptedViews = Literal["copy", "both"]
 Negatives = Literal["other_view", "both_views"]
 Pooling = Literal["mean", "cls", "max", "attention"]
-PooledLayers = Literal["last", "first_last"]
+PooledLayers = Literal["last", "first_last", "lexical_last"]
 Similarity = Literal["cosine", "dot"]
 ContrastiveLoss = Literal["info_nce", "decoupled"]
 StopGradient = Literal["original", "positive"]
@@ -232,8 +232,9 @@ class SimMIMConfig(PreTrainedConfig):
     )
     pooled_layers: PooledLayers = _option(
         "last",
-        "Whose token vectors are pooled: those of the last layer, or `first_last`, the mean of these and of what the "
-        "first layer is given (`avg_first_last` of Gao et al. 2021): masked-token prediction needs the last ones too.",
+        "Whose token vectors are pooled: those of the last layer, or, since masked-token prediction needs these too, "
+        "their mean with others: `first_last`, with what the first layer is given (`avg_first_last` of Gao et al. "
+        "2021), `lexical_last`, with a token table that serves nothing but the sequence vector.",
     )
     similarity: Similarity = _option("cosine", "Of two sequence vectors.")
     temperature: float | int = _option(0.05, "Divides the similarities.")

@@ -24,6 +24,7 @@ from .vectors import SimMIMPooling, encode, write_modules
 logger = logging.get_logger(__name__)
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+OF_POOLING = [r"pooler\.query$", r"pooler\.lexicon\."]  # that another pooling does not have
 STATES = {"hidden_states": "output_hidden_states", "attentions": "output_attentions"}  # and what asks for them
 
 
@@ -39,7 +40,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
     _zero_at_first: tuple[type[nn.Module], ...] = (SimMIMPooling,)  # modules whose parameters are 0 before training
     _reads_vectors = True  # whether the class uses the vectors of sequences, or those of tokens only
     # What is needed in pre-training only may be left over in other classes.
-    _keys_to_ignore_on_load_unexpected = [r"^projection\.", r"^uncertainty\.", r"^lm_head\.", r"pooler\.query$"]
+    _keys_to_ignore_on_load_unexpected = [r"^projection\.", r"^uncertainty\.", r"^lm_head\.", *OF_POOLING]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -77,7 +78,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, self._zero_at_first):
-            for parameter in module.parameters():
+            for parameter in module.parameters(recurse=False):
                 nn.init.zeros_(parameter)
 
     def __getattr__(self, name: str):
@@ -98,6 +99,15 @@ class SimMIMPreTrainedModel(PreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.base_model.encoder.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Module:
+        """As in transformers; the token table of the pooling grows with that of the backbone."""
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        lexicon = self.base_model.pooler.lexicon
+        if lexicon is not None:
+            lexicon.table = self._get_resized_embeddings(lexicon.table, embeddings.num_embeddings)
+        self._freeze_unused()
+        return embeddings
 
 
 class TokenStates(NamedTuple):
@@ -178,7 +188,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
         else:
             given = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, **kwargs}
             outputs = self._encode_padded(input_ids, attention_mask, token_type_ids, is_causal, pools, **given)
-            states = self._states(outputs, pools)
+            states = self._states(outputs, input_ids, pools)
         hidden_states = outputs.get("hidden_states")
         if self._pools_first and not kwargs.get("output_hidden_states", self.encoder.config.output_hidden_states):
             hidden_states = None  # nobody else asked for them
@@ -215,12 +225,20 @@ class SimMIMModel(SimMIMPreTrainedModel):
         read = self._encode_padded(input_ids, attention_mask, token_type_ids, is_causal, **options)
         for name in outputs or {}:
             outputs[name] = read.get(name)
-        return self._states(read).each(packing.pack), packing  # (batch, length, hidden) -> (tokens, hidden)
+        return self._states(read, input_ids).each(packing.pack), packing  # (batch, length, hidden) -> (tokens, hidden)
 
-    def _states(self, outputs: ModelOutput, pools: bool = True) -> TokenStates:
-        """What the backbone returned, as the heads and the pooling take it."""
-        last = outputs.last_hidden_state
-        return TokenStates(last, (outputs.hidden_states[0] + last) / 2 if pools and self._pools_first else last)
+    def _states(self, outputs: ModelOutput, input_ids: torch.Tensor | None, pools: bool = True) -> TokenStates:
+        """What the backbone returned for (rows, length) tokens, as the heads and the pooling take it."""
+        last, lexicon = outputs.last_hidden_state, self.pooler.lexicon
+        if not pools or (lexicon is None and not self._pools_first):
+            return TokenStates(last, last)
+        if lexicon is not None and input_ids is None:
+            raise ValueError(
+                "`pooled_layers` is 'lexical_last', which looks every token up: give `input_ids`, not `inputs_embeds`."
+            )
+        return TokenStates(
+            last, ((lexicon(input_ids) if lexicon is not None else outputs.hidden_states[0]) + last) / 2
+        )
 
     def _encode_packed(self, input_ids, packing, token_type_ids=None, is_causal=False) -> TokenStates:
         columns = {"input_ids": input_ids, "token_type_ids": token_type_ids}  # (batch, length)
@@ -234,7 +252,8 @@ class SimMIMModel(SimMIMPreTrainedModel):
             packing=packing,
             **self._for_pooling(),
         )
-        return self._states(outputs).each(lambda states: states[0])  # (1, tokens, hidden) -> (tokens, hidden)
+        states = self._states(outputs, columns["input_ids"])
+        return states.each(lambda states: states[0])  # (1, tokens, hidden) -> (tokens, hidden)
 
     def _encode_padded(
         self, input_ids, attention_mask, token_type_ids=None, is_causal=False, pools=True, position_ids=None, **kwargs
@@ -376,7 +395,7 @@ class SimMIMLMHead(nn.Module):
 class SimMIMWithLMHead(SimMIMPreTrainedModel):
     """The shared encoder with a language-model head that is tied to the input embeddings."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^projection\.", r"^uncertainty\.", r"pooler\.query$"]
+    _keys_to_ignore_on_load_unexpected = [r"^projection\.", r"^uncertainty\.", *OF_POOLING]
 
     def __init__(self, config: SimMIMConfig, is_decoder: bool = False):
         super().__init__(config)

@@ -107,11 +107,6 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         self.uncertainty = SimMIMUncertainty(config) if config.uncertainty_weighting else None
         self.post_init()
 
-    def resize_token_embeddings(self, *args, **kwargs):
-        embeddings = super().resize_token_embeddings(*args, **kwargs)
-        self._freeze_unused()
-        return embeddings
-
     def _freeze_unused(self) -> None:
         config = self.config
         if not config.mlm_weight and not config.clm_weight:

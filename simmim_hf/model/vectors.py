@@ -35,6 +35,19 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> to
     return (total / real.sum(1).clamp(min=1)).to(hidden.dtype)
 
 
+class SimMIMLexicon(nn.Module):
+    """Token vectors that know nothing of each other: a table of the pooling's own, behind a layer norm."""
+
+    def __init__(self, config: SimMIMConfig):
+        super().__init__()
+        self.table = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(...) -> (..., hidden)"""
+        return self.norm(self.table(input_ids))
+
+
 class SimMIMPooling(nn.Module):
     """Sequence vectors from token vectors, in the configured way.
 
@@ -48,6 +61,7 @@ class SimMIMPooling(nn.Module):
         super().__init__()
         self.pooling = config.pooling
         self.query = nn.Parameter(torch.zeros(config.hidden_size)) if config.pooling == "attention" else None
+        self.lexicon = SimMIMLexicon(config) if config.pooled_layers == "lexical_last" else None
 
     def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """(batch, length, hidden), (batch, length) -> (batch, hidden)"""

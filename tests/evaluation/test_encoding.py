@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import randomize, tiny_model, tiny_tokenizer
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from simmim_hf import SimMIMForMaskedLM, SimMIMForPreTraining, SimMIMModel
@@ -94,6 +95,21 @@ def test_attention_pooling_is_that_of_a_checkpoint_that_learned_it(tmp_path):
         load_encoder(str(tmp_path / "mean"), "attention")
 
 
+@pytest.mark.parametrize("pooling", ["attention", "max"])
+def test_another_pooling_keeps_the_lexicon_without_which_there_are_no_vectors(pooling, tmp_path):
+    model = randomize(tiny_model(pooling="attention", pooled_layers="lexical_last"))
+    model.save_pretrained(tmp_path)
+    expected = encode(SimMIMModel.from_pretrained(tmp_path, pooling=pooling), TEXTS, tiny_tokenizer())
+    np.testing.assert_allclose(
+        encode(load_encoder(str(tmp_path), pooling), TEXTS, tiny_tokenizer()), expected, atol=1e-5
+    )
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if "lexicon" not in name}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks weights.*pooler\.lexicon"):
+        load_encoder(str(tmp_path))
+
+
 # As a user calls it
 
 
@@ -141,7 +157,7 @@ def test_a_model_from_nowhere_needs_a_tokenizer():
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max", "attention"])
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
-@pytest.mark.parametrize("layers", ["last", "first_last"])
+@pytest.mark.parametrize("layers", ["last", "first_last", "lexical_last"])
 def test_what_is_saved_is_a_sentence_transformer(pooling, similarity, layers, tmp_path):
     """With the pooling and the length of the model, and what is set there survives being saved from there."""
     from sentence_transformers import SentenceTransformer

@@ -26,7 +26,10 @@ pytestmark = pytest.mark.slow  # it exports to ONNX
     ("family", "options"),
     [
         ("bert", {"pooling": "cls"}),
-        ("modernbert", {"pooling": "attention", "pooled_layers": "first_last"}),
+        *(
+            ("modernbert", {"pooling": "attention", "pooled_layers": layers})
+            for layers in ("first_last", "lexical_last")
+        ),
         ("roberta", {"pooling": "max", **CAUSAL}),
     ],
 )

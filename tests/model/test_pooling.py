@@ -26,7 +26,7 @@ def packed_vectors(model, batch):
 @pytest.mark.parametrize(
     ("family", "side", "layers"),
     [
-        *((family, "left", "first_last") for family in FAMILIES),
+        *((family, "left", layers) for family in FAMILIES for layers in ("first_last", "lexical_last")),
         *((family, "right", "last") for family in ("bert", "roberta")),
     ],
 )
@@ -41,6 +41,8 @@ def test_packed_equals_padded_equals_the_formula(family, side, layers):
         (hidden,) = model(row).last_hidden_state  # (length, hidden)
         if layers == "first_last":
             hidden = (hidden + model(row, output_hidden_states=True).hidden_states[0][0]) / 2
+        elif layers == "lexical_last":
+            hidden = (hidden + model.pooler.lexicon(row[0])) / 2
         weights = (hidden @ model.pooler.query).exp()
         torch.testing.assert_close(vector, (weights[:, None] * hidden).sum(0) / weights.sum(), **CLOSE)
 
@@ -56,6 +58,13 @@ def test_it_begins_as_the_mean():
     real = batch["attention_mask"][..., None]
     mean = (hidden.last_hidden_state * real).sum(1) / real.sum(1)
     torch.testing.assert_close(hidden.pooler_output, mean, **CLOSE)
+
+
+def test_the_lexicon_does_not_begin_at_zero_from_where_it_could_not_learn():
+    lexicon = SimMIMModel(
+        SimMIMConfig(text_config=tiny_model().config.text_config, pooled_layers="lexical_last")
+    ).pooler.lexicon
+    assert lexicon.table.weight.std() > 0 and lexicon.norm.weight.eq(1).all()
 
 
 def test_large_scores_stay_finite():
@@ -123,9 +132,10 @@ def test_a_bag_of_words_has_one_layer():
     torch.testing.assert_close(one.simmim(**batch).pooler_output, two.simmim(**batch).pooler_output)
 
 
-def test_two_layers_learn_and_are_chunked_exactly():
+@pytest.mark.parametrize("layers", ["first_last", "lexical_last"])
+def test_two_layers_learn_and_are_chunked_exactly(layers):
     batch = batch_of_two_views(LENGTHS, LENGTHS)
-    whole, chunked = (tiny_model(pooling="attention", pooled_layers="first_last") for _ in "ab")
+    whole, chunked = (tiny_model(pooling="attention", pooled_layers=layers) for _ in "ab")
     chunked.chunk_size = 2
     for model in (whole, chunked):
         model(**batch).loss.backward()
@@ -133,8 +143,34 @@ def test_two_layers_learn_and_are_chunked_exactly():
         torch.testing.assert_close(one.grad, other.grad, **CLOSE, msg=name)
 
 
-def test_two_layers_travel_and_a_checkpoint_that_is_continued_keeps_its_own(tmp_path):
-    model, batch = tiny_model(pooled_layers="first_last"), texts()
+def test_the_lexicon_serves_the_vectors_alone(tmp_path):
+    model, batch = tiny_model(pooled_layers="lexical_last").train(), batch_of_two_views(LENGTHS, LENGTHS)
+    table = model.simmim.pooler.lexicon.table.weight
+    model(**batch).mlm_loss.backward()
+    assert table.grad is None or not table.grad.any()
+    model(**batch).contrastive_loss.backward()
+    assert table.grad.abs().max() > 0
+    without = tiny_model(pooled_layers="lexical_last", contrastive_weight=0.0).simmim.pooler.lexicon
+    assert not any(parameter.requires_grad for parameter in without.parameters())
+    with pytest.raises(ValueError, match="give `input_ids`, not `inputs_embeds`"):
+        model.simmim(inputs_embeds=torch.randn(1, 3, model.config.hidden_size))
+    model.save_pretrained(tmp_path)
+    reader = AutoModelForMaskedLM.from_pretrained(tmp_path)  # which makes no vectors
+    assert reader(inputs_embeds=torch.randn(1, 3, model.config.hidden_size)).logits.isfinite().all()
+
+
+def test_the_lexicon_grows_with_the_vocabulary():
+    model, batch = tiny_model(pooled_layers="lexical_last"), texts()
+    expected, size = model.simmim(**batch).pooler_output, model.config.vocab_size
+    model.resize_token_embeddings(size + 3)
+    assert model.simmim.pooler.lexicon.table.num_embeddings == model.config.vocab_size == size + 3
+    torch.testing.assert_close(model.simmim(**batch).pooler_output, expected)
+    assert model.simmim(torch.tensor([[size + 2]])).pooler_output.isfinite().all()
+
+
+@pytest.mark.parametrize("layers", ["first_last", "lexical_last"])
+def test_two_layers_travel_and_a_checkpoint_that_is_continued_keeps_its_own(layers, tmp_path):
+    model, batch = tiny_model(pooled_layers=layers), texts()
     model.save_pretrained(tmp_path)
     expected = model.simmim(**batch).pooler_output
     for auto_class in (AutoModel, AutoModelForMaskedLM):
