@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from simmim_hf import SimMIMForPreTraining
 from simmim_hf.cli import main as simmim
 from simmim_hf.export import SENTENCES
+from simmim_hf.model.vectors import is_plain
 
 BATCH = 32
 # What a user without simmim_hf writes. `None` in `sys.modules` hides the package.
@@ -123,12 +124,13 @@ def main() -> None:
             more = ["--quantize"] if form == "onnx" else []
             simmim(["export", "--model", checkpoint, "--to", form, "--output_dir", str(folder / form), *more])
 
-        shared, pooling = folder / "safetensors-only", AutoConfig.from_pretrained(checkpoint).pooling
+        shared, config = folder / "safetensors-only", AutoConfig.from_pretrained(checkpoint)
+        plain = [("plain backbone, own pooling", "no", with_own_pooling(folder / "backbone", config.pooling))]
         first, rows = None, []
         for name, needs_package, route in (
             ("AutoModel with the package", "yes", with_package(shared)),
             ("AutoModel, trust_remote_code=True", "no", None),
-            ("plain backbone, own pooling", "no", with_own_pooling(folder / "backbone", pooling)),
+            *(plain if is_plain(config) else []),  # any other pooling stays behind
             ("sentence-transformers", "no", with_sentence_transformers(folder / "sentence-transformers")),
             ("ONNX Runtime", "no", with_onnx(folder / "onnx", "model.onnx")),
             ("ONNX Runtime, int8", "no", with_onnx(folder / "onnx", "model_quantized.onnx")),
