@@ -236,9 +236,8 @@ class SimMIMModel(SimMIMPreTrainedModel):
             raise ValueError(
                 "`pooled_layers` is 'lexical_last', which looks every token up: give `input_ids`, not `inputs_embeds`."
             )
-        return TokenStates(
-            last, ((lexicon(input_ids) if lexicon is not None else outputs.hidden_states[0]) + last) / 2
-        )
+        other = outputs.hidden_states[0] if lexicon is None else lexicon(input_ids)
+        return TokenStates(last, (other + last) / 2)
 
     def _encode_packed(self, input_ids, packing, token_type_ids=None, is_causal=False) -> TokenStates:
         columns = {"input_ids": input_ids, "token_type_ids": token_type_ids}  # (batch, length)
