@@ -33,6 +33,7 @@ PooledLayers = Literal["last", "first_last", "lexical_last"]
 Similarity = Literal["cosine", "dot"]
 ContrastiveLoss = Literal["info_nce", "decoupled"]
 StopGradient = Literal["original", "positive"]
+ContrastiveGradient = Literal["encoder", "pooler"]
 
 JOINT = {"mlm_weight": 1.0, "contrastive_weight": 1.0, "clm_weight": 0.0}
 # Two views, both corrupted and both predicted, whose vectors can weigh their words.
@@ -45,19 +46,21 @@ OBJECTIVES = {
     "simmim": JOINT,
     "fused": {**JOINT, "clm_weight": 1.0},
     "spans": {**JOINT, **TWO_VIEWS, "positive_view": "span"},
-    # At a temperature of 0.05 the contrastive gradient in the encoder is six to ten times as long as the masked one.
+    # The vectors have a token table and a map of their own to learn. The weight keeps their gradient, at a temperature
+    # of 0.05 ten times as long as the masked one, from shortening the latter where both are clipped together.
     "snippets": {
         **JOINT,
         **TWO_VIEWS,
         "positive_view": "snippet",
-        "contrastive_weight": 0.3,
-        "pooled_layers": "first_last",
+        "contrastive_weight": 0.1,
+        "pooled_layers": "lexical_last",
+        "contrastive_gradient": "pooler",
     },
 }
 
 WEIGHTS = tuple(JOINT)
-# What makes a vector of a text; a checkpoint that is continued keeps its own.
-VECTOR_OPTIONS = ("pooling", "pooled_layers")
+# What makes a vector of a text, and how; a checkpoint that is continued keeps its own.
+VECTOR_OPTIONS = ("pooling", "pooled_layers", "contrastive_gradient")
 
 # Every checkpoint opens in every class, also where this package is not installed: with the files of this folder beside
 # its weights and `trust_remote_code=True`. The files import each other, torch and transformers only.
@@ -234,7 +237,8 @@ class SimMIMConfig(PreTrainedConfig):
         "last",
         "Whose token vectors are pooled: those of the last layer, or, since masked-token prediction needs these too, "
         "their mean with others: `first_last`, with what the first layer is given (`avg_first_last` of Gao et al. "
-        "2021), `lexical_last`, with a token table that serves nothing but the sequence vector.",
+        "2021). `lexical_last`: the sum of what a token table that serves nothing but the sequence vector says of a "
+        "token, and of what a linear map finds in the last layer.",
     )
     similarity: Similarity = _option("cosine", "Of two sequence vectors.")
     temperature: float | int = _option(0.05, "Divides the similarities.")
@@ -255,6 +259,11 @@ class SimMIMConfig(PreTrainedConfig):
     )
     stop_gradient: StopGradient | None = _option(
         None, "Hold the vectors of one view fixed in the contrastive loss. None: neither."
+    )
+    contrastive_gradient: ContrastiveGradient = _option(
+        "encoder",
+        "What the contrastive loss teaches. `pooler`: only what makes the vectors out of token states, so that the "
+        "encoder learns what it would without the contrastive loss.",
     )
     symmetric: bool = _option(
         False, "Average the contrastive loss with that of the positives as rows and the originals as candidates."

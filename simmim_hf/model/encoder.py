@@ -7,7 +7,6 @@ import contextlib
 import inspect
 import os
 import sys
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -19,7 +18,7 @@ from transformers.utils.generic import can_return_tuple
 from .backbones import NEW_HEAD, as_decoder, build_encoder, explaining_weights, first_position, native_head
 from .configuration_simmim import SimMIMConfig
 from .packing import ATTENTION, Packing
-from .vectors import SimMIMPooling, encode, write_modules
+from .vectors import SimMIMLexicon, SimMIMPooling, TokenStates, encode, write_modules
 
 logger = logging.get_logger(__name__)
 
@@ -37,7 +36,8 @@ class SimMIMPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _zero_at_first: tuple[type[nn.Module], ...] = (SimMIMPooling,)  # modules whose parameters are 0 before training
+    # Modules whose own parameters, not those of their parts, are 0 before training.
+    _zero_at_first: tuple[type[nn.Module], ...] = (SimMIMPooling, SimMIMLexicon)
     _reads_vectors = True  # whether the class uses the vectors of sequences, or those of tokens only
     # What is needed in pre-training only may be left over in other classes.
     _keys_to_ignore_on_load_unexpected = [r"^projection\.", r"^uncertainty\.", r"^lm_head\.", *OF_POOLING]
@@ -110,18 +110,6 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         return embeddings
 
 
-class TokenStates(NamedTuple):
-    """Token vectors: those of the last layer, and those that are pooled."""
-
-    last: torch.Tensor
-    pooled: torch.Tensor
-
-    def each(self, function) -> "TokenStates":
-        """The results of a function, which is called once where both are the same."""
-        last = function(self.last)
-        return TokenStates(last, last if self.pooled is self.last else function(self.pooled))
-
-
 class SimMIMModel(SimMIMPreTrainedModel):
     """The shared encoder: any text model of transformers, with the configured pooling."""
 
@@ -188,13 +176,13 @@ class SimMIMModel(SimMIMPreTrainedModel):
         else:
             given = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, **kwargs}
             outputs = self._encode_padded(input_ids, attention_mask, token_type_ids, is_causal, pools, **given)
-            states = self._states(outputs, input_ids, pools)
+            states = self._states(outputs, input_ids)
         hidden_states = outputs.get("hidden_states")
         if self._pools_first and not kwargs.get("output_hidden_states", self.encoder.config.output_hidden_states):
             hidden_states = None  # nobody else asked for them
         return modeling_outputs.BaseModelOutputWithPooling(
             last_hidden_state=states.last,
-            pooler_output=self.pooler(states.pooled, attention_mask) if pools else None,
+            pooler_output=self.pooler(states, attention_mask) if pools else None,
             hidden_states=hidden_states,
             attentions=outputs.get("attentions"),
         )
@@ -227,17 +215,10 @@ class SimMIMModel(SimMIMPreTrainedModel):
             outputs[name] = read.get(name)
         return self._states(read, input_ids).each(packing.pack), packing  # (batch, length, hidden) -> (tokens, hidden)
 
-    def _states(self, outputs: ModelOutput, input_ids: torch.Tensor | None, pools: bool = True) -> TokenStates:
+    def _states(self, outputs: ModelOutput, input_ids: torch.Tensor | None) -> TokenStates:
         """What the backbone returned for (rows, length) tokens, as the heads and the pooling take it."""
-        last, lexicon = outputs.last_hidden_state, self.pooler.lexicon
-        if not pools or (lexicon is None and not self._pools_first):
-            return TokenStates(last, last)
-        if lexicon is not None and input_ids is None:
-            raise ValueError(
-                "`pooled_layers` is 'lexical_last', which looks every token up: give `input_ids`, not `inputs_embeds`."
-            )
-        other = outputs.hidden_states[0] if lexicon is None else lexicon(input_ids)
-        return TokenStates(last, (other + last) / 2)
+        first = outputs.hidden_states[0] if self._pools_first and outputs.get("hidden_states") else None
+        return TokenStates(outputs.last_hidden_state, first, None if self.pooler.lexicon is None else input_ids)
 
     def _encode_packed(self, input_ids, packing, token_type_ids=None, is_causal=False) -> TokenStates:
         columns = {"input_ids": input_ids, "token_type_ids": token_type_ids}  # (batch, length)

@@ -103,6 +103,12 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
 
     def __init__(self, config: SimMIMConfig):
         super().__init__(config)
+        learns = config.pooling == "attention" or config.pooled_layers == "lexical_last" or config.projection_dim
+        if config.contrastive_gradient == "pooler" and not learns:
+            raise ValueError(
+                "`contrastive_gradient` is 'pooler', which has nothing to learn: give `pooled_layers='lexical_last'`, "
+                "`pooling='attention'` or both."
+            )
         self.projection = SimMIMProjection(config) if config.projection_dim is not None else None
         self.uncertainty = SimMIMUncertainty(config) if config.uncertainty_weighting else None
         self.post_init()
@@ -116,6 +122,8 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             self.simmim.pooler.requires_grad_(False)
             if self.projection is not None:
                 self.projection.requires_grad_(False)
+        elif config.contrastive_gradient == "pooler" and not config.mlm_weight and not config.clm_weight:
+            self.simmim.encoder.requires_grad_(False)
 
     @classmethod
     def from_backbone(
@@ -431,7 +439,9 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         hidden = states.last  # (tokens, hidden)
         vectors = hidden.new_empty(len(input_ids), 0)
         if pools:
-            vectors = self.simmim.pooler.packed(states.pooled, packing, attention_mask)  # (rows, hidden)
+            if self.config.contrastive_gradient == "pooler":
+                states = states.each(torch.Tensor.detach)
+            vectors = self.simmim.pooler.packed(states, packing, attention_mask)  # (rows, hidden)
             if self.projection is not None:
                 vectors = self.projection(vectors)  # (rows, projection_dim)
         if not predicts:

@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -35,17 +36,37 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> to
     return (total / real.sum(1).clamp(min=1)).to(hidden.dtype)
 
 
+class TokenStates(NamedTuple):
+    """What an encoder knows of each token, and what of it is pooled.
+
+    Attributes:
+        last: (..., hidden), of the last layer
+        first: (..., hidden), what the first layer is given, or None where it is not pooled
+        input_ids: (...), or None where the pooling looks no token up
+    """
+
+    last: torch.Tensor
+    first: torch.Tensor | None = None
+    input_ids: torch.Tensor | None = None
+
+    def each(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "TokenStates":
+        """The results of a function of each."""
+        return TokenStates(*(None if x is None else function(x) for x in self))
+
+
 class SimMIMLexicon(nn.Module):
-    """Token vectors that know nothing of each other: a table of the pooling's own, behind a layer norm."""
+    """Token vectors that serve sequence vectors alone: what a table of their own says of a token, plus what a linear
+    map finds in its state. The map begins at zero, where sequences are bags of words."""
 
     def __init__(self, config: SimMIMConfig):
         super().__init__()
         self.table = nn.Embedding(config.vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size)
+        self.context = nn.Parameter(torch.zeros(config.hidden_size, config.hidden_size))
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """(...) -> (..., hidden)"""
-        return self.norm(self.table(input_ids))
+    def forward(self, input_ids: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """(...), (..., hidden) -> (..., hidden)"""
+        return self.norm(self.table(input_ids)) + nn.functional.layer_norm(states, states.shape[-1:]) @ self.context
 
 
 class SimMIMPooling(nn.Module):
@@ -63,8 +84,23 @@ class SimMIMPooling(nn.Module):
         self.query = nn.Parameter(torch.zeros(config.hidden_size)) if config.pooling == "attention" else None
         self.lexicon = SimMIMLexicon(config) if config.pooled_layers == "lexical_last" else None
 
-    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """(batch, length, hidden), (batch, length) -> (batch, hidden)"""
+    def tokens(self, states: TokenStates) -> torch.Tensor:
+        """What is pooled: (..., hidden)
+
+        Raises:
+            ValueError: tokens are looked up, and there are none.
+        """
+        if self.lexicon is None:
+            return states.last if states.first is None else (states.first + states.last) / 2
+        if states.input_ids is None:
+            raise ValueError(
+                "`pooled_layers` is 'lexical_last', which looks every token up: give `input_ids`, not `inputs_embeds`."
+            )
+        return self.lexicon(states.input_ids, states.last)
+
+    def forward(self, states: TokenStates, attention_mask: torch.Tensor) -> torch.Tensor:
+        """States (batch, length, hidden), (batch, length) -> (batch, hidden)"""
+        hidden = self.tokens(states)
         if self.query is None:
             return pool(hidden, attention_mask, self.pooling)
         real = attention_mask.bool()
@@ -72,8 +108,9 @@ class SimMIMPooling(nn.Module):
         weights = scores.softmax(1) * real  # (batch, length)
         return (weights[..., None] * hidden).sum(1).to(hidden.dtype)
 
-    def packed(self, hidden: torch.Tensor, packing: Packing, attention_mask: torch.Tensor) -> torch.Tensor:
-        """(tokens, hidden) of a packed batch with this (rows, length) mask -> (rows, hidden)"""
+    def packed(self, states: TokenStates, packing: Packing, attention_mask: torch.Tensor) -> torch.Tensor:
+        """States (tokens, hidden) of a packed batch with this (rows, length) mask -> (rows, hidden)"""
+        hidden = self.tokens(states)
         if self.pooling == "mean":
             return packing.mean(hidden)
         if self.query is None:

@@ -23,10 +23,6 @@ from ..model.configuration_simmim import (
 )
 from ..options import Parser, option, options_of, reason
 
-# By the name of the objective. Masked-token prediction leaves its plateau in time where the contrastive term is weak,
-# and the vectors catch up while the learning rate comes down.
-SCHEDULES = {"snippets": "contrastive_weight=0:0.03,0.7:0.03,1:0.3"}
-
 
 @dataclass
 class SimMIMTrainingArguments(TrainingArguments):
@@ -59,8 +55,7 @@ class SimMIMTrainingArguments(TrainingArguments):
     weight_schedule: list[str] | None = option(
         None,
         "Weights that change in training, as points share_of_training:weight. An MLM-only phase: "
-        f"contrastive_weight=0:0,0.3:0,0.3:1. Default: {'; '.join(f'{k}: {w}' for k, w in SCHEDULES.items())}, unless "
-        "the weight is given.",
+        "contrastive_weight=0:0,0.3:0,0.3:1.",
     )
     conflict_steps: int | None = option(
         None, "Every so many steps, log the cosine between the gradients of the masked and the contrastive term."

@@ -30,7 +30,7 @@ TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 PLOT = "training.png"
 # What is kept of the runs before one that goes on from their weights.
 OF_A_RUN = ("command", "seed", "steps", "planned_steps", "epochs", "tokens_read", "train_seconds", "precision")
-OF_A_RUN += ("hardware", "processes", "versions", "initial_weights")
+OF_A_RUN += ("hardware", "processes", "versions", "initial_weights", "objective")
 CHECKSUM = "<!-- Written by simmim_hf, which replaces this file only while the text above is as it wrote it: {} -->\n"
 
 # The options that a card lists; `config.json` and `training_args.json` beside it have them all.
@@ -140,7 +140,7 @@ def model_card(
         ValueError: a language or an id that the Hub does not accept, or no results of an evaluation.
     """
     check_options(hub_model_id, language)
-    objective, data = facts["objective"], facts.get("data", {})
+    objective, data = _learned_by_all(facts), facts.get("data", {})
     results = _eval_results(facts.get("after", {}), data)
     learned = [tag for weight, tags_of_term in TAGS.items() if objective[weight] for tag in tags_of_term]
     missing = {"the language of the text": language, "a licence": license}
@@ -162,6 +162,7 @@ def model_card(
         model_id=hub_model_id or ".",
         is_local=not hub_model_id,
         learned=listed(_learned(objective)),
+        predicts=objective["mlm_weight"] > 0,
         generates=objective["clm_weight"] > 0,
         text=_text(data),
         procedure=_procedure(facts),
@@ -183,6 +184,16 @@ def check_options(hub_model_id: str | None, language: Sequence[str]) -> None:
     if hub_model_id:
         with refusing("--hub_model_id"):
             validate_repo_id(hub_model_id)
+
+
+def _learned_by_all(facts: dict) -> dict:
+    """The objective of a run, with the weights of the one before it where this one left the encoder as it was."""
+    objective, runs = facts["objective"], facts.get("earlier_runs", [])
+    leaves_encoder = objective.get("contrastive_gradient") == "pooler" and not objective["mlm_weight"]
+    if not (leaves_encoder and not objective["clm_weight"] and runs):
+        return objective
+    before = runs[-1].get("objective", {})
+    return {**objective, **{weight: objective[weight] or before.get(weight, 0) for weight in TAGS}}
 
 
 def _learned(objective: dict) -> list[str]:

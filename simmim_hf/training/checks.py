@@ -134,6 +134,13 @@ def check_model(model_args: ModelArguments) -> SimMIMConfig:
                 raise ValueError(f"`{name}` is {value}: give 1 or more.")
     with refusing("the model cannot be built"):
         config = model_args.new_config(model_args.vocab_size, dict.fromkeys(TOKEN_IDS, 0))
+        if model_args.model_name_or_path:
+            config.contrastive_gradient = "encoder"  # what else there is to teach, the model knows that is continued
+        elif config.contrastive_gradient == "pooler" and not (config.mlm_weight or config.clm_weight):
+            raise ValueError(
+                "no loss would teach the encoder, whose weights are random: give --contrastive_gradient encoder, "
+                "--mlm_weight 1, or a trained encoder as --model_name_or_path."
+            )
         with torch.device("meta"):
             size = 4 * sum(parameter.numel() for parameter in SimMIMForPreTraining(config).parameters())
     memory = psutil.virtual_memory().total

@@ -33,7 +33,7 @@ from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import reason, refusing
 from ..quantities import QUANTITIES
 from . import card, checkpoints, report
-from .arguments import SCHEDULES, DataArguments, ModelArguments, PretrainingArguments, read_weight_schedule
+from .arguments import DataArguments, ModelArguments, PretrainingArguments
 from .callbacks import TimeLimit
 from .checks import check, make_optimizer
 from .signals import Interrupted, StopAtSignal
@@ -74,10 +74,6 @@ def fill_defaults(model_args: ModelArguments, data_args: DataArguments, args: Pr
             setattr(owner, name, default)
     if model_args.dropout is None and not model_args.model_name_or_path and model_args.text_config is None:
         model_args.dropout = default_dropout(model_args.config_options())
-    if args.weight_schedule is None and model_args.objective in SCHEDULES:
-        schedule = read_weight_schedule([SCHEDULES[model_args.objective]])
-        if all(getattr(model_args, name) is None for name in schedule):
-            args.weight_schedule = schedule
 
 
 def read_text(data_args: DataArguments, seed: int) -> tuple[Dataset | IterableDataset, Dataset]:

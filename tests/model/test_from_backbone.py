@@ -212,8 +212,9 @@ def test_vectors_of_a_real_encoder():
 def test_an_objective_leaves_the_vectors_what_they_are(tmp_path):
     save_native("bert", {}, tmp_path)
     config = SimMIMForPreTraining.from_backbone(tmp_path, objective="snippets", temperature=0.1).config
-    assert (config.positive_view, config.corrupted_views, config.contrastive_weight) == ("snippet", "both", 0.3)
+    assert (config.positive_view, config.corrupted_views, config.contrastive_weight) == ("snippet", "both", 0.1)
     assert (config.pooling, config.pooled_layers, config.temperature) == ("mean", "last", 0.1)
+    assert config.contrastive_gradient == "encoder"  # whose vectors are those of its encoder
     SimMIMForPreTraining(config).save_pretrained(tmp_path / "simmim")
     continued = SimMIMForPreTraining.from_backbone(tmp_path / "simmim", objective="simmim").config
     assert (continued.positive_view, continued.corrupted_views, continued.temperature) == ("masked", "copy", 0.1)

@@ -8,11 +8,7 @@ from transformers import TrainingArguments
 
 from simmim_hf import DataCollatorForSimMIM, SimMIMConfig, SimMIMForPreTraining, SimMIMTrainer
 from simmim_hf.data import corpora
-from simmim_hf.model.configuration_simmim import OBJECTIVES
 from simmim_hf.model.losses import contrastive_cross_entropy, similarity_matrix
-from simmim_hf.options import build
-from simmim_hf.training.arguments import DEFAULT_OBJECTIVE, PRETRAINING
-from simmim_hf.training.pretraining import fill_defaults
 from simmim_hf.training.trainer import gradient_conflict
 
 LENGTHS = [7, 3, 5, 2]
@@ -222,24 +218,6 @@ def test_weights_follow_their_schedule(tmp_path):
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert ["contrastive_loss" in entry for entry in logged] == [False] * 3 + [True] * 5
     assert "eval_contrastive_loss" in trainer.evaluate()
-
-
-@pytest.mark.parametrize(
-    ("options", "scheduled"),
-    [
-        ({}, True),
-        ({"objective": "mlm"}, False),
-        ({"contrastive_weight": 0.1}, False),
-        ({"weight_schedule": ["mlm_weight=0:1,1:0.5"]}, False),
-    ],
-)
-def test_the_schedule_of_an_objective_gives_way_to_a_weight_or_another(options, scheduled, tmp_path):
-    arguments = build(PRETRAINING, {"output_dir": str(tmp_path), **options})
-    fill_defaults(*arguments)
-    points = (arguments[2].weight_schedule or {}).get("contrastive_weight")
-    assert bool(points) == scheduled
-    if scheduled:  # training ends with the weight that evaluation has
-        assert points[-1] == (1, OBJECTIVES[DEFAULT_OBJECTIVE]["contrastive_weight"])
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def texts():
 def packed_vectors(model, batch):
     """(rows, hidden), as in training."""
     states, packing = model.token_states(batch["input_ids"], batch["attention_mask"])
-    return model.pooler.packed(states.pooled, packing, batch["attention_mask"])
+    return model.pooler.packed(states, packing, batch["attention_mask"])
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,11 @@ def test_packed_equals_padded_equals_the_formula(family, side, layers):
         if layers == "first_last":
             hidden = (hidden + model(row, output_hidden_states=True).hidden_states[0][0]) / 2
         elif layers == "lexical_last":
-            hidden = (hidden + model.pooler.lexicon(row[0])) / 2
+            lexicon = model.pooler.lexicon
+            states = (hidden - hidden.mean(-1, keepdim=True)) / (
+                hidden.var(-1, correction=0, keepdim=True) + 1e-5
+            ).sqrt()
+            hidden = lexicon.norm(lexicon.table(row[0])) + states @ lexicon.context
         weights = (hidden @ model.pooler.query).exp()
         torch.testing.assert_close(vector, (weights[:, None] * hidden).sum(0) / weights.sum(), **CLOSE)
 
@@ -60,11 +64,12 @@ def test_it_begins_as_the_mean():
     torch.testing.assert_close(hidden.pooler_output, mean, **CLOSE)
 
 
-def test_the_lexicon_does_not_begin_at_zero_from_where_it_could_not_learn():
+def test_the_lexicon_begins_as_a_bag_of_words_that_can_learn():
     lexicon = SimMIMModel(
         SimMIMConfig(text_config=tiny_model().config.text_config, pooled_layers="lexical_last")
     ).pooler.lexicon
     assert lexicon.table.weight.std() > 0 and lexicon.norm.weight.eq(1).all()
+    assert not lexicon.context.any()
 
 
 def test_large_scores_stay_finite():
@@ -222,3 +227,30 @@ def test_a_head_that_reads_tokens_has_the_backbone_keep_no_layers():
     vectors = model.simmim(**texts()).pooler_output
     assert model(**texts()).logits.isfinite().all() and vectors is not None
     assert seen[0] is not None and seen[1] is None
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_the_encoder_learns_as_if_there_were_no_contrastive_term(chunk_size):
+    options = {"pooling": "attention", "pooled_layers": "lexical_last", "contrastive_gradient": "pooler"}
+    joint, alone = tiny_model(**options), tiny_model(**options)
+    joint.chunk_size, batch = chunk_size, batch_of_two_views(LENGTHS, LENGTHS)
+    joint(**batch).loss.backward()
+    alone(**batch).mlm_loss.backward()
+    for (name, one), other in zip(joint.named_parameters(), alone.parameters(), strict=True):
+        if "pooler" in name:
+            assert one.grad.abs().max() > 0 and not other.grad.any(), name
+        else:
+            torch.testing.assert_close(one.grad, other.grad, **CLOSE, msg=name)
+
+
+def test_an_encoder_that_learns_nothing_is_left_as_it_is():
+    options = {"pooled_layers": "lexical_last", "contrastive_gradient": "pooler"}
+    model = tiny_model(**options, mlm_weight=0.0).train()
+    model(**batch_of_two_views(LENGTHS, LENGTHS)).loss.backward()
+    learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learns == {
+        f"simmim.pooler.lexicon.{name}" for name in ("table.weight", "norm.weight", "norm.bias", "context")
+    }
+    assert all(parameter.requires_grad for parameter in tiny_model(**options).simmim.encoder.parameters())
+    with pytest.raises(ValueError, match="has nothing to learn: give `pooled_layers='lexical_last'`"):
+        tiny_model(contrastive_gradient="pooler")

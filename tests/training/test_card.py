@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import transformers.trainer
 from datasets import Dataset
 from helpers import TINY, WITHOUT_THE_PACKAGE, corpus_lines, refused, run_python, tiny_model, tiny_tokenizer
@@ -15,7 +16,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from huggingface_hub.utils import filter_repo_objects
 from transformers import TrainingArguments
 
-from simmim_hf import DataCollatorForSimMIM, SimMIMTrainer
+from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining, SimMIMTrainer
 from simmim_hf.cli import COMMANDS, main
 from simmim_hf.model.configuration_simmim import POSITIVE_VIEWS
 from simmim_hf.quantities import quantity, title
@@ -305,6 +306,18 @@ def test_a_run_that_goes_on_from_a_checkpoint_tells_of_the_runs_before(run, tmp_
     assert f"```bash\n{sources[0]['command']}\n```" in text and "Run 2 of those before, from the local ch" in text
     (first / "results.json").write_text("{")
     assert hub.earlier_runs(first) == {} and "is not known" in caplog.text
+
+
+def test_vectors_can_learn_while_the_encoder_stays_as_it_is(run, tmp_path):
+    options = [*options_of_a_run(run, tmp_path / "vectors"), "--max_steps", "2", "--model_name_or_path", str(run)]
+    options += ["--mlm_weight", "0", "--contrastive_gradient", "pooler"]
+    assert main(["pretrain", *options, "--pooling", "attention", "--pooled_layers", "lexical_last"]) == 0
+    before, after = (SimMIMForPreTraining.from_pretrained(folder) for folder in (run, tmp_path / "vectors"))
+    for name, weight in before.state_dict().items():
+        assert "pooler" in name or torch.equal(weight, after.state_dict()[name]), name
+    assert after.simmim.pooler.lexicon.context.abs().max() > 0
+    text = (tmp_path / "vectors" / "README.md").read_text()
+    assert "fill_mask = pipeline" in text and "It learned to predict masked tokens, to tell" in text
 
 
 def test_a_resumed_run_says_from_where(run, tmp_path):

@@ -122,6 +122,8 @@ def test_more_tokens_than_positions_are_truncated(corpus, tmp_path, capsys):
         (["--text_config", "nonsense"], "neither a JSON object, nor a JSON file, nor a model type"),
         (["--text_config", '{"hidden_size": 30, "num_attention_heads": 4}'], "30"),
         (["--objective", "simim"], "simim"),
+        (["--mlm_weight", "0"], "no loss would teach the encoder, whose weights are random: give --contrastive_gr"),
+        (["--pooling", "mean", "--pooled_layers", "last"], "'pooler', which has nothing to learn"),
         (["--train_file", "no-such-file.txt"], "--train_file: no such file or folder: 'no-such-file.txt'"),
         (["--validation_file", "[x].txt"], "--validation_file: '[x].txt' matches no text file"),
         (["--resume_from_checkpoint", "last"], "no checkpoint"),
