@@ -314,7 +314,7 @@ class PretrainingArguments(SimMIMTrainingArguments):
         "Default: never; 2.75 for the built-in corpus.",
     )
     num_train_epochs: float | None = option(
-        None, "Passes over the training text. Default: 1; 0.8 for the built-in corpus."
+        None, "Passes over the training text. Default: 1; 2 for the built-in corpus."
     )
     per_device_train_batch_size: int = option(64, "Sequences a step and device; the others are the negatives.")
     per_device_eval_batch_size: int = option(64, "Sequences an evaluation step and device.")

@@ -201,7 +201,7 @@ def test_a_changed_run_is_resumed_only_where_that_is_allowed(commanded, tmp_path
     message = refused(capsys, *options(run, *resumed, *changed))
     for said in (
         "backbone num_hidden_layers was 1 and is 2; ",
-        "objective contrastive_weight was 0.3 and is 0.0; ",
+        "objective contrastive_weight was 0.1 and is 0.0; ",
         "corruption mlm_probability was 0.3 and is 0.2; ",
         "training learning_rate was 0.0005 and is 0.001; ",
         "training optim was adamw_torch_fused and is adafactor; ",
