@@ -52,6 +52,7 @@ def test_a_run_makes_a_checkpoint_and_all_that_belongs_to_it(corpus, tmp_path, c
 def test_what_predicts_no_tokens_is_not_offered_for_it(corpus, tmp_path, capsys):
     words = {**TINY, "model_type": "bert"}
     more = ["--mlm_weight", "0", "--text_config", json.dumps(words), "--num_hidden_layers", "0"]
+    more += ["--contrastive_gradient", "encoder"]
     assert main(options(corpus, tmp_path / "words", *more)) == 0
     said = capsys.readouterr().out
     assert "vectors = " in said and "fill_mask" not in said and "contrastive loss" in said
