@@ -370,6 +370,12 @@ class SimMIMConfig(PreTrainedConfig):
         return PASSAGES.get(self.positive_view, 1)
 
     @property
+    def teaches_encoder(self) -> bool:
+        """Whether any term of the loss has a gradient in the encoder."""
+        contrasts = self.contrastive_weight > 0 and self.contrastive_gradient == "encoder"
+        return self.mlm_weight > 0 or self.clm_weight > 0 or contrasts
+
+    @property
     def objective(self) -> Objective:
         """What a forward learns from by default."""
         return Objective(**{option.name: getattr(self, option.name) for option in fields(Objective)})

@@ -103,13 +103,13 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
 
     def __init__(self, config: SimMIMConfig):
         super().__init__(config)
-        learns = config.pooling == "attention" or config.pooled_layers == "lexical_last" or config.projection_dim
+        self.projection = SimMIMProjection(config) if config.projection_dim is not None else None
+        learns = self.projection is not None or [*self.simmim.pooler.parameters()]
         if config.contrastive_gradient == "pooler" and not learns:
             raise ValueError(
                 "`contrastive_gradient` is 'pooler', which has nothing to learn: give `pooled_layers='lexical_last'`, "
                 "`pooling='attention'` or both."
             )
-        self.projection = SimMIMProjection(config) if config.projection_dim is not None else None
         self.uncertainty = SimMIMUncertainty(config) if config.uncertainty_weighting else None
         self.post_init()
 
@@ -122,7 +122,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             self.simmim.pooler.requires_grad_(False)
             if self.projection is not None:
                 self.projection.requires_grad_(False)
-        elif config.contrastive_gradient == "pooler" and not config.mlm_weight and not config.clm_weight:
+        if not config.teaches_encoder:
             self.simmim.encoder.requires_grad_(False)
 
     @classmethod

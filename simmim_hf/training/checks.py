@@ -136,7 +136,7 @@ def check_model(model_args: ModelArguments) -> SimMIMConfig:
         config = model_args.new_config(model_args.vocab_size, dict.fromkeys(TOKEN_IDS, 0))
         if model_args.model_name_or_path:
             config.contrastive_gradient = "encoder"  # what else there is to teach, the model knows that is continued
-        elif config.contrastive_gradient == "pooler" and not (config.mlm_weight or config.clm_weight):
+        elif not config.teaches_encoder:
             raise ValueError(
                 "no loss would teach the encoder, whose weights are random: give --contrastive_gradient encoder, "
                 "--mlm_weight 1, or a trained encoder as --model_name_or_path."
