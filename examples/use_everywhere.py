@@ -51,7 +51,7 @@ print(json.dumps({"vectors": vectors, "milliseconds": 1000 * (time.perf_counter(
 
 
 def normalised(vectors) -> np.ndarray:
-    """(texts, hidden), each of length 1."""
+    """(texts, dim), each of length 1."""
     vectors = np.asarray(vectors, dtype=np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 

@@ -214,10 +214,10 @@ def export_sentence_transformers(
     tokenizer, pairs = copy.deepcopy(tokenizer), []
     tokenizer.model_max_length = exported.max_seq_length
     for texts, _, expected in _readings(model, tokenizer):
-        vectors = expected.pooler_output  # (texts, hidden)
+        vectors = expected.pooler_output  # (texts, dim)
         if any(isinstance(module, Normalize) for module in exported):
             vectors = normalize(vectors, dim=-1)
-        actual = exported.encode(texts, prompt="", convert_to_tensor=True)  # (texts, hidden), or their first ones
+        actual = exported.encode(texts, prompt="", convert_to_tensor=True)  # (texts, dim), or their first ones
         pairs.append((actual, vectors[:, : actual.shape[1]]))
     return _largest_difference("sentence-transformers", pairs)
 
@@ -258,7 +258,7 @@ def _write_sentence_transformer(
         encoder.save_pretrained(plain)
         tokenizer.save_pretrained(plain)
         transformer = Transformer(plain, model_kwargs=options)
-        modules = [transformer, Pooling(config.hidden_size, pooling_mode=config.pooling)]
+        modules = [transformer, Pooling(config.vector_size, pooling_mode=config.pooling)]
         if config.similarity == "cosine":
             modules.append(Normalize())
         exported = SentenceTransformer(modules=modules, similarity_fn_name=config.similarity, device="cpu")
@@ -273,7 +273,7 @@ def export_onnx(model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase
     """Writes `model.onnx` in float32, for any batch and length, the backbone's configuration and the tokenizer.
 
     The graph takes what the saved tokenizer gives, and returns `last_hidden_state` (batch, length, hidden) and
-    `pooler_output` (batch, hidden), the configured pooling. Padding may stand on either side.
+    `pooler_output` (batch, dim), the configured pooling. Padding may stand on either side.
 
     Returns:
         The largest difference of both to those of `model`, relative to the largest value.
@@ -500,7 +500,7 @@ def _readings(
 
 
 def _run_onnx(file: Path, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """`last_hidden_state` (batch, length, hidden) and `pooler_output` (batch, hidden) of ONNX Runtime on the CPU."""
+    """`last_hidden_state` (batch, length, hidden) and `pooler_output` (batch, dim) of ONNX Runtime on the CPU."""
     from onnxruntime import InferenceSession
 
     feed = {name: column.numpy() for name, column in batch.items()}

@@ -127,7 +127,7 @@ class Contender:
 
             def encode(self, inputs, **kwargs) -> np.ndarray:
                 texts = [text for batch in inputs for text in batch["text"]]
-                return TextVectors(texts, *options)[texts]  # (texts, hidden)
+                return TextVectors(texts, *options)[texts]  # (texts, dim)
 
         folder.mkdir(parents=True, exist_ok=True)
         # A cache would give the results of another checkpoint.

@@ -137,7 +137,7 @@ def encode(
         texts, tokenizer, max_length, batch_size, normalize, show_progress: as in `SimMIMModel.encode`
 
     Returns:
-        (texts, hidden), float32; (hidden,) for one text that is not in a list.
+        (texts, dim), float32; (dim,) for one text that is not in a list.
 
     Raises:
         ValueError: a model that is not a text encoder, or no tokenizer.

@@ -97,12 +97,12 @@ class TextVectors:
         self.texts = sorted(set(texts))
         self.rows = {text: row for row, text in enumerate(self.texts)}
         options = {"normalize": False, "show_progress": True}
-        self.vectors = encode(encoder, self.texts, tokenizer, max_length, batch_size, **options)  # (texts, hidden)
+        self.vectors = encode(encoder, self.texts, tokenizer, max_length, batch_size, **options)  # (texts, dim)
         if not np.isfinite(self.vectors).all():
             raise FloatingPointError("the vectors that the model gives are not finite.")
 
     def __getitem__(self, texts: Iterable[str]) -> np.ndarray:
-        """(texts, hidden)"""
+        """(texts, dim)"""
         return self.vectors[[self.rows[text] for text in texts]]
 
 
@@ -118,7 +118,7 @@ def similarity_spearman(
     Raises:
         ValueError: see `metrics.check_scores`.
     """
-    first = encode(model, list(pairs["sentence1"]), tokenizer, max_length)  # (pairs, hidden)
+    first = encode(model, list(pairs["sentence1"]), tokenizer, max_length)  # (pairs, dim)
     second = encode(model, list(pairs["sentence2"]), tokenizer, max_length)
     return metrics.similarity_metrics((first * second).sum(1), pairs["score"][:])["spearman"]
 
@@ -127,7 +127,7 @@ def similarity_samples(first: np.ndarray, second: np.ndarray, scores: Sequence[f
     """`spearman` and `pearson` as functions of the pairs.
 
     Args:
-        first, second: (pairs, hidden), on the unit sphere
+        first, second: (pairs, dim), on the unit sphere
         scores: (pairs,), of humans
 
     Raises:
@@ -222,7 +222,7 @@ def _geometry(task: Task, vectors: TextVectors, tokenizer, max_length: int, seed
         scores = np.asarray(rows["score"], dtype=np.float64)
         rows = rows.select(np.flatnonzero(scores > scores.min() + BELONG_TOGETHER * np.ptp(scores)))
     if task.kind in ("similarity", "retrieval"):
-        pairs = vectors[rows[task.text_columns[0]]], vectors[rows[task.text_columns[1]]]  # (pairs, hidden) each
+        pairs = vectors[rows[task.text_columns[0]]], vectors[rows[task.text_columns[1]]]  # (pairs, dim) each
     lengths = [len(ids) for ids in tokenizer(sample, truncation=True, max_length=max_length)["input_ids"]]
     values = metrics.geometry_metrics(vectors[sample], pairs)
     values["length_r2"] = metrics.length_probe(vectors[sample], lengths, seed)

@@ -46,8 +46,8 @@ OBJECTIVES = {
     "simmim": JOINT,
     "fused": {**JOINT, "clm_weight": 1.0},
     "spans": {**JOINT, **TWO_VIEWS, "positive_view": "span"},
-    # The vectors have a token table and a map of their own to learn. The weight keeps their gradient, at a temperature
-    # of 0.05 ten times as long as the masked one, from shortening the latter where both are clipped together.
+    # The vectors have a token table of their own to learn. The weight keeps their gradient, at a temperature of 0.05
+    # ten times as long as the masked one, from shortening the latter where both are clipped together.
     "snippets": {
         **JOINT,
         **TWO_VIEWS,
@@ -60,7 +60,7 @@ OBJECTIVES = {
 
 WEIGHTS = tuple(JOINT)
 # What makes a vector of a text, and how; a checkpoint that is continued keeps its own.
-VECTOR_OPTIONS = ("pooling", "pooled_layers", "contrastive_gradient")
+VECTOR_OPTIONS = ("pooling", "pooled_layers", "lexicon_size", "contrastive_gradient")
 
 # Every checkpoint opens in every class, also where this package is not installed: with the files of this folder beside
 # its weights and `trust_remote_code=True`. The files import each other, torch and transformers only.
@@ -235,10 +235,13 @@ class SimMIMConfig(PreTrainedConfig):
     )
     pooled_layers: PooledLayers = _option(
         "last",
-        "Whose token vectors are pooled: those of the last layer, or, since masked-token prediction needs these too, "
-        "their mean with others: `first_last`, with what the first layer is given (`avg_first_last` of Gao et al. "
-        "2021). `lexical_last`: the sum of what a token table that serves nothing but the sequence vector says of a "
-        "token, and of what a linear map finds in the last layer.",
+        "Whose token vectors are pooled: those of the last layer; `first_last`, the mean of them and of what the "
+        "first layer is given (`avg_first_last` of Gao et al. 2021); or `lexical_last`: those of a token table that "
+        "serves nothing but the sequence vector, and beside them those of the last layer, each dimension with a "
+        "learned scale.",
+    )
+    lexicon_size: int = _option(
+        256, "With `lexical_last`: the width of the token table, so that a sequence vector has so many more numbers."
     )
     similarity: Similarity = _option("cosine", "Of two sequence vectors.")
     temperature: float | int = _option(0.05, "Divides the similarities.")
@@ -370,6 +373,11 @@ class SimMIMConfig(PreTrainedConfig):
         return PASSAGES.get(self.positive_view, 1)
 
     @property
+    def vector_size(self) -> int:
+        """The width of a sequence vector."""
+        return self.hidden_size + (self.lexicon_size if self.pooled_layers == "lexical_last" else 0)
+
+    @property
     def teaches_encoder(self) -> bool:
         """Whether any term of the loss has a gradient in the encoder."""
         contrasts = self.contrastive_weight > 0 and self.contrastive_gradient == "encoder"
@@ -405,6 +413,8 @@ class SimMIMConfig(PreTrainedConfig):
             raise ValueError(
                 f"All of {', '.join(WEIGHTS)} are 0: nothing would be learned. Give one a weight above 0."
             )
+        if self.lexicon_size < 1:
+            raise ValueError(f"`lexicon_size` is {self.lexicon_size}: give a width of 1 or more; 256 is usual.")
         if self.projection_dim is not None and self.projection_dim < 1:
             raise ValueError(f"`projection_dim` is {self.projection_dim}: give a width of 1 or more, or None.")
 

@@ -37,7 +37,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     # Modules whose own parameters, not those of their parts, are 0 before training.
-    _zero_at_first: tuple[type[nn.Module], ...] = (SimMIMPooling, SimMIMLexicon)
+    _zero_at_first: tuple[type[nn.Module], ...] = (SimMIMPooling,)
     _reads_vectors = True  # whether the class uses the vectors of sequences, or those of tokens only
     # What is needed in pre-training only may be left over in other classes.
     _keys_to_ignore_on_load_unexpected = [r"^projection\.", r"^uncertainty\.", r"^lm_head\.", *OF_POOLING]
@@ -80,6 +80,8 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         if isinstance(module, self._zero_at_first):
             for parameter in module.parameters(recurse=False):
                 nn.init.zeros_(parameter)
+        if isinstance(module, SimMIMLexicon):
+            module.init_weights()
 
     def __getattr__(self, name: str):
         # A method `generate` would make transformers take every class of remote code for one that can.
@@ -160,7 +162,8 @@ class SimMIMModel(SimMIMPreTrainedModel):
             pools: make the vectors; with `first_last` the backbone then keeps the states of all its layers for them
 
         Returns:
-            `last_hidden_state` (batch, length, hidden) and `pooler_output` (batch, hidden), the configured pooling.
+            `last_hidden_state` (batch, length, hidden) and `pooler_output` (batch, dim), the configured pooling, whose
+            width is `config.vector_size`.
         """
         inputs = input_ids if input_ids is not None else inputs_embeds
         if inputs is None:

@@ -292,7 +292,8 @@ class SimMIMWithNewHead(SimMIMPreTrainedModel):
         text_config = config.text_config
         dropout = getattr(text_config, "classifier_dropout", None)
         self.dropout = nn.Dropout(getattr(text_config, "hidden_dropout_prob", 0.0) if dropout is None else dropout)
-        setattr(self, self.head_name, nn.Linear(config.hidden_size, self.num_outputs or config.num_labels))
+        width = config.vector_size if self._reads_vectors else config.hidden_size
+        setattr(self, self.head_name, nn.Linear(width, self.num_outputs or config.num_labels))
         self.post_init()
 
 

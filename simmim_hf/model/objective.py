@@ -67,11 +67,11 @@ class SimMIMProjection(nn.Module):
 
     def __init__(self, config: SimMIMConfig):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.out = nn.Linear(config.hidden_size, config.projection_dim)
+        self.dense = nn.Linear(config.vector_size, config.vector_size)
+        self.out = nn.Linear(config.vector_size, config.projection_dim)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        """(batch, hidden) -> (batch, projection_dim)"""
+        """(batch, dim) -> (batch, projection_dim)"""
         return self.out(nn.functional.relu(self.dense(pooled)))
 
 
@@ -441,7 +441,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         if pools:
             if self.config.contrastive_gradient == "pooler":
                 states = states.each(torch.Tensor.detach)
-            vectors = self.simmim.pooler.packed(states, packing, attention_mask)  # (rows, hidden)
+            vectors = self.simmim.pooler.packed(states, packing, attention_mask)  # (rows, dim)
             if self.projection is not None:
                 vectors = self.projection(vectors)  # (rows, projection_dim)
         if not predicts:

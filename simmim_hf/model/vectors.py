@@ -55,18 +55,33 @@ class TokenStates(NamedTuple):
 
 
 class SimMIMLexicon(nn.Module):
-    """Token vectors that serve sequence vectors alone: what a table of their own says of a token, plus what a linear
-    map finds in its state. The map begins at zero, where sequences are bags of words."""
+    """Token vectors that serve sequence vectors alone: what a table of their own says of a token, beside its state.
+
+    Side by side neither is lost: what tells texts apart by their words outweighs by far, in a contrastive loss, what
+    only the layers know of a token, and in a sum would be learned at its cost.
+    """
+
+    STATE_SCALE = 0.3  # at first: states of random weights say little, and almost the same of every text
 
     def __init__(self, config: SimMIMConfig):
         super().__init__()
-        self.table = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size)
-        self.context = nn.Parameter(torch.zeros(config.hidden_size, config.hidden_size))
+        self.table = nn.Embedding(config.vocab_size, config.lexicon_size)
+        self.norm = nn.LayerNorm(config.lexicon_size)
+        self.state_scale = nn.Parameter(torch.full((config.hidden_size,), self.STATE_SCALE))
+        self.state_bias = nn.Parameter(torch.zeros(config.hidden_size))
+        # Beside the query of the pooling, which is that of the states.
+        self.query = nn.Parameter(torch.zeros(config.lexicon_size)) if config.pooling == "attention" else None
+
+    def init_weights(self) -> None:
+        nn.init.constant_(self.state_scale, self.STATE_SCALE)
+        for parameter in (self.state_bias, self.query):
+            if parameter is not None:
+                nn.init.zeros_(parameter)
 
     def forward(self, input_ids: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """(...), (..., hidden) -> (..., hidden)"""
-        return self.norm(self.table(input_ids)) + nn.functional.layer_norm(states, states.shape[-1:]) @ self.context
+        """(...), (..., hidden) -> (..., lexicon + hidden)"""
+        states = nn.functional.layer_norm(states, self.state_scale.shape, self.state_scale, self.state_bias)
+        return torch.cat([self.norm(self.table(input_ids)), states], dim=-1)
 
 
 class SimMIMPooling(nn.Module):
@@ -85,7 +100,7 @@ class SimMIMPooling(nn.Module):
         self.lexicon = SimMIMLexicon(config) if config.pooled_layers == "lexical_last" else None
 
     def tokens(self, states: TokenStates) -> torch.Tensor:
-        """What is pooled: (..., hidden)
+        """What is pooled: (..., dim)
 
         Raises:
             ValueError: tokens are looked up, and there are none.
@@ -98,24 +113,29 @@ class SimMIMPooling(nn.Module):
             )
         return self.lexicon(states.input_ids, states.last)
 
+    def scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        """How much each token of (..., dim) counts in `attention`: (...)"""
+        queries = [self.query] if self.lexicon is None else [self.lexicon.query, self.query]
+        return (hidden @ torch.cat(queries)).float()
+
     def forward(self, states: TokenStates, attention_mask: torch.Tensor) -> torch.Tensor:
-        """States (batch, length, hidden), (batch, length) -> (batch, hidden)"""
+        """States (batch, length, hidden), (batch, length) -> (batch, dim)"""
         hidden = self.tokens(states)
         if self.query is None:
             return pool(hidden, attention_mask, self.pooling)
         real = attention_mask.bool()
-        scores = (hidden @ self.query).float().masked_fill(~real, torch.finfo(torch.float32).min)
+        scores = self.scores(hidden).masked_fill(~real, torch.finfo(torch.float32).min)
         weights = scores.softmax(1) * real  # (batch, length)
         return (weights[..., None] * hidden).sum(1).to(hidden.dtype)
 
     def packed(self, states: TokenStates, packing: Packing, attention_mask: torch.Tensor) -> torch.Tensor:
-        """States (tokens, hidden) of a packed batch with this (rows, length) mask -> (rows, hidden)"""
+        """States (tokens, hidden) of a packed batch with this (rows, length) mask -> (rows, dim)"""
         hidden = self.tokens(states)
         if self.pooling == "mean":
             return packing.mean(hidden)
         if self.query is None:
             return pool(packing.unpack(hidden), attention_mask, self.pooling)
-        weights = packing.softmax((hidden @ self.query).float())  # (tokens,)
+        weights = packing.softmax(self.scores(hidden))  # (tokens,)
         return packing.sum(weights[:, None] * hidden).to(hidden.dtype)
 
 
@@ -141,7 +161,7 @@ def encode(
         show_progress: show a progress bar
 
     Returns:
-        (texts, hidden), float32; (hidden,) for one text that is not in a list.
+        (texts, dim), float32; (dim,) for one text that is not in a list.
 
     Raises:
         ValueError: no tokenizer is given, and the model was not loaded from anywhere.
@@ -156,12 +176,12 @@ def encode(
     rows = [texts] if isinstance(texts, str) else list(texts)
     ids = tokenizer(rows, truncation=True, max_length=max_length)["input_ids"] if rows else []
     order = sorted(range(len(rows)), key=lambda row: -len(ids[row]))  # similar lengths together, so little padding
-    vectors = torch.empty(len(rows), encoder.config.hidden_size)
+    vectors = torch.empty(len(rows), getattr(encoder.config, "vector_size", encoder.config.hidden_size))
     encoder.eval()
     for start in logging.tqdm(range(0, len(rows), batch_size), desc="Encoding", disable=not show_progress):
         read = order[start : start + batch_size]
         batch = tokenizer.pad({"input_ids": [ids[row] for row in read]}, return_tensors="pt").to(encoder.device)
-        pooled = encoder(**batch).pooler_output.float()  # (batch, hidden)
+        pooled = encoder(**batch).pooler_output.float()  # (batch, dim)
         vectors[read] = (nn.functional.normalize(pooled, dim=-1) if normalize else pooled).cpu()
     model.train(was_training)
     return (vectors[0] if isinstance(texts, str) else vectors).numpy()
@@ -197,7 +217,7 @@ def write_modules(config: SimMIMConfig, folder: str | os.PathLike) -> None:
         else {"modality_config": {"text": own_forward}, "module_output_name": "sentence_embedding"},
     }
     if pools:
-        size, mode = config.hidden_size, f"pooling_mode_{config.pooling}_token{'' if config.pooling == 'cls' else 's'}"
+        size, mode = config.vector_size, f"pooling_mode_{config.pooling}_token{'' if config.pooling == 'cls' else 's'}"
         files["1_Pooling/config.json"] = {"word_embedding_dimension": size, mode: True}
     settings = Path(folder, "config_sentence_transformers.json")
     # Of sentence-transformers itself, which is saving this model, and has prompts in it.

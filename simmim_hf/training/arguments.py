@@ -319,7 +319,7 @@ class PretrainingArguments(SimMIMTrainingArguments):
     per_device_train_batch_size: int = option(64, "Sequences a step and device; the others are the negatives.")
     per_device_eval_batch_size: int = option(64, "Sequences an evaluation step and device.")
     learning_rate: float | None = option(
-        None, "Default: 5e-4 from scratch (1e-3 on the built-in corpus), 5e-5 from a model."
+        None, "Default: 5e-4 from scratch (2e-3 on the built-in corpus), 5e-5 from a model."
     )
     warmup_steps: float = option(0.05, "Steps of linear warm-up; below 1: share of all steps.")
     weight_decay: float = option(0.01, "Weight decay.")

@@ -42,7 +42,7 @@ from .trainer import SimMIMTrainer
 logger = logging.get_logger(__name__)
 
 # The built-in corpus is small, and the first command of a newcomer ends within four minutes on two cores.
-BUILT_IN_DEFAULTS = {"vocab_size": 8192, "num_train_epochs": 2.0, "max_minutes": 2.75, "learning_rate": 1e-3}
+BUILT_IN_DEFAULTS = {"vocab_size": 8192, "num_train_epochs": 2.0, "max_minutes": 2.75, "learning_rate": 2e-3}
 DEFAULTS = {"vocab_size": 30522, "num_train_epochs": 1.0, "max_minutes": None, "learning_rate": 5e-4}
 
 

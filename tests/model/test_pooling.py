@@ -5,7 +5,13 @@ import torch
 from helpers import CLOSE, FAMILIES, batch_of_two_views, padded, ragged_batch, real_rows, tiny_model
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForTokenClassification
 
-from simmim_hf import SimMIMConfig, SimMIMForPreTraining, SimMIMModel
+from simmim_hf import (
+    SimMIMConfig,
+    SimMIMForPreTraining,
+    SimMIMForSequenceClassification,
+    SimMIMForTokenClassification,
+    SimMIMModel,
+)
 from simmim_hf.model.configuration_simmim import OBJECTIVES
 from simmim_hf.model.vectors import pool
 from simmim_hf.training.arguments import DEFAULT_OBJECTIVE, ModelArguments
@@ -46,8 +52,10 @@ def test_packed_equals_padded_equals_the_formula(family, side, layers):
             states = (hidden - hidden.mean(-1, keepdim=True)) / (
                 hidden.var(-1, correction=0, keepdim=True) + 1e-5
             ).sqrt()
-            hidden = lexicon.norm(lexicon.table(row[0])) + states @ lexicon.context
-        weights = (hidden @ model.pooler.query).exp()
+            states = states * lexicon.state_scale + lexicon.state_bias
+            hidden = torch.cat([lexicon.norm(lexicon.table(row[0])), states], dim=1)
+        of_lexicon = [model.pooler.lexicon.query] if layers == "lexical_last" else []
+        weights = (hidden @ torch.cat([*of_lexicon, model.pooler.query])).exp()
         torch.testing.assert_close(vector, (weights[:, None] * hidden).sum(0) / weights.sum(), **CLOSE)
 
 
@@ -64,12 +72,25 @@ def test_it_begins_as_the_mean():
     torch.testing.assert_close(hidden.pooler_output, mean, **CLOSE)
 
 
-def test_the_lexicon_begins_as_a_bag_of_words_that_can_learn():
-    lexicon = SimMIMModel(
-        SimMIMConfig(text_config=tiny_model().config.text_config, pooled_layers="lexical_last")
-    ).pooler.lexicon
+def test_the_lexicon_begins_as_a_bag_of_words_with_a_little_of_the_states():
+    config = SimMIMConfig(text_config=tiny_model().config.text_config, pooled_layers="lexical_last", lexicon_size=24)
+    lexicon = SimMIMModel(config).pooler.lexicon
     assert lexicon.table.weight.std() > 0 and lexicon.norm.weight.eq(1).all()
-    assert not lexicon.context.any()
+    assert lexicon.state_scale.eq(lexicon.STATE_SCALE).all() and not lexicon.state_bias.any()
+    with pytest.raises(ValueError, match="`lexicon_size` is 0: give a width of 1 or more"):
+        SimMIMConfig(lexicon_size=0)
+
+
+def test_a_vector_is_as_wide_as_the_configuration_says():
+    options = {"pooled_layers": "lexical_last", "lexicon_size": 24, "projection_dim": 8}
+    model, config = tiny_model(**options), tiny_model(**options).config
+    assert config.vector_size == config.hidden_size + 24 and tiny_model().config.vector_size == config.hidden_size
+    assert model.simmim(**texts()).pooler_output.shape == (len(LENGTHS), config.vector_size)
+    assert model(**batch_of_two_views(LENGTHS, LENGTHS)).original_embeds.shape == (len(LENGTHS), 8)
+    classifier = SimMIMForSequenceClassification(SimMIMConfig(**{**config.to_dict(), "num_labels": 3}))
+    assert classifier(**texts()).logits.shape == (len(LENGTHS), 3)
+    tagger = SimMIMForTokenClassification(config)  # which makes no vectors
+    assert tagger.classifier.in_features == config.hidden_size
 
 
 def test_large_scores_stay_finite():
@@ -109,6 +130,14 @@ def test_a_checkpoint_with_another_pooling_starts_from_its_mean(tmp_path):
     ids = padded([[5, 6, 7], [8]], 0)
     mask = padded([[1, 1, 1], [1]], 0)
     torch.testing.assert_close(other.simmim(ids, mask).pooler_output, model.simmim(ids, mask).pooler_output, **CLOSE)
+
+
+@pytest.mark.parametrize("layers", ["last", "first_last"])
+def test_a_checkpoint_with_a_lexicon_may_go_on_without(layers, tmp_path):
+    tiny_model(pooling="attention", pooled_layers="lexical_last").save_pretrained(tmp_path)
+    other = SimMIMForPreTraining.from_backbone(tmp_path, pooled_layers=layers).simmim
+    expected = tiny_model(pooling="attention", pooled_layers=layers).simmim
+    torch.testing.assert_close(other(**texts()).pooler_output, expected(**texts()).pooler_output, **CLOSE)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
@@ -249,7 +278,8 @@ def test_an_encoder_that_learns_nothing_is_left_as_it_is():
     model(**batch_of_two_views(LENGTHS, LENGTHS)).loss.backward()
     learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert learns == {
-        f"simmim.pooler.lexicon.{name}" for name in ("table.weight", "norm.weight", "norm.bias", "context")
+        f"simmim.pooler.lexicon.{name}"
+        for name in ("table.weight", "norm.weight", "norm.bias", "state_scale", "state_bias")
     }
     assert all(parameter.requires_grad for parameter in tiny_model(**options).simmim.encoder.parameters())
     with pytest.raises(ValueError, match="has nothing to learn: give `pooled_layers='lexical_last'`"):
