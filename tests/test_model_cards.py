@@ -54,6 +54,6 @@ def test_every_route_gives_the_same_vectors():
 def test_the_card_is_what_was_measured(tmp_path):
     copy = tmp_path / CARD.name
     shutil.copytree(CARD, copy)
-    figures = ["--evaluation", str(copy / "vectors"), str(copy / "language")]
+    figures = ["--evaluation", *(str(copy / part) for part in ("vectors", "transfer", "language"))]
     assert main(["card", "--model", str(copy), "--license", "apache-2.0", "--language", "en", *figures]) == 0
     assert (copy / "README.md").read_text() == (CARD / "README.md").read_text()
