@@ -3,8 +3,8 @@
 #
 #   bash examples/reproduce_reference.sh DATA [OUTPUT]
 #
-# DATA holds enwiki/ and books_en/ (train.txt.xz, heldout.txt.xz: a paragraph a line), stsb_en/, trec/, mr/,
-# subj/ and blimp/ (the test sets). A run that was stopped goes on when the command is given again. With FEWER=500 every run has
+# DATA holds enwiki/ and books_en/ (train.txt.xz, heldout.txt.xz: a paragraph a line), stsb_en/, trec/, mr/, subj/ and
+# blimp/ (the test sets). A run that was stopped goes on when the command is given again. With FEWER=500 every run has
 # 500 times fewer steps, to try the script; CARD is the folder that is written instead of the shipped one.
 set -euo pipefail
 mkdir -p "${2:-reference}"
@@ -24,8 +24,8 @@ tokenization.train_tokenizer(texts, vocab_size=8192).save_pretrained(folder)
 PYTHON
 
 # mlm and words read about 43,300 tokens a step: 150 million in 3,480 steps, three minutes of mlm on one H200 with
-# --bf16 --dataloader_num_workers 5, 45 minutes of words on one CPU core. simcse and simmim are of an earlier day, with batches of about 14,400 tokens and 58
-# and 60 million in all.
+# --bf16 --dataloader_num_workers 5, 45 minutes of words on one CPU core. simcse and simmim are of an earlier day, with
+# batches of about 14,400 tokens and 58 and 60 million in all.
 train() {
     local name=$1 steps=$(($2 / fewer)) batch=$3
     shift 3

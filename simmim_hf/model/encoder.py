@@ -36,8 +36,8 @@ class SimMIMPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # Modules whose own parameters, not those of their parts, are 0 before training.
-    _zero_at_first: tuple[type[nn.Module], ...] = (SimMIMPooling,)
+    # Modules whose own parameters, not those of their parts, are 0 before training; but for the scale of a lexicon.
+    _zero_at_first: tuple[type[nn.Module], ...] = (SimMIMPooling, SimMIMLexicon)
     _reads_vectors = True  # whether the class uses the vectors of sequences, or those of tokens only
     # What is needed in pre-training only may be left over in other classes.
     _keys_to_ignore_on_load_unexpected = [r"^projection\.", r"^uncertainty\.", r"^lm_head\.", *OF_POOLING]
@@ -81,7 +81,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
             for parameter in module.parameters(recurse=False):
                 nn.init.zeros_(parameter)
         if isinstance(module, SimMIMLexicon):
-            module.init_weights()
+            nn.init.constant_(module.state_scale, module.STATE_SCALE)
 
     def __getattr__(self, name: str):
         # A method `generate` would make transformers take every class of remote code for one that can.

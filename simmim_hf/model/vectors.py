@@ -72,12 +72,6 @@ class SimMIMLexicon(nn.Module):
         # Beside the query of the pooling, which is that of the states.
         self.query = nn.Parameter(torch.zeros(config.lexicon_size)) if config.pooling == "attention" else None
 
-    def init_weights(self) -> None:
-        nn.init.constant_(self.state_scale, self.STATE_SCALE)
-        for parameter in (self.state_bias, self.query):
-            if parameter is not None:
-                nn.init.zeros_(parameter)
-
     def forward(self, input_ids: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """(...), (..., hidden) -> (..., lexicon + hidden)"""
         states = nn.functional.layer_norm(states, self.state_scale.shape, self.state_scale, self.state_bias)

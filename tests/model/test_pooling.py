@@ -24,7 +24,7 @@ def texts():
 
 
 def packed_vectors(model, batch):
-    """(rows, hidden), as in training."""
+    """(rows, dim), as in training."""
     states, packing = model.token_states(batch["input_ids"], batch["attention_mask"])
     return model.pooler.packed(states, packing, batch["attention_mask"])
 
@@ -83,7 +83,8 @@ def test_the_lexicon_begins_as_a_bag_of_words_with_a_little_of_the_states():
 
 def test_a_vector_is_as_wide_as_the_configuration_says():
     options = {"pooled_layers": "lexical_last", "lexicon_size": 24, "projection_dim": 8}
-    model, config = tiny_model(**options), tiny_model(**options).config
+    model = tiny_model(**options)
+    config = model.config
     assert config.vector_size == config.hidden_size + 24 and tiny_model().config.vector_size == config.hidden_size
     assert model.simmim(**texts()).pooler_output.shape == (len(LENGTHS), config.vector_size)
     assert model(**batch_of_two_views(LENGTHS, LENGTHS)).original_embeds.shape == (len(LENGTHS), 8)
