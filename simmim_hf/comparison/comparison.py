@@ -196,8 +196,9 @@ class Comparison:
         return self._tokenized[key]
 
     def _arguments(self, options: dict) -> tuple:
-        """The arguments of `simmim pretrain` from options, checked."""
+        """The arguments of `simmim pretrain` from options, checked; on every text with the same defaults."""
         defaults = {"report_to": "none", "max_minutes": math.inf, "overwrite_output_dir": True}
+        defaults |= {"first_sentence_probability": 0.0, "lexicon_size": SimMIMConfig.lexicon_size}
         arguments = build(PRETRAINING, {**defaults, **options})
         pretraining.fill_defaults(*arguments)
         check(*arguments)

@@ -133,8 +133,8 @@ class DataCollatorForSimMIM:
     )
     first_sentence_probability: float = option(
         0.0,
-        "With positive_view span: the probability that a text is cut behind its first sentence, often a title or a "
-        "summary, instead of anywhere. Of the rest, what is longer than max_length is not read then.",
+        "With positive_view span or snippet: the probability that one view is the first sentence of the text, often a "
+        "title or a summary, and the other the rest; with span, as much of it as max_length has room for.",
         **PROBABILITY,
     )
     snippet_ratio: float | tuple[float, float] = option(
@@ -368,11 +368,8 @@ class DataCollatorForSimMIM:
         first, last = np.maximum(shortest, count - longest), np.minimum(count - shortest, longest)
         cut = first + np.floor(rng.random(count.shape) * (last - first + 1))  # (batch, 1), tokens before it
         is_cut = first <= last
-        if self.first_sentence_probability:
-            ends = np.isin(rows.input_ids, self._sentence_ends) & (place + 1 >= shortest) & (place + 1 <= last)
-            end = np.take_along_axis(place, ends.argmax(1, keepdims=True), axis=1)  # (batch, 1)
-            taken = ends.any(1, keepdims=True) & (rng.random(count.shape) < self.first_sentence_probability)
-            cut = np.where(taken, end + 1, cut)
+        sentence = self._first_sentence(rows, place, last, rng)
+        cut = np.where(sentence > 0, sentence, cut)
         one = np.where(is_cut, place < cut, place < longest)  # (batch, length)
         other = np.where(is_cut, (place >= cut) & (place < np.minimum(count, cut + longest)), place < longest)
         return self._keep(rows, one), self._keep(rows, other | (place < 0))
@@ -386,9 +383,21 @@ class DataCollatorForSimMIM:
         length = np.ceil(rng.uniform(*ratio, count.shape) * count)  # (batch, 1)
         length = np.where(count < 2 * shortest, count, np.clip(length, shortest, np.maximum(count - shortest, 1)))
         start = np.floor(rng.random(count.shape) * (count - length + 1))
-        inside = (place >= start) & (place < start + length)  # (batch, length)
         removed = (rng.random(count.shape) < self.snippet_removal) & (length < count)
+        sentence = self._first_sentence(rows, place, count - shortest, rng)
+        start, length = np.where(sentence > 0, 0, start), np.where(sentence > 0, sentence, length)
+        removed |= sentence > 0
+        inside = (place >= start) & (place < start + length)  # (batch, length)
         return self._keep(rows, (place < count) & ~(inside & removed)), self._keep(rows, inside | (place < 0))
+
+    def _first_sentence(self, rows: Rows, place: np.ndarray, longest: np.ndarray, rng: np.random.Generator):
+        """Tokens in the first sentence of each text that is parted behind it, and 0 for the others: (batch, 1)"""
+        if not self.first_sentence_probability:
+            return np.zeros_like(longest)
+        length = place + 1  # of the text up to a token
+        ends = np.isin(rows.input_ids, self._sentence_ends) & (length >= self.min_span_length) & (length <= longest)
+        parted = ends.any(1, keepdims=True) & (rng.random(longest.shape) < self.first_sentence_probability)
+        return np.where(parted, np.take_along_axis(length, ends.argmax(1, keepdims=True), axis=1), 0)
 
     def _places(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
         """The place of each token in its text (batch, length), without what stands around it, and the number of tokens

@@ -52,8 +52,8 @@ class AdaptationTextArguments(DataArguments):
 
     first_sentence_probability: float = option(
         0.5,
-        "With --objective spans: how often a text is cut behind its first sentence, often a title or a summary, "
-        "instead of anywhere.",
+        "With --objective spans or snippets: how often one view is the first sentence of the text, often a title or a "
+        "summary, and the other the rest.",
     )
 
 

@@ -153,7 +153,8 @@ DEFAULT_OBJECTIVE = "snippets"
 BY_OBJECTIVE = dict.fromkeys(options_of_objective(DEFAULT_OBJECTIVE), "by --objective")
 ObjectiveOptions = options_of(SimMIMConfig, leave_out=["text_config", "tie_word_embeddings"], unset=BY_OBJECTIVE)
 CorruptionOptions = options_of(
-    DataCollatorForSimMIM, leave_out=["max_length", "seed", "positive_view", "corrupted_views"]
+    DataCollatorForSimMIM,
+    leave_out=["max_length", "seed", "positive_view", "corrupted_views", "first_sentence_probability"],
 )  # these have other names on the command line, or follow from other options
 RANGES = [each.name for each in fields(CorruptionOptions) if get_origin(each.type) is list]  # one number, or two
 
@@ -268,6 +269,11 @@ class DataArguments(CorruptionOptions):
         "none", "next: the following text, often of the same document, is a negative too.", choices=["none", "next"]
     )
     preprocessing_num_workers: int | None = option(None, "Processes for tokenising.")
+    first_sentence_probability: float | None = option(
+        None,
+        "With positive_view span or snippet: how often one view is the first sentence of the text, often a title or a "
+        "summary, and the other the rest. Default: 0; 0.5 for the built-in text.",
+    )
     similarity_file: str | None = option(
         None, "Scored pairs (sentence1, sentence2, score): Spearman before and after training goes to the table."
     )
@@ -282,7 +288,8 @@ class DataArguments(CorruptionOptions):
 
     def collator_options(self) -> dict:
         """The options of `DataCollatorForSimMIM`."""
-        options = {each.name: getattr(self, each.name) for each in fields(CorruptionOptions)}
+        names = [*(each.name for each in fields(CorruptionOptions)), "first_sentence_probability"]
+        options = {name: getattr(self, name) for name in names}
         ranges = {name: tuple(options[name]) if len(options[name]) > 1 else options[name][0] for name in RANGES}
         return {**options, **ranges}
 

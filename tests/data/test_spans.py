@@ -67,6 +67,18 @@ def test_a_cut_behind_the_first_sentence():
     assert 0.4 < np.mean([one == rows[0][:6] for one, _ in views(often)]) < 0.7
 
 
+def test_a_snippet_that_is_the_first_sentence():
+    tokenizer = BertTokenizer(vocab={**tiny_tokenizer().get_vocab(), ".": 64})
+    options = {"tokenizer": tokenizer, "positive_view": "snippet", "max_length": None, "snippet_removal": 0.0}
+    row, whole = [*range(5, 15), 64, *range(20, 24)], [*range(30, 50)]
+    features = [{"input_ids": [CLS, *ids, SEP]} for ids in (row, whole)]
+    (rest, sentence), (kept, snippet) = views(collator(**options, first_sentence_probability=1.0)(features))
+    assert (sentence, rest) == (row[:11], row[11:]), "longer than snippet_ratio allows, and always taken out"
+    assert kept == whole and is_stretch(snippet, whole), "any stretch, where no sentence ends"
+    often = views(collator(**options, first_sentence_probability=0.5)([features[0]] * 200))
+    assert 0.4 < np.mean([view == (row[11:], row[:11]) for view in often]) < 0.6
+
+
 def test_both_views_are_corrupted_and_labelled():
     batch = collator(mlm_probability=0.4)(documents([20] * 50))
     for ids, corrupted, labels in (

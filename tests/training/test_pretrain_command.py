@@ -14,6 +14,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForPreTraining, PreTrainedTokenizerFast, pipeline
 
 from simmim_hf.cli import main
+from simmim_hf.options import Parser, parse
+from simmim_hf.training.arguments import PRETRAINING
+from simmim_hf.training.pretraining import fill_defaults
 
 
 @pytest.fixture
@@ -196,3 +199,21 @@ def test_unknown_settings_in_a_file_are_refused(tmp_path, capsys):
     assert "settings.json` is not valid YAML or JSON" in refused(capsys, "pretrain", str(tmp_path / "settings.json"))
     (tmp_path / "list.yaml").write_text("- 1\n")
     assert "must hold options" in refused(capsys, "pretrain", str(tmp_path / "list.yaml"))
+
+
+@pytest.mark.parametrize(
+    "words, first_sentences, lexicon_size",
+    [
+        ("", 0.5, 512),
+        ("--text_config bert", 0.5, None),
+        ("--objective mlm", 0.5, None),
+        ("--model_name_or_path some-encoder", 0.5, None),
+        ("--train_file notes.txt", 0.0, None),
+        ("--first_sentence_probability 0 --lexicon_size 64", 0.0, 64),
+    ],
+)
+def test_the_built_in_text_has_defaults_of_its_own(words, first_sentences, lexicon_size):
+    model_args, data_args, args = parse(Parser(PRETRAINING), words.split())
+    fill_defaults(model_args, data_args, args)
+    assert data_args.collator_options()["first_sentence_probability"] == first_sentences
+    assert model_args.lexicon_size == lexicon_size
