@@ -153,8 +153,7 @@ DEFAULT_OBJECTIVE = "snippets"
 BY_OBJECTIVE = dict.fromkeys(options_of_objective(DEFAULT_OBJECTIVE), "by --objective")
 ObjectiveOptions = options_of(SimMIMConfig, leave_out=["text_config", "tie_word_embeddings"], unset=BY_OBJECTIVE)
 CorruptionOptions = options_of(
-    DataCollatorForSimMIM,
-    leave_out=["max_length", "seed", "positive_view", "corrupted_views", "first_sentence_probability"],
+    DataCollatorForSimMIM, leave_out=["max_length", "seed", "positive_view", "corrupted_views"]
 )  # these have other names on the command line, or follow from other options
 RANGES = [each.name for each in fields(CorruptionOptions) if get_origin(each.type) is list]  # one number, or two
 
@@ -288,8 +287,7 @@ class DataArguments(CorruptionOptions):
 
     def collator_options(self) -> dict:
         """The options of `DataCollatorForSimMIM`."""
-        names = [*(each.name for each in fields(CorruptionOptions)), "first_sentence_probability"]
-        options = {name: getattr(self, name) for name in names}
+        options = {each.name: getattr(self, each.name) for each in fields(CorruptionOptions)}
         ranges = {name: tuple(options[name]) if len(options[name]) > 1 else options[name][0] for name in RANGES}
         return {**options, **ranges}
 
