@@ -4,13 +4,8 @@
 #   bash examples/reproduce_reference.sh DATA [OUTPUT]
 #
 # DATA holds enwiki/ and books_en/ (train.txt.xz, heldout.txt.xz: a paragraph a line), stsb_en/, trec/, mr/, subj/ and
-# blimp/ (the test sets). A run that was stopped goes on when the command is given again. With FEWER=500 every run has
-# 500 times fewer steps, to try the script; CARD is the folder that is written instead of the shipped one.
-set -euo pipefail
-mkdir -p "${2:-reference}"
-data=$(realpath "$1") output=$(realpath "${2:-reference}") fewer=${FEWER:-1}
-cd "$(dirname "$0")/.."
-card=$(realpath -m "${CARD:-model_cards/simmim-tiny-en}")
+# blimp/ (the test sets). Stopping, FEWER and CARD: see reference_runs.sh.
+source "$(dirname "$0")/reference_runs.sh" "$1" "${2:-reference}" model_cards/simmim-tiny-en
 
 # The same vocabulary for all arms.
 [ -d "$output/tokenizer" ] || python - "$data" "$output/tokenizer" <<'PYTHON'
@@ -29,13 +24,9 @@ PYTHON
 train() {
     local name=$1 steps=$(($2 / fewer)) batch=$3
     shift 3
-    [ -f "$output/$name/results.json" ] && return
-    local resume=()
-    compgen -G "$output/$name/checkpoint-*" > /dev/null && resume=(--resume_from_checkpoint last)
-    simmim pretrain --train_file "$data/enwiki/train.txt.xz" "$data/books_en/train.txt.xz" --mixture_weights 1 1 \
+    pretrain "$name" --train_file "$data/enwiki/train.txt.xz" "$data/books_en/train.txt.xz" --mixture_weights 1 1 \
         --validation_file "$data/enwiki/heldout.txt.xz" "$data/books_en/heldout.txt.xz" \
-        --max_seq_length 128 --per_device_train_batch_size "$batch" --max_steps "$steps" --logging_steps 50 \
-        --save_steps 0.1 --save_total_limit 2 --report_to none --output_dir "$output/$name" "$@" "${resume[@]}"
+        --per_device_train_batch_size "$batch" --max_steps "$steps" "$@"
 }
 backbone='{"model_type": "modernbert", "num_hidden_layers": 4, "hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 512, "max_position_embeddings": 512}'
 words='{"model_type": "bert", "num_hidden_layers": 1, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}'

@@ -3,14 +3,9 @@
 #
 #   bash examples/reproduce_reference_zh.sh DATA [OUTPUT]
 #
-# DATA holds zhwiki_sents/ (train.txt.gz, heldout.txt.gz: a sentence a line) and stsb_zh/. A run that was stopped goes on
-# when the command is given again. With FEWER=500 every run has 500 times fewer steps, to try the script; CARD is the
-# folder that is written instead of the shipped one.
-set -euo pipefail
-mkdir -p "${2:-reference-zh}"
-data=$(realpath "$1") output=$(realpath "${2:-reference-zh}") fewer=${FEWER:-1}
-cd "$(dirname "$0")/.."
-card=$(realpath -m "${CARD:-model_cards/simmim-tiny-zh}")
+# DATA holds zhwiki_sents/ (train.txt.gz, heldout.txt.gz: a sentence a line) and stsb_zh/. Stopping, FEWER and CARD: see
+# reference_runs.sh.
+source "$(dirname "$0")/reference_runs.sh" "$1" "${2:-reference-zh}" model_cards/simmim-tiny-zh
 
 [ -d "$output/tokenizer8192" ] || python - "$data/zhwiki_sents/train.txt.gz" "$output/tokenizer8192" <<'PYTHON'
 import sys
@@ -24,14 +19,10 @@ PYTHON
 train() {
     local name=$1 batch=$2 backbone=$3
     shift 3
-    [ -f "$output/$name/results.json" ] && return
-    local resume=()
-    compgen -G "$output/$name/checkpoint-*" > /dev/null && resume=(--resume_from_checkpoint last)
-    simmim pretrain --train_file "$data/zhwiki_sents/train.txt.gz" \
+    pretrain "$name" --train_file "$data/zhwiki_sents/train.txt.gz" \
         --validation_file "$data/zhwiki_sents/heldout.txt.gz" --tokenizer_name "$output/tokenizer8192" \
-        --text_config "$backbone" --max_seq_length 128 --per_device_train_batch_size "$batch" \
-        --max_steps $((2600 / fewer)) --learning_rate 2e-3 --logging_steps 50 --save_steps 0.1 --save_total_limit 2 \
-        --report_to none --output_dir "$output/$name" "$@" "${resume[@]}"
+        --text_config "$backbone" --per_device_train_batch_size "$batch" --max_steps $((2600 / fewer)) \
+        --learning_rate 2e-3 "$@"
 }
 modernbert='{"model_type": "modernbert", "num_hidden_layers": 4, "hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 512, "max_position_embeddings": 512}'
 words='{"model_type": "bert", "num_hidden_layers": 1, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}'
