@@ -5,7 +5,7 @@
 #
 # DATA holds enwiki/ and books_en/ (train.txt.xz, heldout.txt.xz: a paragraph a line), stsb_en/, trec/, mr/, subj/ and
 # blimp/ (the test sets). Stopping, FEWER and CARD: see reference_runs.sh.
-source "$(dirname "$0")/reference_runs.sh" "$1" "${2:-reference}" model_cards/simmim-tiny-en
+source "$(dirname "$0")/reference_runs.sh" "${1:?give the folder DATA}" "${2:-reference}" model_cards/simmim-tiny-en
 
 # The same vocabulary for all arms.
 [ -d "$output/tokenizer" ] || python - "$data" "$output/tokenizer" <<'PYTHON'

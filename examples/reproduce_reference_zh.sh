@@ -5,7 +5,7 @@
 #
 # DATA holds zhwiki_sents/ (train.txt.gz, heldout.txt.gz: a sentence a line) and stsb_zh/. Stopping, FEWER and CARD: see
 # reference_runs.sh.
-source "$(dirname "$0")/reference_runs.sh" "$1" "${2:-reference-zh}" model_cards/simmim-tiny-zh
+source "$(dirname "$0")/reference_runs.sh" "${1:?give the folder DATA}" "${2:-reference-zh}" model_cards/simmim-tiny-zh
 
 [ -d "$output/tokenizer8192" ] || python - "$data/zhwiki_sents/train.txt.gz" "$output/tokenizer8192" <<'PYTHON'
 import sys
