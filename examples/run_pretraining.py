@@ -110,6 +110,7 @@ def main():
         data_collator.save_pretrained(training_args.output_dir)
         print("Load it with:\n  import simmim_hf  # registers the model with transformers")
         print(f"  model = transformers.AutoModel.from_pretrained({training_args.output_dir!r})")
+    trainer.accelerator.end_training()  # leaves the process group before Python ends
 
 
 if __name__ == "__main__":

@@ -113,6 +113,7 @@ def main():
                 batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
                 print(f"evaluation batch {number}: {describe(model(**batch))}")
         print(f"Load it with: import simmim_hf; transformers.AutoModel.from_pretrained({args.output_dir!r})")
+    accelerator.end_training()  # leaves the process group before Python ends
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ def train(run_class: type, parser: Parser, argv: list[str]) -> int:
         run = run_class(*parse(parser, argv))
     failed = ending(parser, FAILED, FloatingPointError, DiskFull, ExportError, NotUploaded)
     interrupted = ending(parser, TRY_AGAIN, Interrupted)
-    with failed, interrupted, ending(parser, REFUSED, DataError), run.signals.listening():
+    listening = run.signals.listening()
+    with failed, interrupted, ending(parser, REFUSED, DataError), listening, leaving_process_group():
         run.run([parser.prog.split()[1], *argv])
     return 0
 
@@ -110,7 +111,7 @@ def compare(argv: list[str]) -> int:
         own = {name: options.pop(name) for name in option_names([ComparisonArguments]) if name in options}
         arms = read_arms(own.pop("objectives", None), own.pop("arms", None))
         comparison = Comparison(arms, options, options.pop("output_dir"), **own)
-    with ending(parser, TRY_AGAIN, Interrupted), comparison.signals.listening():
+    with ending(parser, TRY_AGAIN, Interrupted), comparison.signals.listening(), leaving_process_group():
         results = comparison.run(["compare", *argv])
     return 0 if any(run["status"] == "finished" for run in results["runs"]) else 1
 
@@ -130,6 +131,26 @@ def ending(parser: argparse.ArgumentParser, status: int, *errors: type[Exception
         # A worker of a DataLoader puts its traceback before the message.
         message = one_line(str(error).rpartition("DataError: ")[2])
         parser.exit(status, f"{parser.prog}: {'error: ' if status == REFUSED else ''}{message}\n")
+
+
+@contextlib.contextmanager
+def leaving_process_group():
+    """Destroys the process group after what ends, or is interrupted, in all processes together.
+
+    Left to the end of the interpreter, a thread of gloo that still holds a tensor aborts the process now and then: its
+    exit code is then not the run's (pytorch/pytorch#179291). After another error the other processes may wait in a
+    collective, and the launcher ends them.
+    """
+    from accelerate import PartialState
+
+    from .training.signals import Interrupted
+
+    try:
+        yield
+    except Interrupted:
+        PartialState().destroy_process_group()
+        raise
+    PartialState().destroy_process_group()
 
 
 COMMANDS = {

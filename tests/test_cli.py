@@ -1,10 +1,14 @@
 """The command `simmim` before it knows what to do: it answers without torch, whose import takes seconds."""
 
+import contextlib
+
 import pytest
 from helpers import run_python
+from torch import distributed
 
 import simmim_cli
 from simmim_hf import __version__, cli
+from simmim_hf.training.signals import Interrupted
 
 ASK = "import simmim_cli, sys; assert 'torch' not in sys.modules; simmim_cli.main(sys.argv[1:])"
 
@@ -50,3 +54,19 @@ def test_an_unknown_command_is_refused(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["pre-train"])
     assert stop.value.code == 2 and "pre-train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "left"), [(None, True), (Interrupted, True), (FloatingPointError, False), (KeyboardInterrupt, False)]
+)
+def test_what_all_processes_end_together_leaves_the_process_group(error, left):
+    """Where one fails alone, the group is left to the launcher: the others may wait in a collective."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(error) if error else contextlib.nullcontext(), cli.leaving_process_group():
+            if error:
+                raise error
+        assert distributed.is_initialized() == (not left)
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
