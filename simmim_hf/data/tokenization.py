@@ -137,8 +137,9 @@ def tokenize(
         passages: how many passages are in a row, one behind the other: 2 for `positive_view="span"`.
 
     Returns:
-        The dataset with `input_ids`, `length` and, if there are negatives, `negative_input_ids`, without the documents
-        that have no token but the special ones; and the counts, None for a stream.
+        The dataset with `input_ids`, `length` and, if there are negatives, `negative_input_ids`, of a mixture
+        `source_number`, without the documents that have no token but the special ones; and the counts, None for a
+        stream.
 
     Raises:
         ValueError: no column `text`, a `max_length` without room for a token, or no token at all.
@@ -171,7 +172,7 @@ def tokenize(
         },
         **({} if streaming else {"num_proc": num_proc, "desc": "Tokenizing"}),
     )
-    rows = tokenized.remove_columns([name for name in ("dropped", "is_first", "source_number") if name in features])
+    rows = tokenized.remove_columns(["dropped", "is_first"])
     if next(iter(rows), None) is None:
         raise ValueError("none of the texts has a token that the tokenizer knows how to make")
     if streaming:

@@ -4,10 +4,11 @@ import math
 import random
 import time
 
+import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 from transformers.trainer_utils import IntervalStrategy
 
 from ..data.collator import DataCollatorForSimMIM
@@ -17,18 +18,35 @@ class SimilarLengthSampler(LengthGroupedSampler):
     """Batches of similar length in random order, the same for a seed and an epoch even when training is resumed.
 
     Sequences of one length save padding, and keep the contrastive term from telling pairs apart by their length alone.
+
+    Args:
+        batch_size: of all processes together
+        lengths: tokens of each row
+        seed: of the order
+        sources: the source of each row, where batches are to be of one each. The rows of a source that fill no batch
+            of their own are in batches of several.
     """
 
-    def __init__(self, batch_size: int, lengths: list[int], seed: int):
+    def __init__(self, batch_size: int, lengths: list[int], seed: int, sources: list[int] | None = None):
         super().__init__(batch_size, lengths=lengths)
         self.seed, self.epoch = seed, 0
+        numbers = np.zeros(len(lengths)) if sources is None else np.array(sources)
+        rows = [np.flatnonzero(numbers == number) for number in np.unique(numbers)]
+        self.rows_of_sources = sorted(rows, key=lambda rows: max(lengths[row] for row in rows), reverse=True)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __iter__(self):
         self.generator = torch.Generator().manual_seed(random.Random(f"{self.seed} {self.epoch}").getrandbits(63))
-        indices = list(super().__iter__())
+        indices, rest = [], []
+        for rows in self.rows_of_sources:
+            lengths = [self.lengths[row] for row in rows]
+            grouped = rows[get_length_grouped_indices(lengths, self.batch_size, generator=self.generator)].tolist()
+            full = len(rows) // self.batch_size * self.batch_size
+            indices += grouped[:full]
+            rest += grouped[full:]
+        indices += rest
         batches = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
         # The longest batch stays first, to run out of memory early or never; a short one stays last.
         full = len(indices) // self.batch_size

@@ -185,7 +185,9 @@ class SimMIMTrainer(Trainer):
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
             # A column of a dataset takes far longer to give its numbers one by one.
             lengths = list(sampler.lengths[:])
-            return SimilarLengthSampler(sampler.batch_size * self.args.world_size, lengths, seed)
+            by_source = getattr(self.args, "one_source_batches", False)
+            sources = self.train_dataset["source_number"][:] if by_source else None
+            return SimilarLengthSampler(sampler.batch_size * self.args.world_size, lengths, seed, sources)
         return sampler
 
     def get_eval_dataloader(self, eval_dataset=None):

@@ -51,7 +51,7 @@ def test_a_seed_gives_one_order(given):
 def test_the_tokens_of_each_source_are_counted():
     mixed = mix(numbered(sources()), [1, 1])
     rows, counts = tokenize(mixed, tiny_tokenizer(), max_length=16)
-    assert rows.column_names == ["input_ids", "length"]
+    assert rows.column_names == ["input_ids", "length", "source_number"]
     assert [part.documents for part in counts.sources] == np.bincount(mixed["source_number"]).tolist()
     assert tuple(map(sum, zip(*(part[:4] for part in counts.sources)))) == counts[:4]
 
