@@ -28,8 +28,8 @@ from ..evaluation.tasks import load_tasks
 from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import build, option, refusing
-from ..training import pretraining
-from ..training.arguments import PRETRAINING
+from ..training import parts
+from ..training.arguments import PRETRAINING, default_dropout, fill_defaults
 from ..training.checkpoints import in_all_processes, last_checkpoint
 from ..training.checks import check
 from ..training.signals import Interrupted, StopAtSignal
@@ -169,28 +169,28 @@ class Comparison:
         self.hardware = records.hardware(self.args)
         set_seed(self.seeds[0])
         with self.args.main_process_first(desc="reading the corpus"):
-            self.train, self.held_out_texts = pretraining.read_text(self.data_args, self.seeds[0])
-            self.tokenizer = pretraining.get_tokenizer(self.model_args, self.train, show_progress=self.is_main)
-        model = pretraining.build_model(self.model_args, self.tokenizer)
+            self.train, self.held_out_texts = parts.read_text(self.data_args, self.seeds[0])
+            self.tokenizer = parts.get_tokenizer(self.model_args, self.train, show_progress=self.is_main)
+        model = parts.build_model(self.model_args, self.tokenizer)
         started_from = model.config if self.model_args.model_name_or_path else SimMIMConfig
         self.vector_options = {name: getattr(started_from, name) for name in VECTOR_OPTIONS}
         self.max_length = min(self.data_args.max_seq_length, model.simmim.max_length)
         self.tokenizer.model_max_length = self.max_length
-        self._tokenized: dict[tuple, pretraining.TokenizedText] = {}
+        self._tokenized: dict[tuple, parts.TokenizedText] = {}
         self.text = self._tokenize(self.data_args, self.max_length)  # in single passages, as every arm is asked
-        trainer = pretraining.build_trainer(model, self.tokenizer, self.text, self.data_args, self.args)
+        trainer = parts.build_trainer(model, self.tokenizer, self.text, self.data_args, self.args)
         collator, batch_size = trainer.data_collator, self.args.per_device_eval_batch_size
         held_out = self.text.held_out
         few = np.linspace(0, len(held_out) - 1, min(CURVE_SEQUENCES, len(held_out))).astype(int)
         self.held_out = HeldOut(held_out, collator, batch_size)
         self.curve_text = HeldOut(held_out.select(few), collator, batch_size)
 
-    def _tokenize(self, data_args, max_length: int, passages: int = 1) -> pretraining.TokenizedText:
+    def _tokenize(self, data_args, max_length: int, passages: int = 1) -> parts.TokenizedText:
         """The text as the arms with these options read it, tokenised once for all of them."""
         key = max_length, data_args.hard_negatives, data_args.long_texts, passages
         if key not in self._tokenized:
             with self.args.main_process_first(desc="tokenising"):
-                self._tokenized[key] = pretraining.tokenize_text(
+                self._tokenized[key] = parts.tokenize_text(
                     self.train, self.held_out_texts, self.tokenizer, data_args, max_length, passages
                 )
         return self._tokenized[key]
@@ -200,7 +200,7 @@ class Comparison:
         defaults = {"report_to": "none", "max_minutes": math.inf, "overwrite_output_dir": True}
         defaults |= {"first_sentence_probability": 0.0, "lexicon_size": SimMIMConfig.lexicon_size}
         arguments = build(PRETRAINING, {**defaults, **options})
-        pretraining.fill_defaults(*arguments)
+        fill_defaults(*arguments)
         check(*arguments)
         return arguments
 
@@ -238,7 +238,7 @@ class Comparison:
             if not in_all_processes(is_new or not initial.is_dir()):
                 continue
             set_seed(seed)
-            model = pretraining.build_model(self.model_args, self.tokenizer)
+            model = parts.build_model(self.model_args, self.tokenizer)
             if self.is_main:
                 for left_over in (writing, initial):
                     shutil.rmtree(left_over, ignore_errors=True)
@@ -254,7 +254,7 @@ class Comparison:
         wanted = config_options(options)  # what an arm's preset makes of vectors is kept too
         options |= {name: wanted.get(name, default) for name, default in self.vector_options.items()}
         if not (self.options.get("model_name_or_path") or self.options.get("text_config")):
-            options.setdefault("dropout", pretraining.default_dropout(wanted))  # from here on it looks like another's
+            options.setdefault("dropout", default_dropout(wanted))  # from here on it looks like another's
         options |= {"model_name_or_path": initial, "text_config": None, "seed": seed}
         options |= {"output_dir": str(self._run_folder(arm, seed)), **more}
         if not self._is_joint(arm):
@@ -263,13 +263,11 @@ class Comparison:
             model_args, data_args, args = self._arguments(options)
             set_seed(seed)
             tokenizer = tokenization.load_tokenizer(initial)
-            model = pretraining.build_model(model_args, tokenizer)
+            model = parts.build_model(model_args, tokenizer)
             max_length = min(data_args.max_seq_length, model.simmim.max_length)
             tokenizer.model_max_length = max_length
             text = self._tokenize(data_args, max_length, model.config.passages_per_row)
-            return pretraining.build_trainer(
-                model, tokenizer, text, data_args, args, trainer_class=budget.MeasuredTrainer
-            )
+            return parts.build_trainer(model, tokenizer, text, data_args, args, trainer_class=budget.MeasuredTrainer)
         except ValueError as error:
             raise ValueError(f"the arm `{arm}`: {error}") from error
 

@@ -24,7 +24,8 @@ from ..model.configuration_simmim import OBJECTIVES
 from ..options import option
 from . import card, checkpoints, report
 from .arguments import DataArguments, ModelArguments, PretrainingArguments
-from .pretraining import Pretraining, build_trainer
+from .parts import build_trainer
+from .pretraining import Pretraining
 from .signals import Interrupted
 from .trainer import SimMIMTrainer
 

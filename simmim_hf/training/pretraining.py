@@ -1,6 +1,6 @@
 """`simmim pretrain`: real text in, a checkpoint, its evaluation and a plot of the training out.
 
-Each step is a function that a script can call; `Pretraining` takes them in the order of the command.
+What a run is made of stands in parts.py, each part a function that a script can call.
 """
 
 import dataclasses
@@ -9,258 +9,34 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from datasets import Dataset, IterableDataset
-from transformers import PreTrainedTokenizerBase, TrainerState, set_seed
+from datasets import Dataset
+from transformers import TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput
-from transformers.utils import logging
 
 from .. import records
-from ..data import corpora, docstrings, mixtures, tokenization
-from ..data.collator import DataCollatorForSimMIM
+from ..data import docstrings
 from ..evaluation.bootstrap import Sampled, paired_difference
 from ..evaluation.encoding import encode
 from ..evaluation.language_modelling import unigram_cross_entropy
 from ..evaluation.measure import retrieval_samples, similarity_samples
 from ..evaluation.metrics import tfidf_reciprocal_rank
 from ..evaluation.tasks import load_scored_pairs
-from ..model.backbones import dropouts
-from ..model.configuration_simmim import token_ids_of
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import reason, refusing
 from ..quantities import QUANTITIES
 from . import card, checkpoints, report
-from .arguments import DataArguments, ModelArguments, PretrainingArguments
-from .callbacks import TimeLimit
+from .arguments import DataArguments, ModelArguments, PretrainingArguments, fill_defaults
 from .checks import check, make_optimizer
+from .parts import build_model, build_trainer, get_tokenizer, read_text, tokenize_text
 from .signals import Interrupted, StopAtSignal
 from .trainer import SimMIMTrainer
-
-logger = logging.get_logger(__name__)
-
-# The built-in corpus is small, and the first command of a newcomer ends within four minutes on two cores. The first
-# sentence of a docstring sums it up.
-BUILT_IN_DEFAULTS = {
-    "vocab_size": 8192,
-    "num_train_epochs": 2.0,
-    "max_minutes": 2.75,
-    "learning_rate": 2e-3,
-    "first_sentence_probability": 0.5,
-}
-DEFAULTS = {
-    "vocab_size": 30522,
-    "num_train_epochs": 1.0,
-    "max_minutes": None,
-    "learning_rate": 5e-4,
-    "first_sentence_probability": 0.0,
-}
-BUILT_IN_LEXICON_SIZE = 512  # of the default backbone; a wider table tells more words apart, and is cheap beside 8,192
 
 
 class NotUploaded(Exception):
     """All is saved, and the Hub did not take it."""
-
-
-class TokenizedText(NamedTuple):
-    """Training and held-out rows of token ids, and how much text is in them (of training None for a stream)."""
-
-    train: Dataset | IterableDataset
-    held_out: Dataset
-    train_counts: tokenization.TokenCounts | None
-    held_out_counts: tokenization.TokenCounts
-
-
-def default_dropout(options: dict) -> float | None:
-    """That of the default backbone, which has none of its own, for these options of `SimMIMConfig`."""
-    return 0.1 if options["positive_view"] == "dropout" else None
-
-
-def fill_defaults(model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments) -> None:
-    """Sets the options that were not given and whose default depends on the others."""
-    if args.learning_rate is None and model_args.model_name_or_path:
-        args.learning_rate = 5e-5
-    for name, default in (BUILT_IN_DEFAULTS if data_args.built_in else DEFAULTS).items():
-        owner = next(each for each in (model_args, data_args, args) if hasattr(each, name))
-        if getattr(owner, name) is None:
-            setattr(owner, name, default)
-    if model_args.model_name_or_path or model_args.text_config is not None:
-        return
-    options = model_args.config_options()
-    if model_args.dropout is None:
-        model_args.dropout = default_dropout(options)
-    if model_args.lexicon_size is None and data_args.built_in and options.get("pooled_layers") == "lexical_last":
-        model_args.lexicon_size = BUILT_IN_LEXICON_SIZE
-
-
-def read_text(data_args: DataArguments, seed: int) -> tuple[Dataset | IterableDataset, Dataset]:
-    """The training and the held-out texts."""
-    if data_args.built_in:
-        # Whole source files are held out, so that no docstring is judged by its neighbours in the file.
-        corpus = docstrings.built_in_corpus()
-        return corpora.split_held_out(corpus, fraction=0.1, group_column="source", seed=seed)
-    with refusing(data_args.text_option):
-        train = _read_training_text(data_args)
-    if data_args.validation_file:
-        with refusing("--validation_file"):
-            held_out = corpora.load_text(
-                data_args.validation_file, data_args.text_column, text_unit=data_args.text_unit
-            )
-    elif data_args.streaming:
-        first = list(train.take(1001))
-        if len(first) <= 1000:
-            raise ValueError(
-                f"--streaming holds out the first 1,000 texts, and there are {len(first)}: give a --validation_file."
-            )
-        train, held_out = train.skip(1000), Dataset.from_list(first[:1000])
-    else:
-        unit = f" by --text_unit {data_args.text_unit}" if data_args.text_unit else ""
-        with refusing(f"nothing can be held out of {data_args.text_option}{unit}, give a --validation_file"):
-            train, held_out = corpora.split_held_out(train, data_args.validation_split_percentage / 100, seed=seed)
-    if data_args.shuffle_buffer_size:  # the streams of the sources, or the one
-        options = {"seed": seed, "buffer_size": data_args.shuffle_buffer_size}
-        is_mixture = isinstance(train, list)
-        train = [stream.shuffle(**options) for stream in train] if is_mixture else train.shuffle(**options)
-    weights = data_args.mixture_weights
-    return mixtures.mix(train, weights, seed) if weights else train, held_out
-
-
-def _read_training_text(data_args: DataArguments) -> Dataset | IterableDataset | list[IterableDataset]:
-    """All of it, or of a mixture that is streamed each source."""
-    column, streaming = data_args.text_column, data_args.streaming
-    if data_args.dataset_name:
-        name, config_name = data_args.dataset_name, data_args.dataset_config_name
-        return corpora.load_hub_text(name, config_name, text_column=column, streaming=streaming)
-    if not data_args.mixture_weights:
-        return corpora.load_text(data_args.train_file, column, streaming, data_args.text_unit)
-    sources = []
-    for path in data_args.train_file:
-        is_table = set(corpora.text_units(path).values()) == {"row"}  # which has no other unit
-        text_unit = None if is_table else data_args.text_unit
-        sources.append(corpora.load_text(path, column, streaming, text_unit))
-    return sources if streaming else mixtures.numbered(sources)
-
-
-def get_tokenizer(
-    model_args: ModelArguments,
-    train: Dataset | IterableDataset,
-    checkpoint: str | None = None,
-    show_progress: bool = True,
-) -> PreTrainedTokenizerBase:
-    """The tokenizer that the options name, that of a checkpoint to resume, or one that is trained on the text."""
-    sources = {
-        "--tokenizer_name": model_args.tokenizer_name,
-        "--model_name_or_path": model_args.model_name_or_path,
-        "--resume_from_checkpoint": checkpoint,
-    }
-    for option, name in sources.items():
-        if name:
-            with refusing(option):
-                return tokenization.load_tokenizer(name)
-    texts = train if isinstance(train, Dataset) else train.take(100_000)
-    return tokenization.train_tokenizer(
-        (row["text"] for row in texts), model_args.vocab_size, show_progress=show_progress
-    )
-
-
-def build_model(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> SimMIMForPreTraining:
-    """The model to start from, or one with random weights, with room for all tokens.
-
-    Raises:
-        ValueError: two readings under different dropout are to be compared, and the backbone has no dropout.
-    """
-    if model_args.model_name_or_path:
-        changed = {name: getattr(model_args, name) for name in ("num_hidden_layers", "dropout", "attn_implementation")}
-        with refusing(f"--model_name_or_path `{model_args.model_name_or_path}`"):
-            model = SimMIMForPreTraining.from_backbone(
-                model_args.model_name_or_path, dtype="float32", **changed, **model_args.config_options()
-            )
-        if len(tokenizer) > model.config.vocab_size:
-            model.resize_token_embeddings(len(tokenizer))
-    else:
-        config = model_args.new_config(len(tokenizer), token_ids_of(tokenizer))
-        model = SimMIMForPreTraining(config)
-    objective = model.config.objective
-    compares_dropout = objective.contrastive_weight and objective.positive_view == "dropout"
-    if compares_dropout and not any(dropouts(model.config.text_config).values()):
-        raise ValueError(
-            "--positive_view dropout (simcse) compares a text with itself under another dropout, and the backbone "
-            f"`{model.config.text_config.model_type}` has none: give --dropout 0.1."
-        )
-    return model
-
-
-def tokenize_text(
-    train: Dataset | IterableDataset,
-    held_out: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    data_args: DataArguments,
-    max_length: int,
-    passages: int = 1,
-) -> TokenizedText:
-    """The texts as token ids, with hard negatives where they are asked for.
-
-    Args:
-        max_length: of what the encoder reads at once
-        passages: how many of them a row has room for, see `SimMIMConfig.passages_per_row`
-    """
-    if data_args.hard_negatives == "next":
-        train = corpora.with_next_as_negative(train)
-    options = {
-        "max_length": max_length,
-        "num_proc": data_args.preprocessing_num_workers,
-        "long_texts": data_args.long_texts,
-        "passages": passages,
-    }
-    with refusing(f"the training text ({data_args.text_option})"):
-        train, train_counts = tokenization.tokenize(train, tokenizer, **options)
-    if train_counts is None:
-        # Without an end: Trainer counts all steps of a stream as one epoch, and skips within it when it resumes.
-        train = train.repeat(None)
-    held_out_option = "--validation_file" if data_args.validation_file else data_args.text_option
-    with refusing(f"the held-out text ({held_out_option})"):
-        held_out, held_out_counts = tokenization.tokenize(held_out, tokenizer, **options)
-    return TokenizedText(train, held_out, train_counts, held_out_counts)
-
-
-def build_trainer(
-    model: SimMIMForPreTraining,
-    tokenizer: PreTrainedTokenizerBase,
-    text: TokenizedText,
-    data_args: DataArguments,
-    args: PretrainingArguments,
-    trainer_class: type[SimMIMTrainer] = SimMIMTrainer,
-    **options,
-) -> SimMIMTrainer:
-    """A Trainer with the collator that the options and the model's positive view ask for.
-
-    Args:
-        options: further arguments of the Trainer
-
-    Raises:
-        ValueError: the backbone cannot read text as the objective asks.
-    """
-    options_of_collator = data_args.collator_options()
-    collator = DataCollatorForSimMIM.for_config(
-        tokenizer, model.config, seed=args.seed, max_length=tokenizer.model_max_length, **options_of_collator
-    )
-    trainer = trainer_class(
-        model=model,
-        args=args,
-        train_dataset=text.train,
-        eval_dataset=text.held_out,
-        data_collator=collator,
-        processing_class=tokenizer,
-        callbacks=[TimeLimit(args.max_minutes)] if args.max_minutes else None,
-        **options,
-    )
-    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):  # which need all processes to read
-        with refusing("--text_config or --model_name_or_path"):
-            for is_causal in model.config.objective.directions:
-                model.simmim.prove_direction(is_causal, args.device)
-    return trainer
 
 
 class Pretraining:

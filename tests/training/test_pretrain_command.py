@@ -15,8 +15,7 @@ from transformers import AutoModelForPreTraining, PreTrainedTokenizerFast, pipel
 
 from simmim_hf.cli import main
 from simmim_hf.options import Parser, parse
-from simmim_hf.training.arguments import PRETRAINING
-from simmim_hf.training.pretraining import fill_defaults
+from simmim_hf.training.arguments import PRETRAINING, fill_defaults
 
 
 @pytest.fixture
