@@ -148,7 +148,8 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         """Starts from any encoder or decoder of transformers, and from its language-model head where it has one.
 
         Args:
-            pretrained_model_name_or_path: a folder or a Hub id; a SimMIM checkpoint is continued
+            pretrained_model_name_or_path: a folder or a Hub id; a SimMIM checkpoint is continued, and new where an
+                option gives a token table or projection of it another size
             num_hidden_layers: of the backbone's layers, only the first so many; 0 leaves a bag of words, whose vectors
                 know nothing of each other
             dropout: of the backbone, wherever its family has one. Default: what its configuration says
@@ -176,7 +177,8 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         adjust_backbone(text_config.get_text_config(), num_hidden_layers, dropout)
         if text_config.model_type == SimMIMConfig.model_type:
             config = SimMIMConfig(**{**text_config.to_dict(), **options})
-            return cls.from_pretrained(name, config=config, **loading)
+            before, after = ((c.vector_size, c.lexicon_size, c.projection_dim) for c in (text_config, config))
+            return cls.from_pretrained(name, config=config, ignore_mismatched_sizes=before != after, **loading)
         options.setdefault("tie_word_embeddings", getattr(text_config, "tie_word_embeddings", True))
         if "pooling" not in options:
             options["pooling"] = source_pooling(name, **files) or SimMIMConfig.pooling

@@ -24,6 +24,7 @@ from simmim_hf.comparison.held_out import HeldOut
 from simmim_hf.data.collator import DataCollatorForSimMIM
 from simmim_hf.options import words_of
 
+WIDTHS = {"as it is": {}, "a narrow table": {"lexicon_size": 24}, "projected": {"projection_dim": 8}}
 EXPLOSIVE = {"objective": "mlm", "learning_rate": 1e30, "max_grad_norm": 0, "warmup_steps": 0}
 
 compare, options = (partial(function, save_steps=3) for function in (comparisons.compare, comparisons.options))
@@ -300,3 +301,13 @@ def test_arms_keep_the_pooling_of_the_model_they_start_from(tmp_path):
     comparison = Comparison(arms, given, str(tmp_path / "out"), seeds=1, budget_tokens=1000)
     pooling = [comparison._trainer(arm, 42).model.config.pooling for arm in arms]
     assert pooling == ["max", "cls"]
+
+
+def test_arms_may_differ_in_what_their_vectors_are_made_of(files, tmp_path):
+    arms = {name: {"objective": "snippets", **more} for name, more in WIDTHS.items()}
+    comparison = Comparison(arms, options(files), str(tmp_path / "out"), seeds=1, budget_tokens=5000)
+    models = [comparison._trainer(arm, 42).model for arm in arms]
+    assert [model.simmim.pooler.lexicon.table.embedding_dim for model in models] == [256, 24, 256]
+    assert [model.projection.out.out_features for model in models if model.projection is not None] == [8]
+    embeddings = [model.get_input_embeddings().weight for model in models]
+    assert all(torch.equal(embeddings[0], other) for other in embeddings)

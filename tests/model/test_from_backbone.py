@@ -10,6 +10,7 @@ from helpers import (
     DECODERS,
     FAMILIES,
     LENGTHS,
+    TINY,
     VOCAB,
     padded,
     ragged_batch,
@@ -20,7 +21,7 @@ from helpers import (
 )
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, BertModel
 
-from simmim_hf import SimMIMForPreTraining
+from simmim_hf import SimMIMConfig, SimMIMForPreTraining
 
 NATIVE = {family: (family, {}) for family in FAMILIES} | {
     "llama-tied": ("llama", {"tie_word_embeddings": True}),
@@ -169,6 +170,23 @@ def test_from_backbone_continues_a_simmim_checkpoint(tmp_path):
     torch.testing.assert_close(changed(**batch).mlm_loss, model(**batch).mlm_loss, rtol=0, atol=0)
     with pytest.raises(ValueError, match="`temperature`"):
         SimMIMForPreTraining.from_backbone(tmp_path, temprature=0.7)
+
+
+@pytest.mark.parametrize("resized", [{"lexicon_size": 24}, {"projection_dim": 6}, {"pooled_layers": "last"}])
+def test_what_an_option_gives_another_size_is_new_and_the_rest_continued(resized, tmp_path):
+    options = {"text_config": dict(TINY), "lexicon_size": 16, "projection_dim": 8}
+    saved = SimMIMForPreTraining(SimMIMConfig.from_objective("snippets", **options))
+    with torch.no_grad():
+        for parameter in saved.parameters():
+            parameter.fill_(7)
+    saved.save_pretrained(tmp_path)
+    continued = SimMIMForPreTraining.from_backbone(tmp_path, **resized)
+    before, after = saved.state_dict(), continued.state_dict()
+    new = {name for name, value in after.items() if not (value == 7).all()}
+    assert new == {name for name, value in after.items() if before[name].shape != value.shape} != set()
+    drawn = SimMIMForPreTraining(continued.config).state_dict()
+    for name in new:
+        assert float(after[name].std()) == pytest.approx(float(drawn[name].std()), abs=0.01), name
 
 
 def test_from_backbone_options(tmp_path):
