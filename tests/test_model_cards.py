@@ -20,7 +20,7 @@ TEXTS = {
     "zh": ["一个男人在弹吉他。", "有人在演奏吉他。", "股市今天大幅下跌。"],
 }
 SENTENCES = {"en": ("she was born in new [MASK] city .", "york"), "zh": ("他出生於北[MASK]市。", "京")}
-FIGURES = {"en": ("vectors", "transfer", "language"), "zh": ("vectors", "language")}
+FIGURES = "vectors", "language"
 
 
 @pytest.fixture(params=["en", "zh"])
@@ -70,6 +70,6 @@ def test_every_route_gives_the_same_vectors(language, card):
 def test_the_card_is_what_was_measured(language, card, tmp_path):
     copy = tmp_path / card.name
     shutil.copytree(card, copy)
-    figures = ["--evaluation", *(str(copy / part) for part in FIGURES[language])]
+    figures = ["--evaluation", *(str(copy / part) for part in FIGURES)]
     assert main(["card", "--model", str(copy), "--license", "apache-2.0", "--language", language, *figures]) == 0
     assert (copy / "README.md").read_text() == (card / "README.md").read_text()
