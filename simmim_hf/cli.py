@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import sys
+import time
 from collections.abc import Sequence
 
 from .options import REFUSED, Parser, one_line, option_names, parse, parse_given
@@ -45,7 +46,7 @@ def train(run_class: type, parser: Parser, argv: list[str]) -> int:
     failed = ending(parser, FAILED, FloatingPointError, DiskFull, ExportError, NotUploaded)
     interrupted = ending(parser, TRY_AGAIN, Interrupted)
     listening = run.signals.listening()
-    with failed, interrupted, ending(parser, REFUSED, DataError), listening, leaving_process_group():
+    with failed, interrupted, ending(parser, REFUSED, DataError), listening, letting_threads_end():
         run.run([parser.prog.split()[1], *argv])
     return 0
 
@@ -111,7 +112,7 @@ def compare(argv: list[str]) -> int:
         own = {name: options.pop(name) for name in option_names([ComparisonArguments]) if name in options}
         arms = read_arms(own.pop("objectives", None), own.pop("arms", None))
         comparison = Comparison(arms, options, options.pop("output_dir"), **own)
-    with ending(parser, TRY_AGAIN, Interrupted), comparison.signals.listening(), leaving_process_group():
+    with ending(parser, TRY_AGAIN, Interrupted), comparison.signals.listening(), letting_threads_end():
         results = comparison.run(["compare", *argv])
     return 0 if any(run["status"] == "finished" for run in results["runs"]) else 1
 
@@ -134,23 +135,20 @@ def ending(parser: argparse.ArgumentParser, status: int, *errors: type[Exception
 
 
 @contextlib.contextmanager
-def leaving_process_group():
-    """Destroys the process group after what ends, or is interrupted, in all processes together.
+def letting_threads_end():
+    """Waits a moment where several processes end: threads of gloo let go of the tensors of the last collective.
 
-    Left to the end of the interpreter, a thread of gloo that still holds a tensor aborts the process now and then: its
-    exit code is then not the run's (pytorch/pytorch#179291). After another error the other processes may wait in a
-    collective, and the launcher ends them.
+    One that still holds some aborts the process when Python ends, with an exit code that is not the run's
+    (pytorch/pytorch#179291). Destroying the process group instead can hang: a reducer of DDP, which holds it too, then
+    waits for such a thread, and the thread for the GIL.
     """
-    from accelerate import PartialState
-
-    from .training.signals import Interrupted
+    from torch import distributed
 
     try:
         yield
-    except Interrupted:
-        PartialState().destroy_process_group()
-        raise
-    PartialState().destroy_process_group()
+    finally:
+        if distributed.is_initialized():
+            time.sleep(1)  # without the GIL
 
 
 COMMANDS = {
