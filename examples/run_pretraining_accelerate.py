@@ -7,7 +7,6 @@
 
 import argparse
 import json
-import os
 import time
 
 import torch
@@ -101,7 +100,7 @@ def main():
                 update += 1
                 if update % args.logging_steps == 0 or update == updates:
                     accelerator.print(f"update {update}/{updates}: {describe(outputs)}")
-        accelerator.save_state(os.path.join(args.output_dir, f"epoch-{epoch + 1}"))  # to resume from
+        accelerator.save_state(f"{args.output_dir}/epoch-{epoch + 1}")  # to resume from
 
     if accelerator.is_main_process:
         model = accelerator.unwrap_model(model).eval()
