@@ -23,16 +23,15 @@ class SimilarLengthSampler(LengthGroupedSampler):
         batch_size: of all processes together
         lengths: tokens of each row
         seed: of the order
-        sources: the source of each row, where batches are to be of one each. The rows of a source that fill no batch
-            of their own are in batches of several.
+        sources: the rows of each source, where batches are to be of one. The rows of a source that fill no batch of
+            their own are in batches of several.
     """
 
-    def __init__(self, batch_size: int, lengths: list[int], seed: int, sources: list[int] | None = None):
+    def __init__(self, batch_size: int, lengths: list[int], seed: int, sources: list[np.ndarray] | None = None):
         super().__init__(batch_size, lengths=lengths)
         self.seed, self.epoch = seed, 0
-        numbers = np.zeros(len(lengths)) if sources is None else np.array(sources)
-        rows = [np.flatnonzero(numbers == number) for number in np.unique(numbers)]
-        self.rows_of_sources = sorted(rows, key=lambda rows: max(lengths[row] for row in rows), reverse=True)
+        sources = [rows for rows in sources or [np.arange(len(lengths))] if len(rows)]
+        self.sources = sorted(sources, key=lambda rows: max(lengths[row] for row in rows), reverse=True)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -40,7 +39,7 @@ class SimilarLengthSampler(LengthGroupedSampler):
     def __iter__(self):
         self.generator = torch.Generator().manual_seed(random.Random(f"{self.seed} {self.epoch}").getrandbits(63))
         indices, rest = [], []
-        for rows in self.rows_of_sources:
+        for rows in self.sources:
             lengths = [self.lengths[row] for row in rows]
             grouped = rows[get_length_grouped_indices(lengths, self.batch_size, generator=self.generator)].tolist()
             full = len(rows) // self.batch_size * self.batch_size

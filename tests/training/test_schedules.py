@@ -24,7 +24,7 @@ from simmim_hf.training.pretraining import Pretraining
 @pytest.mark.parametrize("rows, batch_size", [(103, 8), (96, 8), (5, 8), (8, 8), (1, 4), (500, 3)])
 def test_similar_length_sampler_gives_every_index_once(rows, batch_size, number_of_sources):
     lengths = random.Random(0).choices(range(3, 60), k=rows)
-    sources = random.Random(1).choices(range(number_of_sources), k=rows) if number_of_sources > 1 else None
+    sources = np.array_split(np.arange(rows), number_of_sources) if number_of_sources > 1 else None
     sampler = SimilarLengthSampler(batch_size, lengths, 7, sources)
     epochs = []
     for epoch in range(3):
@@ -62,7 +62,8 @@ def test_similar_length_sampler_puts_like_to_like():
 def test_similar_length_sampler_draws_batches_of_one_source():
     rng = random.Random(0)
     sources, lengths = rng.choices(range(3), weights=[9, 3, 1], k=803), rng.choices(range(3, 60), k=803)
-    order = list(SimilarLengthSampler(8, lengths, 0, sources))
+    rows = [np.flatnonzero(np.equal(sources, number)) for number in range(4)]  # of the last there are none
+    order = list(SimilarLengthSampler(8, lengths, 0, rows))
     batches = [order[start : start + 8] for start in range(0, 803, 8)]
     of_several = [batch for batch in batches if len({sources[row] for row in batch}) > 1]
     assert 0 < sum(map(len, of_several)) <= 3 * 7  # of each source what fills no batch
