@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from simmim_hf import DataCollatorForSimMIM, SimMIMConfig, SimMIMForPreTraining, SimMIMTrainer
 from simmim_hf.data import corpora
 from simmim_hf.model.losses import contrastive_cross_entropy, similarity_matrix
-from simmim_hf.training.trainer import gradient_conflict
+from simmim_hf.training.measuring import gradient_conflict
 
 LENGTHS = [7, 3, 5, 2]
 TEXTS = [" ".join(f"w{(i * 7 + j) % 50}" for j in range(4 + i % 9)) for i in range(64)]
