@@ -13,6 +13,7 @@ from trainers import WORDS, losses, make_model, make_texts, make_tokenizer, make
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from simmim_hf import DataCollatorForSimMIM, SimMIMTrainer
+from simmim_hf.data.mixtures import rows_of_sources
 from simmim_hf.options import parse
 from simmim_hf.training import callbacks
 from simmim_hf.training.arguments import pretraining_parser
@@ -24,7 +25,8 @@ from simmim_hf.training.pretraining import Pretraining
 @pytest.mark.parametrize("rows, batch_size", [(103, 8), (96, 8), (5, 8), (8, 8), (1, 4), (500, 3)])
 def test_similar_length_sampler_gives_every_index_once(rows, batch_size, number_of_sources):
     lengths = random.Random(0).choices(range(3, 60), k=rows)
-    sources = np.array_split(np.arange(rows), number_of_sources) if number_of_sources > 1 else None
+    numbers = random.Random(1).choices(range(number_of_sources), k=rows)
+    sources = rows_of_sources(Dataset.from_dict({"source_number": numbers})) if number_of_sources > 1 else None
     sampler = SimilarLengthSampler(batch_size, lengths, 7, sources)
     epochs = []
     for epoch in range(3):
@@ -61,8 +63,9 @@ def test_similar_length_sampler_puts_like_to_like():
 
 def test_similar_length_sampler_draws_batches_of_one_source():
     rng = random.Random(0)
-    sources, lengths = rng.choices(range(3), weights=[9, 3, 1], k=803), rng.choices(range(3, 60), k=803)
-    rows = [np.flatnonzero(np.equal(sources, number)) for number in range(4)]  # of the last there are none
+    # Of the source 2 there is no row.
+    sources, lengths = rng.choices([0, 1, 3], weights=[9, 3, 1], k=803), rng.choices(range(3, 60), k=803)
+    rows = rows_of_sources(Dataset.from_dict({"source_number": sources}))
     order = list(SimilarLengthSampler(8, lengths, 0, rows))
     batches = [order[start : start + 8] for start in range(0, 803, 8)]
     of_several = [batch for batch in batches if len({sources[row] for row in batch}) > 1]
