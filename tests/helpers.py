@@ -164,6 +164,14 @@ def files_in(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+SECRET = "hf_a_secret"  # that no file may hold
+
+
+def with_the_secret(folder: Path) -> list[str]:
+    """The files that hold it."""
+    return [name for name in sorted(files_in(folder)) if SECRET.encode() in (folder / name).read_bytes()]
+
+
 TINY = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 WORDS = "the old river runs under a small stone bridge while green birds sing above quiet water every morning".split()
 

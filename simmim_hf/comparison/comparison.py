@@ -128,8 +128,8 @@ class Comparison:
         self.failures: dict[tuple[str, int], str] = {}
         self.signals = StopAtSignal()
         self.record = {
-            "options": self.options,
-            "arms": self.arms,
+            "options": records.without_secrets(self.options),
+            "arms": records.without_secrets(self.arms),
             "seeds": self.seeds,
             "budget": settings.budget and dataclasses.asdict(settings.budget),
             "tasks": settings.tasks or [],
@@ -215,7 +215,7 @@ class Comparison:
         path = self.folder / "comparison.json"
         if not path.is_file():
             return
-        old, new = records.read_json(path), json.loads(json.dumps(self.record))
+        old, new = records.without_secrets(records.read_json(path)), json.loads(json.dumps(self.record))
         pairs = {name: (old.get(name), new[name]) for name in names}
         pairs |= {f"the arm `{arm}`": (options, new["arms"].get(arm)) for arm, options in old["arms"].items()}
         if old["seeds"] != new["seeds"][: len(old["seeds"])]:
@@ -457,7 +457,7 @@ class Comparison:
             "versions": records.versions(),
             "hardware": self.hardware,
             "tokens": "read",
-            "options": records.without_folders(self.options),
+            "options": records.without_folders(self.record["options"]),
             **{name: self.record[name] for name in ("arms", "seeds", "text", "processes")},
             "weights": {arm: self._weights(arm) for arm in self.arms},
             "budget": dataclasses.asdict(self.budget),

@@ -381,10 +381,9 @@ class SimMIMTrainer(Trainer):
         written = folder / checkpoints.SAVING / "model"
         shutil.rmtree(written, ignore_errors=True)
         try:
-            super()._save(str(written), state_dict)
-            # A pickle can execute code when it is opened, and nothing reads this one.
-            os.remove(written / TRAINING_ARGS_NAME)
-            arguments = {name: value for name, value in self.args.to_dict().items() if not name.endswith("_token")}
+            with _without_pickled_arguments():
+                super()._save(str(written), state_dict)
+            arguments = records.without_secrets(self.args.to_dict())
             with open(written / "training_args.json", "w", encoding="utf-8") as file:
                 json.dump(records.without_folders(arguments), file, indent=2)
             if isinstance(self.data_collator, DataCollatorForSimMIM):
@@ -405,14 +404,8 @@ class SimMIMTrainer(Trainer):
             return
         # transformers copies the configuration, but not the code to which it refers.
         self.accelerator.unwrap_model(self.model).config.save_pretrained(self.args.output_dir)
-        # It also pickles the arguments into a folder that it uploads, except what begins with `_`; Trainer has no
-        # option that leaves the pickle out, only this name of its module.
-        transformers.trainer.TRAINING_ARGS_NAME = f"_{TRAINING_ARGS_NAME}"
-        try:
+        with _without_pickled_arguments():
             super()._push_from_checkpoint(checkpoint_folder)
-        finally:
-            transformers.trainer.TRAINING_ARGS_NAME = TRAINING_ARGS_NAME
-            Path(self.args.output_dir, f"_{TRAINING_ARGS_NAME}").unlink(missing_ok=True)
 
     def create_model_card(
         self,
@@ -448,6 +441,20 @@ class SimMIMTrainer(Trainer):
             card.write_trainer_card(
                 self, facts, name=model_name, license=license, language=_as_list(language), tags=_as_list(tags)
             )
+
+
+@contextlib.contextmanager
+def _without_pickled_arguments():
+    """transformers pickles the arguments beside what it saves and uploads; in here, to nowhere.
+
+    A pickle can execute code when it is opened, this one holds the access token, and nothing reads it. Trainer has no
+    option that leaves it out, only this name of its module.
+    """
+    transformers.trainer.TRAINING_ARGS_NAME = os.devnull  # which is absolute: joined with a folder it stays that
+    try:
+        yield
+    finally:
+        transformers.trainer.TRAINING_ARGS_NAME = TRAINING_ARGS_NAME
 
 
 def _as_list(value: str | list[str] | None) -> list[str]:

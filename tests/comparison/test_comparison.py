@@ -168,8 +168,12 @@ def test_a_run_killed_between_its_last_step_and_its_result_is_only_evaluated(fil
 def test_more_arms_and_seeds_are_added_and_other_options_refused(files, whole, tmp_path):
     folder = shutil.copytree(whole[0], tmp_path / "out")
     more = {**ARMS, "warmer": {"objective": "simmim", "temperature": 0.5}}
+    record = json.loads((folder / "comparison.json").read_text())
+    record["options"]["hub_token"] = helpers.SECRET  # as earlier versions wrote it
+    (folder / "comparison.json").write_text(json.dumps(record))
     with recorded() as runs:
         results = compare(files, folder, more)
+    assert helpers.with_the_secret(folder) == []
     assert set(runs) == {"warmer/seed-42", "warmer/seed-43"} and len(results["runs"]) == 6
     for changed, said in (
         ({"budget_text": 2 * BUDGET}, '"amount": 900'),
