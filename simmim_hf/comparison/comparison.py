@@ -19,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from .. import records
+from .. import folders, records
 from ..data import tokenization
 from ..evaluation.language_modelling import load_language_model, unigram_cross_entropy
 from ..evaluation.measure import measure
@@ -30,7 +30,7 @@ from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import build, option, refusing
 from ..training import parts
 from ..training.arguments import PRETRAINING, default_dropout, fill_defaults
-from ..training.checkpoints import in_all_processes, last_checkpoint
+from ..training.checkpoints import claimed, in_all_processes, last_checkpoint
 from ..training.checks import check
 from ..training.signals import Interrupted, StopAtSignal
 from ..training.trainer import SimMIMTrainer
@@ -50,6 +50,7 @@ HELD_OUT = "held-out text"  # the task that every comparison has
 BEFORE_TRAINING = ("initial", "calibration")
 # The part of a budget of seconds that is planned for; the rest is for a machine that gets slower.
 PLANNED_SHARE = 0.95
+ONCE_MENDED = "When there is room and it can be written,"
 CONFLICT_NORMS = ("mlm_gradient_norm", "contrastive_gradient_norm")
 
 
@@ -122,7 +123,7 @@ class Comparison:
         refuse_decided(self.options)
         settings = ComparisonArguments(**settings)
         is_new = not (self.folder / "comparison.json").is_file()
-        if is_new and self.folder.is_dir() and any(name not in BEFORE_TRAINING for name in os.listdir(self.folder)):
+        if is_new and folders.is_used(self.folder, *BEFORE_TRAINING):
             raise ValueError(f"--output_dir `{output_dir}` is not empty and holds no comparison: give another folder.")
         self.seeds = [self.options.get("seed", 42) + i for i in range(settings.seeds)]
         self.failures: dict[tuple[str, int], str] = {}
@@ -135,7 +136,15 @@ class Comparison:
             "tasks": settings.tasks or [],
         }
         self._check_record("options", "budget", "tasks")
-        self._read_text(is_new)
+        self._read_arguments(is_new)
+        with contextlib.ExitStack() as claim:
+            claim.enter_context(claimed(self.folder))
+            self._prepare(is_new, settings)
+            self.claim = claim.pop_all()  # until the end of `run`
+
+    def _prepare(self, is_new: bool, settings: ComparisonArguments) -> None:
+        """Reads all that the runs need, and refuses what cannot work."""
+        self._read_text()
         tokens = sum(self.text.train["length"][:])
         self.record["text"] = {
             "sequences": len(self.text.train),
@@ -147,7 +156,7 @@ class Comparison:
         by_default = budget.Budget("tokens", BUILT_IN_BUDGET if self.data_args.built_in else tokens)
         self.budget = settings.budget or by_default
         tasks = settings.tasks or (["docstrings"] if self.data_args.built_in else [])
-        with without_progress_bars():
+        with without_progress_bars(), folders.writing(self.folder):
             self._save_initial_weights(is_new)
             self.rates = self._rates()
             with refusing("--tasks"):
@@ -157,8 +166,7 @@ class Comparison:
         if self.is_main:
             records.write_json(self.folder / "comparison.json", self.record)
 
-    def _read_text(self, is_new: bool) -> None:
-        """Reads and tokenises the text of all arms, and masks the held-out part that every arm is asked about."""
+    def _read_arguments(self, is_new: bool) -> None:
         options = {k: v for k, v in self.options.items() if k not in ("conflict_steps", "weight_schedule")}
         if not is_new:
             options["tokenizer_name"] = str(self._initial(self.seeds[0]))
@@ -167,6 +175,9 @@ class Comparison:
         )
         self.is_main, self.device = self.args.process_index == 0, self.args.device
         self.hardware = records.hardware(self.args)
+
+    def _read_text(self) -> None:
+        """Reads and tokenises the text of all arms, and masks the held-out part that every arm is asked about."""
         set_seed(self.seeds[0])
         with self.args.main_process_first(desc="reading the corpus"):
             self.train, self.held_out_texts = parts.read_text(self.data_args, self.seeds[0])
@@ -323,7 +334,15 @@ class Comparison:
 
         Raises:
             Interrupted: a signal came while `signals.listening()`.
+            NotSaved: a file could not be written; the same comparison goes on from what was saved before.
         """
+        try:
+            with self.claim, folders.writing(self.folder):
+                return self._run(argv)
+        except folders.NotSaved as error:
+            raise folders.NotSaved(f"{error} {ONCE_MENDED} the same command goes on.") from error
+
+    def _run(self, argv: list[str] | None) -> dict:
         try:
             self._run_what_is_missing()
         except Interrupted as end:
@@ -350,9 +369,9 @@ class Comparison:
                 if in_all_processes(self._is_finished(arm, seed)):
                     continue
                 try:
-                    with without_progress_bars():
-                        self._run(arm, seed)
-                except Interrupted:
+                    with without_progress_bars(), folders.writing(self.folder):
+                        self._run_arm(arm, seed)
+                except (Interrupted, folders.NotSaved):
                     raise
                 except Exception as error:
                     if dist.is_initialized():
@@ -364,7 +383,7 @@ class Comparison:
     def _is_finished(self, arm: str, seed: int) -> bool:
         return (self._run_folder(arm, seed) / "result.json").is_file()
 
-    def _run(self, arm: str, seed: int) -> None:
+    def _run_arm(self, arm: str, seed: int) -> None:
         folder = self._run_folder(arm, seed)
         checkpoint, state = last_checkpoint(folder), TrainerState()
         if checkpoint:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import quantities, records
+from .. import folders, quantities, records
 from ..data import tokenization
 from ..model.configuration_simmim import Pooling, SimMIMConfig
 from ..options import option, refusing
@@ -173,8 +173,6 @@ class Evaluation:
             while name in self.contenders:
                 name = f"{short} ({len(self.contenders) + 1})"
             self.contenders[name] = contender
-        with refusing("--output_dir"):  # rather than when everything is measured
-            os.makedirs(args.output_dir, exist_ok=True)
 
     def run(self, argv: Sequence[str] | None = None) -> dict:
         """Measures everything, writes `results.json` and `results.md`, and prints the table.
@@ -188,7 +186,12 @@ class Evaluation:
 
         Raises:
             FloatingPointError: a model gives vectors that are not finite.
+            NotSaved: a file could not be written.
         """
+        with folders.writing(self.args.output_dir):
+            return self._measure(argv)
+
+    def _measure(self, argv: Sequence[str] | None) -> dict:
         args, samples = self.args, {}
         self.differences: dict[str, dict[str, dict]] = {}
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=args.bf16):

@@ -16,7 +16,7 @@ from datasets import Dataset
 from transformers import TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput
 
-from .. import records
+from .. import folders, records
 from ..data import docstrings
 from ..evaluation.bootstrap import Sampled, paired_difference
 from ..evaluation.encoding import encode
@@ -51,7 +51,6 @@ class Pretraining:
         fill_defaults(model_args, data_args, args)
         self.checkpoint = _checkpoint_to_resume(args)
         check(model_args, data_args, args)
-        os.makedirs(args.output_dir, exist_ok=True)  # where it cannot be made, nothing is read
         with refusing("--similarity_file"):
             self.scored_pairs = load_scored_pairs(data_args.similarity_file) if data_args.similarity_file else None
         set_seed(args.seed)
@@ -78,6 +77,11 @@ class Pretraining:
         self.signals = StopAtSignal()
         self.trainer.add_callback(self.signals)
 
+    @property
+    def folder(self) -> Path:
+        """Where everything is written."""
+        return Path(self.args.output_dir)
+
     def _build_trainer(self) -> SimMIMTrainer:
         return build_trainer(self.model, self.tokenizer, self.text, self.data_args, self.args)
 
@@ -93,20 +97,17 @@ class Pretraining:
         Raises:
             Interrupted: a signal came while `signals.listening()`; what was learned is saved.
             FloatingPointError: too many losses, or that of the held-out text, are not finite.
-            DiskFull: there is no room to save in.
+            NotSaved: a file could not be written; what was saved before is whole.
             NotUploaded: `push_to_hub` failed; everything is saved.
         """
         try:
-            return self._run(argv)
-        except Interrupted as end:
-            raise Interrupted(self._saved_at_a_signal()) from end
-        except Exception as error:
-            if not checkpoints.is_full_disk(error):
-                raise
-            raise checkpoints.DiskFull(
-                f"the disk of `{self.args.output_dir}` is full, or a quota used up ({_first_line(error)}). What was "
-                "saved before is whole: make room, and the same command with `--resume_from_checkpoint last` goes on."
-            ) from error
+            with folders.writing(self.folder):
+                try:
+                    return self._run(argv)
+                except Interrupted as end:
+                    raise Interrupted(self._saved_at_a_signal()) from end
+        except folders.NotSaved as error:
+            raise folders.NotSaved(f"{error} {self._after_not_saving()}") from error
 
     def _run(self, argv: Sequence[str] | None) -> dict:
         start = self._initial_weights()  # a checkpoint to resume may be gone when training has ended
@@ -119,8 +120,9 @@ class Pretraining:
             raise Interrupted
         after, samples_after = self._measure()
         differences = {name: paired_difference(samples[name], found) for name, found in samples_after.items()}
-        self.trainer.save_model(_internal_call=True)  # it would push, and there is no card yet
-        self.trainer.save_state()
+        with checkpoints.saving(self.folder):
+            self.trainer.save_model(_internal_call=True)  # it would push, and there is no card yet
+            self.trainer.save_state()
         results = {
             **({} if argv is None else {"command": records.command(argv)}),
             **card.run_facts(self.trainer),
@@ -131,8 +133,9 @@ class Pretraining:
             "after": after,
             "differences": {name: found._asdict() for name, found in differences.items() if found},
         }
-        if self.trainer.is_world_process_zero():
-            self._report(results)
+        with checkpoints.saving(self.folder):
+            if self.trainer.is_world_process_zero():
+                self._report(results)
         if self.args.push_to_hub:
             self._upload()
         return results
@@ -175,6 +178,17 @@ class Pretraining:
         self.trainer.ensure_checkpoint()
         more = "The same command with `--resume_from_checkpoint last` goes on from it."
         return f"{name}: ended with a checkpoint of step {step}. {more}"
+
+    def _after_not_saving(self) -> str:
+        """How to go on where a file could not be written."""
+        if checkpoints.checkpoints_in(Path(self.args.output_dir)):
+            return (
+                "What was saved before is whole: when there is room and it can be written, the same command with "
+                "`--resume_from_checkpoint last` goes on."
+            )
+        return (
+            "No checkpoint was: when there is room and it can be written, add --overwrite_output_dir and begin anew."
+        )
 
     def _measure(self) -> tuple[dict[str, float], dict[str, Sampled]]:
         """Held-out losses, and what the sentence vectors are worth, of the model as it is now; the latter also as
@@ -286,8 +300,8 @@ def _checkpoint_to_resume(args: PretrainingArguments) -> str | None:
     checkpoint = None
     if args.resume_from_checkpoint:
         checkpoint = checkpoints.to_resume(args.resume_from_checkpoint, args.output_dir)
-    is_empty = not os.path.isdir(args.output_dir) or not os.listdir(args.output_dir)
-    if not (is_empty or _continues(checkpoint, args.output_dir) or args.overwrite_output_dir):
+    is_used = folders.is_used(args.output_dir)
+    if is_used and not (_continues(checkpoint, args.output_dir) or args.overwrite_output_dir):
         raise ValueError(
             f"--output_dir `{args.output_dir}` is not empty. Give another folder, --overwrite_output_dir to write "
             "over it, or --resume_from_checkpoint last to continue the run in it."
@@ -298,7 +312,3 @@ def _checkpoint_to_resume(args: PretrainingArguments) -> str | None:
 def _continues(checkpoint: str | None, output_dir: str) -> bool:
     """Whether a checkpoint is one of the run in a folder."""
     return bool(checkpoint) and Path(checkpoint).resolve().parent == Path(output_dir).resolve()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

@@ -23,7 +23,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from .. import records
+from .. import folders, records
 from ..data import mixtures
 from ..data.collator import DataCollatorForSimMIM
 from ..model.configuration_simmim import Objective
@@ -341,44 +341,47 @@ class SimMIMTrainer(Trainer):
 
     def _get_output_dir(self, trial):
         folder = super()._get_output_dir(trial)
-        return os.path.join(folder, checkpoints.SAVING) if self._is_saving else folder
+        return os.path.join(folder, folders.SAVING) if self._is_saving else folder
 
     def _save_checkpoint(self, model, trial):
         run = Path(self._get_output_dir(trial))
         target = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        written = run / checkpoints.SAVING / target.name
+        written = run / folders.SAVING / target.name
         if self.is_local_process_zero():
             shutil.rmtree(written.parent, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         self._is_saving = True
         try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
+            with checkpoints.saving(run):
+                super()._save_checkpoint(model, trial)
             if self.state.best_model_checkpoint == str(written):
                 self.state.best_model_checkpoint = str(target)
-            if self.args.should_save:
-                self.state.save_to_json(str(written / TRAINER_STATE_NAME))  # again, for the name of the best one
-                records.write_json(written / checkpoints.RECORD, self.record)
-                self._queue.save(written)
-                checkpoints.seal(written)
-                checkpoints.publish(written, target)
-                best = Path(self.state.best_model_checkpoint or target)
-                checkpoints.rotate(run, self.args.save_total_limit, keep={target, best})
+            with checkpoints.saving(run):
+                if self.args.should_save:
+                    self._publish_checkpoint(written, target)
         except Exception:
             shutil.rmtree(written.parent, ignore_errors=True)  # a disk that is full has room again
             raise
         finally:
             self._is_saving = False
-        self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(target))
+
+    def _publish_checkpoint(self, written: Path, target: Path) -> None:
+        self.state.save_to_json(str(written / TRAINER_STATE_NAME))  # again, for the name of the best one
+        records.write_json(written / checkpoints.RECORD, self.record)
+        self._queue.save(written)
+        checkpoints.seal(written)
+        checkpoints.publish(written, target)
+        best = Path(self.state.best_model_checkpoint or target)
+        checkpoints.rotate(target.parent, self.args.save_total_limit, keep={target, best})
 
     def _save(self, output_dir=None, state_dict=None):
         if not self.args.should_save:
             super()._save(output_dir, state_dict)  # a sharded model is gathered by all processes
             return
         folder = Path(output_dir or self.args.output_dir)
-        written = folder / checkpoints.SAVING / "model"
+        written = folder / folders.SAVING / "model"
         shutil.rmtree(written, ignore_errors=True)
         try:
             with _without_pickled_arguments():

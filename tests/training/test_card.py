@@ -28,6 +28,7 @@ from transformers import TrainingArguments
 
 from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining, SimMIMTrainer
 from simmim_hf.cli import COMMANDS, main
+from simmim_hf.folders import LOCK
 from simmim_hf.model.configuration_simmim import POSITIVE_VIEWS
 from simmim_hf.quantities import quantity, title
 from simmim_hf.training import card as hub
@@ -295,8 +296,10 @@ def test_what_a_trainer_pushes_has_our_card_and_no_pickle(tmp_path, monkeypatch)
     options = {"save_strategy": "steps", "save_steps": 1, "push_to_hub": True, "hub_always_push": True}
     options["hub_token"] = SECRET
     trainer = trainer_in(tmp_path / "own", **options)
+    (tmp_path / "own" / LOCK).touch()
     trainer.train()
     trainer.push_to_hub()
+    assert not [file for files in pushed for file in files if file.startswith("_")]
     assert written == [], "not even for the moment of saving"
     assert len(pushed) == 3 and {"README.md", "training.png", "training_args.json"} <= pushed[-1]
     assert all({"model.safetensors", "modeling_simmim.py", "losses.py"} <= files for files in pushed)

@@ -13,7 +13,7 @@ from helpers import TINY, corpus_lines, files_in, ragged_batch, refused, tiny_mo
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
-from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining, SimMIMTrainer
+from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining, SimMIMTrainer, folders
 from simmim_hf.cli import main
 from simmim_hf.training import checkpoints
 
@@ -59,7 +59,7 @@ def run(finished, tmp_path) -> Path:
 
 def test_a_checkpoint_lists_its_files(finished):
     assert names(finished) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
-    assert not (finished / checkpoints.SAVING).exists()
+    assert not (finished / folders.SAVING).exists()
     folder = finished / "checkpoint-6"
     listed = json.loads((folder / checkpoints.MANIFEST).read_text())["files"]
     assert {*listed, checkpoints.MANIFEST} == files_in(folder)
@@ -144,7 +144,7 @@ def test_a_save_that_breaks_off_leaves_what_was_whole(run, finished, monkeypatch
             trainer.save_model()
         with pytest.raises(Broken):
             trainer.train()
-    assert not (run / checkpoints.SAVING).exists()
+    assert not (run / folders.SAVING).exists()
     assert names(run) == names(finished)
     for path in filter(Path.is_file, finished.rglob("*")):
         assert (run / path.relative_to(finished)).read_bytes() == path.read_bytes(), path
