@@ -38,6 +38,7 @@ def train(run_class: type, parser: Parser, argv: list[str]) -> int:
     from .data.corpora import DataError
     from .export import ExportError
     from .folders import NotSaved
+    from .memory import OutOfMemory
     from .training.checkpoints import claimed
     from .training.pretraining import NotUploaded
     from .training.signals import Interrupted
@@ -47,7 +48,7 @@ def train(run_class: type, parser: Parser, argv: list[str]) -> int:
             arguments = parse(parser, argv)
             claim.enter_context(claimed(arguments[-1].output_dir))
             run = run_class(*arguments)
-        failed = ending(parser, FAILED, FloatingPointError, NotSaved, ExportError, NotUploaded)
+        failed = ending(parser, FAILED, FloatingPointError, OutOfMemory, NotSaved, ExportError, NotUploaded)
         interrupted = ending(parser, TRY_AGAIN, Interrupted)
         listening = run.signals.listening()
         with failed, interrupted, ending(parser, REFUSED, DataError), listening, letting_threads_end():
@@ -58,6 +59,7 @@ def train(run_class: type, parser: Parser, argv: list[str]) -> int:
 def evaluate(argv: list[str]) -> int:
     from .evaluation.command import Evaluation, EvaluationArguments
     from .folders import NotSaved
+    from .memory import OutOfMemory
     from .training.checkpoints import claimed
 
     parser = parser_of(
@@ -71,7 +73,7 @@ def evaluate(argv: list[str]) -> int:
             (arguments,) = parse(parser, argv)
             claim.enter_context(claimed(arguments.output_dir))
             run = Evaluation(arguments)
-        with ending(parser, FAILED, FloatingPointError, NotSaved):
+        with ending(parser, FAILED, FloatingPointError, OutOfMemory, NotSaved):
             run.run(["evaluate", *argv])
     return 0
 
@@ -109,6 +111,7 @@ def compare(argv: list[str]) -> int:
     from .comparison.arms import read_arms
     from .comparison.comparison import Comparison, ComparisonArguments
     from .folders import NotSaved
+    from .memory import OutOfMemory
     from .training.arguments import PRETRAINING
     from .training.signals import Interrupted
 
@@ -119,12 +122,13 @@ def compare(argv: list[str]) -> int:
         "for the same budget, evaluate them, and write a report. Options of `simmim pretrain` are those of all arms. "
         "Without options: all objectives on the documentation inside Python, torch and transformers.",
     )
-    with ending(parser, REFUSED, ValueError, OSError):
+    failed = ending(parser, FAILED, OutOfMemory, NotSaved)
+    with failed, ending(parser, REFUSED, ValueError, OSError):
         options = {"output_dir": "simmim-comparison", **parse_given(parser, argv)}
         own = {name: options.pop(name) for name in option_names([ComparisonArguments]) if name in options}
         arms = read_arms(own.pop("objectives", None), own.pop("arms", None))
         comparison = Comparison(arms, options, options.pop("output_dir"), **own)
-    failed, interrupted = ending(parser, FAILED, NotSaved), ending(parser, TRY_AGAIN, Interrupted)
+    failed, interrupted = ending(parser, FAILED, OutOfMemory, NotSaved), ending(parser, TRY_AGAIN, Interrupted)
     with failed, interrupted, comparison.signals.listening(), letting_threads_end():
         results = comparison.run(["compare", *argv])
     return 0 if any(run["status"] == "finished" for run in results["runs"]) else 1

@@ -19,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from .. import folders, records
+from .. import folders, memory, records
 from ..data import tokenization
 from ..evaluation.language_modelling import load_language_model, unigram_cross_entropy
 from ..evaluation.measure import measure
@@ -27,7 +27,7 @@ from ..evaluation.metrics import tfidf_reciprocal_rank
 from ..evaluation.tasks import load_tasks
 from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig
 from ..model.modeling_simmim import SimMIMForPreTraining
-from ..options import build, option, refusing
+from ..options import build, is_number, option, reason, refusing
 from ..training import parts
 from ..training.arguments import PRETRAINING, default_dropout, fill_defaults
 from ..training.checkpoints import claimed, in_all_processes, last_checkpoint
@@ -80,8 +80,8 @@ class ComparisonArguments:
     tasks: list[str] | None = option(None, "What the encoders are evaluated on: tasks of `simmim evaluate`.")
 
     def __post_init__(self):
-        if self.seeds < 1:
-            raise ValueError(f"--seeds is {self.seeds}: give 1 or more; an interval needs 2.")
+        if not is_number(self.seeds, least=1, kind=int):
+            raise ValueError(f"--seeds is {self.seeds!r}: give 1 or more; an interval needs 2.")
         units = ("tokens", "text", "flops", "seconds")
         self.budget = budget.Budget.of(**{unit: getattr(self, f"budget_{unit}") for unit in units})
 
@@ -376,7 +376,8 @@ class Comparison:
                 except Exception as error:
                     if dist.is_initialized():
                         raise  # the other processes would wait for this one
-                    logger.exception(f"The arm `{arm}` failed with seed {seed}.")
+                    trace = None if isinstance(error, memory.OutOfMemory) else error
+                    logger.error(f"The arm `{arm}` failed with seed {seed}: {reason(error)}", exc_info=trace)
                     self.failures[arm, seed] = f"{type(error).__name__}: {error}"
                 in_all_processes(None)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import folders, quantities, records
+from .. import folders, memory, quantities, records
 from ..data import tokenization
 from ..model.configuration_simmim import Pooling, SimMIMConfig
-from ..options import option, refusing
+from ..options import is_number, option, refusing
 from .bootstrap import CONFIDENCE, Sampled, paired_difference
 from .encoding import load_encoder, shipped
 from .language_modelling import load_language_model, masked_rows
@@ -59,8 +59,9 @@ class EvaluationArguments:
         if not self.tasks and not self.mteb:
             raise ValueError(f"nothing to measure: give --tasks (built in: {', '.join(BUILT_IN)}) or --mteb.")
         for name, least in (("batch_size", 1), ("max_samples", 0), ("max_seq_length", 1), ("seed", 0)):
-            if not least <= getattr(self, name) <= LARGEST:
-                raise ValueError(f"--{name} is {getattr(self, name)}: it must be {least} or more, up to {LARGEST:,}.")
+            value = getattr(self, name)
+            if not is_number(value, least, LARGEST, int):
+                raise ValueError(f"--{name} is {value!r}: it must be {least} or more, up to {LARGEST:,}.")
         if os.path.exists(os.path.join(self.output_dir, "results.json")) and not self.overwrite_output_dir:
             raise ValueError(
                 f"--output_dir `{self.output_dir}` already has a results.json. Give another folder, or "
@@ -186,9 +187,11 @@ class Evaluation:
 
         Raises:
             FloatingPointError: a model gives vectors that are not finite.
+            OutOfMemory: there was not enough memory.
             NotSaved: a file could not be written.
         """
-        with folders.writing(self.args.output_dir):
+        remedy = f"Give a smaller --batch_size (now {self.args.batch_size}) or --max_seq_length, or --bf16."
+        with folders.writing(self.args.output_dir), memory.remedied(remedy):
             return self._measure(argv)
 
     def _measure(self, argv: Sequence[str] | None) -> dict:

@@ -21,7 +21,7 @@ from .. import export, folders
 from ..evaluation.tasks import halves
 from ..model.backbones import source_pooling
 from ..model.configuration_simmim import OBJECTIVES
-from ..options import option
+from ..options import is_number, option
 from . import card, checkpoints, report
 from .arguments import DataArguments, ModelArguments, PretrainingArguments
 from .parts import build_trainer
@@ -79,8 +79,8 @@ class AdaptationArguments(PretrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.head_warmup <= 1:
-            raise ValueError(f"--head_warmup is {self.head_warmup}: give a share of the steps, from 0 to 1.")
+        if not is_number(self.head_warmup, 0, 1):
+            raise ValueError(f"--head_warmup is {self.head_warmup!r}: give a share of the steps, from 0 to 1.")
 
 
 ADAPTATION = (AdaptedModelArguments, AdaptationTextArguments, AdaptationArguments)

@@ -16,7 +16,7 @@ from datasets import Dataset
 from transformers import TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput
 
-from .. import folders, records
+from .. import folders, memory, records
 from ..data import docstrings
 from ..evaluation.bootstrap import Sampled, paired_difference
 from ..evaluation.encoding import encode
@@ -32,7 +32,7 @@ from .arguments import DataArguments, ModelArguments, PretrainingArguments, fill
 from .checks import check, make_optimizer
 from .parts import build_model, build_trainer, get_tokenizer, read_text, tokenize_text
 from .signals import Interrupted, StopAtSignal
-from .trainer import SimMIMTrainer
+from .trainer import SimMIMTrainer, less_memory
 
 
 class NotUploaded(Exception):
@@ -97,11 +97,12 @@ class Pretraining:
         Raises:
             Interrupted: a signal came while `signals.listening()`; what was learned is saved.
             FloatingPointError: too many losses, or that of the held-out text, are not finite.
+            OutOfMemory: there was not enough memory.
             NotSaved: a file could not be written; what was saved before is whole.
             NotUploaded: `push_to_hub` failed; everything is saved.
         """
         try:
-            with folders.writing(self.folder):
+            with folders.writing(self.folder), memory.remedied(less_memory(self.args)):
                 try:
                     return self._run(argv)
                 except Interrupted as end:

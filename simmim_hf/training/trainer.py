@@ -23,7 +23,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from .. import folders, records
+from .. import folders, memory, records
 from ..data import mixtures
 from ..data.collator import DataCollatorForSimMIM
 from ..model.configuration_simmim import Objective
@@ -304,7 +304,11 @@ class SimMIMTrainer(Trainer):
 
     def evaluation_loop(self, dataloader, description, *args, metric_key_prefix="eval", **kwargs):
         self._evaluation_meter = Meter()
-        output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        remedy = f"Give a smaller --per_device_eval_batch_size (now {self.args.per_device_eval_batch_size})."
+        with memory.remedied(remedy):
+            output = super().evaluation_loop(
+                dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs
+            )
         for name, value in self._evaluation_meter.read(self.accelerator).items():
             output.metrics[f"{metric_key_prefix}_{name}"] = value
         return output
@@ -332,7 +336,8 @@ class SimMIMTrainer(Trainer):
             resume_from_checkpoint = checkpoints.to_resume(resume_from_checkpoint, self.args.output_dir)
             self._queue.load(Path(resume_from_checkpoint), self.args.device)
         self._is_finite, self._skipped_in_a_row = True, 0
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        with memory.remedied(less_memory(self.args)):
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _run_epoch(self, *args, **kwargs):
         # A checkpoint of the last step may be resumed, and Trainer would take one step more.
@@ -458,6 +463,15 @@ def _without_pickled_arguments():
         yield
     finally:
         transformers.trainer.TRAINING_ARGS_NAME = TRAINING_ARGS_NAME
+
+
+def less_memory(args: TrainingArguments) -> str:
+    """What makes a step of training take less memory."""
+    return (
+        f"Give a smaller --chunk_size (now {getattr(args, 'chunk_size', None)}), which changes no gradient, a smaller "
+        f"--per_device_train_batch_size (now {args.per_device_train_batch_size}) with --gradient_accumulation_steps, "
+        "--gradient_checkpointing or --bf16."
+    )
 
 
 def _as_list(value: str | list[str] | None) -> list[str]:
