@@ -37,16 +37,19 @@ def train(run_class: type, parser: Parser, argv: list[str]) -> int:
     """A run of training that signals end, of the command that the parser is of."""
     from .data.corpora import DataError
     from .export import ExportError
+    from .training.agreement import ProcessesDiffer, ProcessLost, noticing_lost_processes
     from .training.checkpoints import DiskFull
     from .training.pretraining import NotUploaded
     from .training.signals import Interrupted
 
-    with ending(parser, REFUSED, ValueError, OSError, ImportError):
+    lost = ending(parser, FAILED, ProcessLost)
+    with ending(parser, REFUSED, ValueError, OSError, ImportError), lost, noticing_lost_processes():
         run = run_class(*parse(parser, argv))
-    failed = ending(parser, FAILED, FloatingPointError, DiskFull, ExportError, NotUploaded)
+    failed = ending(parser, FAILED, FloatingPointError, DiskFull, ExportError, NotUploaded, ProcessLost)
     interrupted = ending(parser, TRY_AGAIN, Interrupted)
     listening = run.signals.listening()
-    with failed, interrupted, ending(parser, REFUSED, DataError), listening, letting_threads_end():
+    refused = ending(parser, REFUSED, DataError, ProcessesDiffer)
+    with failed, interrupted, refused, noticing_lost_processes(), listening, letting_threads_end():
         run.run([parser.prog.split()[1], *argv])
     return 0
 
