@@ -39,19 +39,22 @@ def train(run_class: type, parser: Parser, argv: list[str]) -> int:
     from .export import ExportError
     from .folders import NotSaved
     from .memory import OutOfMemory
+    from .training.agreement import ProcessesDiffer, ProcessLost, noticing_lost_processes
     from .training.checkpoints import claimed
     from .training.pretraining import NotUploaded
     from .training.signals import Interrupted
 
     with contextlib.ExitStack() as claim:
-        with ending(parser, REFUSED, ValueError, OSError, ImportError):
+        lost = ending(parser, FAILED, ProcessLost)
+        with ending(parser, REFUSED, ValueError, OSError, ImportError), lost, noticing_lost_processes():
             arguments = parse(parser, argv)
             claim.enter_context(claimed(arguments[-1].output_dir))
             run = run_class(*arguments)
-        failed = ending(parser, FAILED, FloatingPointError, OutOfMemory, NotSaved, ExportError, NotUploaded)
-        interrupted = ending(parser, TRY_AGAIN, Interrupted)
+        failures = FloatingPointError, OutOfMemory, NotSaved, ExportError, NotUploaded, ProcessLost
+        failed, interrupted = ending(parser, FAILED, *failures), ending(parser, TRY_AGAIN, Interrupted)
+        refused = ending(parser, REFUSED, DataError, ProcessesDiffer)
         listening = run.signals.listening()
-        with failed, interrupted, ending(parser, REFUSED, DataError), listening, letting_threads_end():
+        with failed, interrupted, refused, noticing_lost_processes(), listening, letting_threads_end():
             run.run([parser.prog.split()[1], *argv])
     return 0
 

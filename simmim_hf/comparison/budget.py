@@ -123,7 +123,7 @@ def tokens_of_steps(trainer: SimMIMTrainer) -> Iterator[int]:
     for batches in epochs(trainer):
         size = trainer.args.gradient_accumulation_steps
         steps = [batches[start : start + size] for start in range(0, len(batches), size)]
-        counts = torch.tensor([sum(int(lengths[batch].sum()) for batch in step) for step in steps])
+        counts = torch.tensor([sum(int(lengths[rows].sum()) for rows in step if rows) for step in steps])
         yield from trainer.accelerator.reduce(counts.to(trainer.args.device)).tolist()
 
 

@@ -21,6 +21,7 @@ from transformers.utils import cached_file
 from ..model.configuration_simmim import PASSAGES, CorruptedViews, PositiveView, SimMIMConfig, choices_of, described
 from ..model.losses import IGNORE_INDEX
 from ..options import is_number, option
+from .row_random import RowGenerator
 from .words import ALONE, CONTINUES, build_word_tables, ends_of_sentences, inside_han_word, shift_right
 
 CONFIG_NAME = "data_collator_config.json"
@@ -32,6 +33,7 @@ FEATURE_KEYS = [
     "token_type_ids",
     "negative",
     "negative_input_ids",
+    "draw",
 ]
 TOKEN_KEYS = {"input_ids", "attention_mask", "special_tokens_mask", "token_type_ids"}  # a value for each token
 
@@ -68,7 +70,9 @@ class DataCollatorForSimMIM:
     tokens, or left as it is, and is predicted in all three cases.
 
     A batch of the same sequences in the same order is always corrupted alike; shuffling makes other batches, and other
-    corruptions, in each epoch.
+    corruptions, in each epoch. Features with a number `draw`, such as that of the epoch, are corrupted one by one:
+    alike for the same number, whatever else is in the batch. `SimMIMTrainer` gives it, so that several processes
+    corrupt a text as one process does.
 
     Args:
         tokenizer: needs a mask and a padding token; whole words need a `tokenizers` backend.
@@ -215,7 +219,7 @@ class DataCollatorForSimMIM:
             features: strings, dicts with `text`, or tokenised dicts with `input_ids` and optionally `attention_mask`
                 (without it, padding tokens are padding), `special_tokens_mask` and `token_type_ids`. Hard negatives
                 come as `negative` (a string or a list of them) or `negative_input_ids` (a list of ids or a list of
-                such lists). Other columns are ignored.
+                such lists). `draw` is an integer. Other columns are ignored.
 
         Returns:
             int64 tensors `input_ids`, `masked_input_ids`, `attention_mask` and `labels` (the original id at corrupted
@@ -242,7 +246,7 @@ class DataCollatorForSimMIM:
         if "token_type_ids" in columns:
             token_type_ids = self._pad(columns["token_type_ids"], self.tokenizer.pad_token_type_id)
 
-        rng = self._generator(input_ids, attention_mask)
+        rng = self._generator(input_ids, attention_mask, columns.get("draw"))
         rows, positives = Rows(input_ids, attention_mask, eligible, token_type_ids), None
         views_rng, positives_rng = rng.spawn(2)  # draws of their own: the masks are those of any other view
         make = getattr(self, f"_make_{self.positive_view}", None)
@@ -327,14 +331,20 @@ class DataCollatorForSimMIM:
             return ids, (ids != self.tokenizer.pad_token_id).astype(np.int64)
         return ids, self._pad(attention_mask, 0)
 
-    def _generator(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.random.Generator:
-        # The content of the batch is the random state: a batch is corrupted alike whichever worker makes it and
-        # however often training was resumed before; evaluation always sees the same masks; and shuffling, which
-        # composes other batches each epoch, gives other masks each epoch.
-        digest = hashlib.blake2b(repr((self.seed, input_ids.shape)).encode(), digest_size=16)
-        digest.update(input_ids.tobytes())
-        digest.update(attention_mask.tobytes())
-        return np.random.default_rng(int.from_bytes(digest.digest(), "little"))
+    def _generator(self, input_ids: np.ndarray, attention_mask: np.ndarray, draws: list[int] | None) -> RowGenerator:
+        # The content is the random state: text is corrupted alike whichever worker reads it and however often training
+        # was resumed before, and evaluation always sees the same masks. Without a number that tells one reading of a
+        # row from the next, the other rows of the batch do.
+        if draws is None:
+            batch = hashlib.blake2b(input_ids.tobytes(), digest_size=16)
+            batch.update(attention_mask.tobytes())
+            draws = [f"{batch.hexdigest()} {row}" for row in range(len(input_ids))]
+        seeds = []
+        for ids, mask, draw in zip(input_ids, attention_mask, draws, strict=True):
+            row = hashlib.blake2b(f"{self.seed} {draw}".encode(), digest_size=8)
+            row.update(ids[mask != 0].tobytes())
+            seeds.append(int.from_bytes(row.digest(), "little"))
+        return RowGenerator(seeds, is_left_padded=self.tokenizer.padding_side == "left")
 
     def _next_ratio(self) -> float:
         """The share of corrupted tokens in the batch being made."""
@@ -349,25 +359,25 @@ class DataCollatorForSimMIM:
             return start
         return start + (end - start) * min((self._first_batch + calls) / self._total_batches, 1)
 
-    def _make_deleted(self, rows: Rows, rng: np.random.Generator) -> tuple[Rows, Rows]:
+    def _make_deleted(self, rows: Rows, rng: RowGenerator) -> tuple[Rows, Rows]:
         """The sequences as they are, and copies with eligible tokens deleted, one of them at least kept."""
         chance = np.where(rows.eligible, rng.random(rows.eligible.shape), -1)  # (batch, length)
         kept = (chance >= self.deletion_probability) | (chance == chance.max(1, keepdims=True))
         return rows, self._keep(rows, kept | ~rows.eligible)
 
-    def _make_cropped(self, rows: Rows, rng: np.random.Generator) -> tuple[Rows, Rows]:
+    def _make_cropped(self, rows: Rows, rng: RowGenerator) -> tuple[Rows, Rows]:
         """Two stretches of each sequence, drawn one by one, of `min_crop_ratio` of its length up to all of it."""
         place, count = self._places(rows)
         one, other = (self._keep(rows, self._stretch(place, count, rng)) for _ in range(2))
         return one, other
 
-    def _stretch(self, place: np.ndarray, count: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _stretch(self, place: np.ndarray, count: np.ndarray, rng: RowGenerator) -> np.ndarray:
         share = rng.uniform(self.min_crop_ratio, 1, count.shape)
         length = np.maximum(np.ceil(share * count), 1)
         start = np.floor(rng.random(count.shape) * (count - length + 1))
         return (place < 0) | (place >= start) & (place < start + length)
 
-    def _make_span(self, rows: Rows, rng: np.random.Generator) -> tuple[Rows, Rows]:
+    def _make_span(self, rows: Rows, rng: RowGenerator) -> tuple[Rows, Rows]:
         """What stands on the two sides of a cut through each sequence; two views of all of one too short to cut."""
         place, count = self._places(rows)
         shortest, longest = self.min_span_length, count.max(initial=1)
@@ -383,7 +393,7 @@ class DataCollatorForSimMIM:
         other = np.where(is_cut, (place >= cut) & (place < np.minimum(count, cut + longest)), place < longest)
         return self._keep(rows, one), self._keep(rows, other | (place < 0))
 
-    def _make_snippet(self, rows: Rows, rng: np.random.Generator) -> tuple[Rows, Rows]:
+    def _make_snippet(self, rows: Rows, rng: RowGenerator) -> tuple[Rows, Rows]:
         """Each sequence, some without the snippet, and a snippet of it."""
         place, count = self._places(rows)
         if self.max_length is not None:
@@ -399,7 +409,7 @@ class DataCollatorForSimMIM:
         inside = (place >= start) & (place < start + length)  # (batch, length)
         return self._keep(rows, (place < count) & ~(inside & removed)), self._keep(rows, inside | (place < 0))
 
-    def _first_sentence(self, rows: Rows, place: np.ndarray, longest: np.ndarray, rng: np.random.Generator):
+    def _first_sentence(self, rows: Rows, place: np.ndarray, longest: np.ndarray, rng: RowGenerator):
         """Tokens in the first sentence of each text that is parted behind it, and 0 for the others: (batch, 1)"""
         if not self.first_sentence_probability:
             return np.zeros_like(longest)
@@ -429,23 +439,25 @@ class DataCollatorForSimMIM:
         ]
         return Rows(*columns)._replace(eligible=columns[2].astype(bool))
 
-    def _corrupt(self, rows: Rows, ratio: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _corrupt(self, rows: Rows, ratio: float, rng: RowGenerator) -> tuple[np.ndarray, np.ndarray]:
         """The corrupted copy of the ids and the labels, both (batch, length)."""
         ids, eligible = rows.input_ids, rows.eligible
         starts = self._unit_starts(ids, eligible, rng)  # (batch, length)
         unit, drawn = draw_units(starts, eligible, ratio, rng)  # (positions,), (units,)
         tokens, corrupted = ids[eligible], drawn[unit]  # (positions,) each
-        action = rng.random(len(drawn))[unit]  # (positions,), one draw a unit: no word is half [MASK], half readable
+        # (positions,), one draw a unit: no word is half [MASK], half readable
+        action = rng.random(ids.shape)[starts][unit]
         replaced = np.where(action < self.mask_replace_prob, self.tokenizer.mask_token_id, tokens)
         randomly = (action >= self.mask_replace_prob) & (action < self.mask_replace_prob + self.random_replace_prob)
-        replaced[randomly] = rng.choice(self._ordinary_ids, randomly.sum())
+        choice = rng.random(ids.shape)[eligible][randomly] * len(self._ordinary_ids)
+        replaced[randomly] = self._ordinary_ids[choice.astype(np.int64)]
 
         masked_ids, labels = ids.copy(), np.full_like(ids, IGNORE_INDEX)
         masked_ids[eligible] = np.where(corrupted, replaced, tokens)
         labels[eligible] = np.where(corrupted, tokens, IGNORE_INDEX)
         return masked_ids, labels
 
-    def _unit_starts(self, ids: np.ndarray, eligible: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _unit_starts(self, ids: np.ndarray, eligible: np.ndarray, rng: RowGenerator) -> np.ndarray:
         """Where a unit begins: (batch, length), bool."""
         starts = eligible
         if self.whole_word_mask:
@@ -460,11 +472,16 @@ class DataCollatorForSimMIM:
         return starts
 
 
+def as_row(feature: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    """A feature as a dict; a string is a text."""
+    return {"text": feature} if isinstance(feature, str) else feature
+
+
 def to_columns(features: Sequence[str | Mapping[str, Any]]) -> dict[str, list]:
     """The columns of `FEATURE_KEYS` that the features have, one value per feature each."""
     if not len(features):
         raise ValueError("The list of features is empty: a batch needs at least one sequence.")
-    rows = [{"text": feature} if isinstance(feature, str) else feature for feature in features]
+    rows = [as_row(feature) for feature in features]
     for row in rows:
         if not isinstance(row, Mapping):
             raise TypeError(f"A feature must be a string or a dict, not {type(row).__name__}.")
@@ -494,7 +511,7 @@ def _integers(name: str, row: Sequence[int]) -> np.ndarray:
 
 
 def draw_units(
-    starts: np.ndarray, eligible: np.ndarray, ratio: float, rng: np.random.Generator
+    starts: np.ndarray, eligible: np.ndarray, ratio: float, rng: RowGenerator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws units of consecutive positions that cover the share `ratio` of each sequence's eligible positions.
 
@@ -512,11 +529,11 @@ def draw_units(
     first = starts[eligible]
     unit = np.cumsum(first) - 1
     row = np.nonzero(eligible)[0][first]  # (units,), ascending
-    order = np.lexsort((rng.random(len(row)), row))  # random within a row, so row[order] == row
+    order = np.lexsort((rng.random(starts.shape)[starts], row))  # random within a row, so row[order] == row
     length = np.bincount(unit, minlength=len(row))[order]
     tokens = eligible.sum(axis=1)
     covered = np.cumsum(length) - length - (np.cumsum(tokens) - tokens)[row]  # by the units before, in the same row
-    taken = covered + rng.random(len(tokens))[row] * length < ratio * tokens[row]
+    taken = covered + rng.random((len(tokens), 1))[row, 0] * length < ratio * tokens[row]
     empty = np.setdiff1d(row, row[taken])
     taken[np.lexsort((length, row))[np.searchsorted(row, empty)]] = True  # the row's shortest unit
     drawn = np.empty_like(taken)

@@ -4,6 +4,7 @@ import functools
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, PreTrainedModel
@@ -388,7 +389,8 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             terms |= {"mlm_loss": (total, count), "mlm_accuracy": (correct, count)}
         if objective.contrastive_weight:
             names = [reading.name for reading in readings if reading.name != "negatives"]
-            vectors = dict(zip(names, pooled.split(batch), strict=False))  # (batch, dim) each
+            parts = [pooled[i * batch : (i + 1) * batch] for i in range(len(names))]
+            vectors = dict(zip(names, parts, strict=True))  # (batch, dim) each
             embeds = {
                 "original": vectors["masked" if objective.corrupts_both else "original"],
                 "positive": vectors["masked" if objective.masked_is_positive else "positive"],
@@ -411,7 +413,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             return read(**columns)
         size, rows = self.chunk_size * rows_at_once, len(columns["input_ids"])
         results = []
-        for start in range(0, rows, size):
+        for start in range(0, max(rows, 1), size):
             chunk = {name: None if x is None else x[start : start + size] for name, x in columns.items()}
             results.append(checkpoint(read, **chunk, use_reentrant=False))
         vectors, totals, corrects, counts = zip(*results, strict=True)
@@ -435,6 +437,13 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             The vectors (rows, dim) that the contrastive loss compares, or (rows, 0); the summed cross-entropy; how
             many predictions were right, and of how many.
         """
+        rows = len(input_ids)
+        if not rows:  # of a process that has none left: it reads one, or its parameters would have no gradient
+            input_ids = F.pad(input_ids, (0, 0, 0, 1))  # (1, length), also below
+            attention_mask = F.pad(attention_mask, (0, 0, 0, 1), value=1)
+            targets = F.pad(targets, (0, 0, 0, 1), value=IGNORE_INDEX)
+            if token_type_ids is not None:
+                token_type_ids = F.pad(token_type_ids, (0, 0, 0, 1))
         # Before the encoder: a GPU tells how many there are once it has done all that it was given.
         is_predicted = (targets != IGNORE_INDEX) & attention_mask.bool()  # (rows, length)
         predicted, count = is_predicted.flatten().nonzero().squeeze(1), is_predicted.sum()  # (predicted,), ()
@@ -447,6 +456,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             vectors = self.simmim.pooler.packed(states, packing, attention_mask)  # (rows, dim)
             if self.projection is not None:
                 vectors = self.projection(vectors)  # (rows, projection_dim)
+        vectors = vectors[:rows]
         if not predicts:
             return vectors, hidden.new_zeros(()), count.float(), count
         states = packing.select(hidden, predicted)  # (predicted, hidden)

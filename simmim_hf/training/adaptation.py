@@ -21,6 +21,7 @@ from .. import export, folders
 from ..evaluation.tasks import halves
 from ..model.backbones import source_pooling
 from ..model.configuration_simmim import OBJECTIVES
+from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import is_number, option
 from . import card, checkpoints, report
 from .arguments import DataArguments, ModelArguments, PretrainingArguments
@@ -161,7 +162,10 @@ class Adaptation(Pretraining):
             args.max_steps = max(1, round(share * args.max_steps))
         args.num_train_epochs *= share
         args.max_minutes = args.max_minutes and share * args.max_minutes
-        args.learning_rate, args.save_strategy, args.report_to = HEAD_LEARNING_RATE, "no", []
+        args.learning_rate = HEAD_LEARNING_RATE
+        args.save_strategy = "no"
+        args.report_to = []
+        args.eval_on_start = False
         args.weight_schedule = {"contrastive_weight": [(0.0, 0.0)]} if self.model.config.contrastive_weight else None
         for parameter in frozen:
             parameter.requires_grad_(False)
@@ -172,17 +176,17 @@ class Adaptation(Pretraining):
         for parameter in frozen:
             parameter.requires_grad_(True)
 
-    def _report(self, results: dict) -> None:
+    def _report(self, results: dict, model: SimMIMForPreTraining) -> None:
         if self.model.head_is_new:
             results["head_warmup"] = self.args.head_warmup
         written = self.folder / folders.SAVING
         shutil.rmtree(written, ignore_errors=True)
         try:
-            export.export_sentence_transformers(self.model, self.tokenizer, written, self.source)
+            export.export_sentence_transformers(model, self.tokenizer, written, self.source)
             checkpoints.replace_model(written, self.folder)
         finally:
             shutil.rmtree(written, ignore_errors=True)
-        super()._report(results)
+        super()._report(results, model)
         card.save_adapted_card(results, self.folder, RUN)
 
     def _how_to_use(self) -> str:

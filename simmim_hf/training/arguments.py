@@ -5,9 +5,11 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from typing import get_args, get_origin
 
 import torch
+from accelerate import PartialState
 from transformers import AutoConfig, TrainingArguments
 from transformers.integrations import is_deepspeed_available
 
@@ -70,6 +72,9 @@ class SimMIMTrainingArguments(TrainingArguments):
             # transformers finds it out later, and leaves a half-made configuration for the next model to stumble on.
             raise ValueError("--deepspeed needs a package: pip install deepspeed, or leave it out.")
         refuse_compiling(self)
+        if self.use_cpu and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            # transformers hands the timeout over for GPUs only, and takes the process group that it finds.
+            PartialState(cpu=True, backend=self.ddp_backend, timeout=timedelta(seconds=self.ddp_timeout))
         super().__post_init__()
         self.weight_schedule = read_weight_schedule(self.weight_schedule)
 
@@ -360,24 +365,10 @@ class PretrainingArguments(SimMIMTrainingArguments):
         check_ranges(self)
         # transformers takes bfloat16 on a CPU only where the CPU was asked for.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        options = {each.name: getattr(self, each.name) for each in fields(SimMIMTrainingArguments) if each.init}
         try:
             super().__post_init__()
         except Exception as error:
-            raise ValueError(f"{_blamed(options, error)}: {reason(error)}") from error
-
-
-def _blamed(options: dict, error: Exception) -> str:
-    """Those of the options of a training without which transformers does not raise an error: it may name none."""
-    blamed = []
-    for name in options:
-        try:
-            SimMIMTrainingArguments(**{other: value for other, value in options.items() if other != name})
-        except Exception as another:
-            if str(another) == str(error):
-                continue
-        blamed.append(f"--{name}")
-    return ", ".join(blamed) or "the options of the training"
+            raise ValueError(f"the options of the training: {reason(error)}") from error
 
 
 # The least and the most of options that are numbers, where nothing else refuses what cannot work.

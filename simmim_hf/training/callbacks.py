@@ -12,6 +12,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_group
 from transformers.trainer_utils import IntervalStrategy
 
 from ..data.collator import DataCollatorForSimMIM
+from .sampling import PassCollator
 
 
 class SimilarLengthSampler(LengthGroupedSampler):
@@ -82,9 +83,13 @@ class LastStepLogged(TrainerCallback):
 
 
 class SamplerEpoch(TrainerCallback):
-    """Tells the sampler the epoch where Trainer does not reach it: after the skipped batches of a resumed run."""
+    """Sets the epoch where Trainer does not: of the sampler behind the skipped batches of a resumed run, and of the
+    collator."""
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        collator = getattr(train_dataloader, "collate_fn", None)
+        if isinstance(collator, PassCollator):
+            collator.number.fill_(int(state.epoch))
         sampler = getattr(train_dataloader, "batch_sampler", None)
         while hasattr(sampler, "batch_sampler"):
             sampler = sampler.batch_sampler

@@ -29,6 +29,8 @@ PARTS = {
     "random state": ("rng_state*.pth",),
 }
 DEEPSPEED = "latest"
+LAST_IF_ANY = "last_if_any"  # for a command that is started again and again, such as by an elastic launcher
+BEFORE_THE_FIRST = ("runs",)  # what a run leaves that was killed before its first checkpoint
 
 
 @contextlib.contextmanager
@@ -154,8 +156,9 @@ def _newest_whole(folder: Path) -> str | None:
     return newest and str(newest)
 
 
-def to_resume(checkpoint: str | bool, output_dir: str | Path) -> str:
-    """The folder that `resume_from_checkpoint` means: a checkpoint, or the newest whole one for `last` and True.
+def to_resume(checkpoint: str | bool, output_dir: str | Path) -> str | None:
+    """The folder that `resume_from_checkpoint` means: a checkpoint, or the newest whole one for `last` and True; for
+    `last_if_any` that, or None where there is none.
 
     Raises:
         FileNotFoundError: there is none.
@@ -169,12 +172,13 @@ def to_resume(checkpoint: str | bool, output_dir: str | Path) -> str:
                 "--model_name_or_path would begin anew from its weights."
             )
         return checkpoint
-    if str(checkpoint).lower() not in ("true", "last"):
+    if str(checkpoint).lower() not in ("true", "last", LAST_IF_ANY):
         raise FileNotFoundError(
-            f"--resume_from_checkpoint: there is no folder `{checkpoint}`. `last` finds the newest."
+            f"--resume_from_checkpoint: there is no folder `{checkpoint}`. `last` finds the newest, `{LAST_IF_ANY}` "
+            "begins anew where there is none."
         )
     found = last_checkpoint(output_dir)
-    if found is None:
+    if found is None and checkpoint != LAST_IF_ANY:
         raise FileNotFoundError(f"--resume_from_checkpoint: no checkpoint in `{output_dir}` is whole.")
     return found
 

@@ -6,7 +6,10 @@ import torch
 
 
 class Meter:
-    """Weighted means of named quantities since they were last read, over all processes."""
+    """Weighted means of named quantities since they were last read, over all processes.
+
+    They are summed in float64, so that a mean is the same however many processes share the sum.
+    """
 
     def __init__(self):
         self.sums: dict[str, torch.Tensor | float] = defaultdict(float)
@@ -15,23 +18,30 @@ class Meter:
     def add(
         self, values: dict[str, torch.Tensor], weight: torch.Tensor | int, counts: torch.Tensor | None = None
     ) -> None:
-        """Adds values, which count for nothing where `counts` is false."""
+        """Adds values, which count for nothing where `counts` is false or `weight` is 0, but are named all the same:
+        all processes have to read the same names."""
         for name, value in values.items():
-            value = value.detach().float() * weight
+            value = _precise(value.detach())
+            weight = torch.as_tensor(weight, device=value.device)
             if counts is not None:
-                value, weight = value.where(counts, 0.0), weight * counts
-            self.sums[name] = self.sums[name] + value
+                weight = weight * counts
+            self.sums[name] = self.sums[name] + (value * weight).where(weight != 0, 0.0)
             self.weights[name] = self.weights[name] + weight
 
     def read(self, accelerator) -> dict[str, float]:
         if not self.sums:
             return {}
         names = list(self.sums)
-        options = {"dtype": torch.float32, "device": accelerator.device}
-        local = [torch.as_tensor(part[name], **options) for name in names for part in (self.sums, self.weights)]
+        parts = [part[name] for name in names for part in (self.sums, self.weights)]
+        local = [_precise(torch.as_tensor(part, device=accelerator.device)) for part in parts]
         total = accelerator.reduce(torch.stack(local), reduction="sum").view(-1, 2).tolist()
         self.__init__()
         return {name: sum / weight for name, (sum, weight) in zip(names, total, strict=True) if weight}
+
+
+def _precise(value: torch.Tensor) -> torch.Tensor:
+    """float64, where the device has it."""
+    return value.float() if value.device.type == "mps" else value.double()
 
 
 def gradient_conflict(model, terms: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -148,7 +148,8 @@ def tokenize_text(
         train, train_counts = tokenization.tokenize(train, tokenizer, **options)
     if train_counts is None:
         # Without an end: Trainer counts all steps of a stream as one epoch, and skips within it when it resumes.
-        train = train.repeat(None)
+        # The number of a row in the stream tells its readings apart, and is the same in all processes.
+        train = train.repeat(None).map(lambda row, number: {"draw": number}, with_indices=True)
     held_out_option = "--validation_file" if data_args.validation_file else data_args.text_option
     with refusing(f"the held-out text ({held_out_option})"):
         held_out, held_out_counts = tokenization.tokenize(held_out, tokenizer, **options)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import TrainerState, set_seed
+from transformers import TrainerCallback, TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput
 
 from .. import folders, memory, records
@@ -27,7 +27,7 @@ from ..evaluation.tasks import load_scored_pairs
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import reason, refusing
 from ..quantities import QUANTITIES
-from . import card, checkpoints, report
+from . import card, checkpoints, report, sharding
 from .arguments import DataArguments, ModelArguments, PretrainingArguments, fill_defaults
 from .checks import check, make_optimizer
 from .parts import build_model, build_trainer, get_tokenizer, read_text, tokenize_text
@@ -50,6 +50,9 @@ class Pretraining:
         self.model_args, self.data_args, self.args = model_args, data_args, args
         fill_defaults(model_args, data_args, args)
         self.checkpoint = _checkpoint_to_resume(args)
+        # The first evaluation is part of training, which has prepared the model for all processes by then.
+        args.eval_on_start = args.eval_on_start or self.checkpoint is None
+        sharding.keep_models_whole()
         check(model_args, data_args, args)
         with refusing("--similarity_file"):
             self.scored_pairs = load_scored_pairs(data_args.similarity_file) if data_args.similarity_file else None
@@ -70,12 +73,11 @@ class Pretraining:
         if args.process_index == 0:
             print(report.text_report(self.text, data_args, self.max_length))
         self.trainer = self._build_trainer()
-        if self.trainer.is_fsdp_enabled and self.scored_pairs is not None:
-            raise ValueError("FSDP: --similarity_file needs whole weights. Leave it out; `simmim evaluate` reads it.")
-        self.retrieval_pairs = None if self.trainer.is_fsdp_enabled else self._retrieval_pairs()
+        self.retrieval_pairs = self._retrieval_pairs()
         self._refuse_another_run()
         self.signals = StopAtSignal()
         self.trainer.add_callback(self.signals)
+        self.trainer.add_callback(StopAtNonFiniteEvaluation())
 
     @property
     def folder(self) -> Path:
@@ -112,18 +114,22 @@ class Pretraining:
 
     def _run(self, argv: Sequence[str] | None) -> dict:
         start = self._initial_weights()  # a checkpoint to resume may be gone when training has ended
-        before, samples = self._measure()
+        samples = self._samples(self.model)
         if self.trainer.is_world_process_zero() and not _continues(self.checkpoint, self.args.output_dir):
             for overwritten in checkpoints.checkpoints_in(Path(self.args.output_dir)):
                 shutil.rmtree(overwritten)  # or `last` would mean one of them
         trained = self.train()
         if self.signals.came(self.args.device):
             raise Interrupted
-        after, samples_after = self._measure()
-        differences = {name: paired_difference(samples[name], found) for name, found in samples_after.items()}
+        measured = self.trainer.evaluate()
         with checkpoints.saving(self.folder):
             self.trainer.save_model(_internal_call=True)  # it would push, and there is no card yet
             self.trainer.save_state()
+        model = self._whole_model()
+        samples_after = {} if model is None else self._samples(model)
+        before = _at_start(self.trainer.state.log_history) | _values(samples)
+        after = _held_out_metrics(measured) | _values(samples_after)
+        differences = {name: paired_difference(samples[name], found) for name, found in samples_after.items()}
         results = {
             **({} if argv is None else {"command": records.command(argv)}),
             **card.run_facts(self.trainer),
@@ -136,7 +142,7 @@ class Pretraining:
         }
         with checkpoints.saving(self.folder):
             if self.trainer.is_world_process_zero():
-                self._report(results)
+                self._report(results, model)
         if self.args.push_to_hub:
             self._upload()
         return results
@@ -191,32 +197,33 @@ class Pretraining:
             "No checkpoint was: when there is room and it can be written, add --overwrite_output_dir and begin anew."
         )
 
-    def _measure(self) -> tuple[dict[str, float], dict[str, Sampled]]:
-        """Held-out losses, and what the sentence vectors are worth, of the model as it is now; the latter also as
-        functions of the queries and pairs."""
-        measured = self.trainer.evaluate()
-        if not math.isfinite(measured["eval_loss"]):
-            raise FloatingPointError(
-                f"The held-out loss is {measured['eval_loss']} at step {self.trainer.state.global_step}, so no model "
-                f"was saved in {self.args.output_dir}. Lower the learning rate, or set a longer warm-up."
-            )
-        metrics = {name: measured[f"eval_{name}"] for name in QUANTITIES if f"eval_{name}" in measured}
+    def _whole_model(self) -> SimMIMForPreTraining | None:
+        """The trained model; where its weights are in shards, in the main process alone and as it was saved."""
+        if not sharding.is_sharded(self.trainer):
+            return self.model
+        if not self.trainer.is_world_process_zero():
+            return None
+        sharding.keep_models_whole()
+        return SimMIMForPreTraining.from_pretrained(self.args.output_dir).eval()
+
+    def _samples(self, model: SimMIMForPreTraining) -> dict[str, Sampled]:
+        """What the embeddings of a model are worth, as functions of the queries and pairs."""
         samples = {}
         if self.retrieval_pairs is not None:
             pairs = self.retrieval_pairs
-            vectors = self._vectors(pairs, "query", "document")
+            vectors = self._vectors(model, pairs, "query", "document")
             ids = {"query_ids": pairs["query"][:], "document_ids": pairs["document"][:]}
             samples["retrieval_mrr@10"] = retrieval_samples(*vectors, **ids)["mrr@10"]
         if self.scored_pairs is not None:
-            vectors = self._vectors(self.scored_pairs, "sentence1", "sentence2")
+            vectors = self._vectors(model, self.scored_pairs, "sentence1", "sentence2")
             samples["similarity_spearman"] = similarity_samples(*vectors, self.scored_pairs["score"][:])["spearman"]
-        return metrics | {name: sampled.value() for name, sampled in samples.items()}, samples
+        return samples
 
-    def _vectors(self, rows: Dataset, *columns: str) -> list[np.ndarray]:
+    def _vectors(self, model: SimMIMForPreTraining, rows: Dataset, *columns: str) -> list[np.ndarray]:
         """(rows, hidden) of the texts of each column"""
-        return [encode(self.model, list(rows[column]), self.tokenizer, self.max_length) for column in columns]
+        return [encode(model, list(rows[column]), self.tokenizer, self.max_length) for column in columns]
 
-    def _report(self, results: dict) -> None:
+    def _report(self, results: dict, model: SimMIMForPreTraining) -> None:
         folder = self.args.output_dir
         if not self.data_args.streaming:
             results["unigram_cross_entropy"] = unigram_cross_entropy(
@@ -231,16 +238,15 @@ class Pretraining:
         self.trainer.create_model_card()
         print(report.before_after_table(results))
         print(*report.notes(results), sep="\n")
-        if not self.trainer.is_fsdp_enabled:  # one process alone has no weights to read with
-            self._print_neighbours()
+        self._print_neighbours(model)
         print(self._how_to_use())
 
     def _how_to_use(self) -> str:
         return report.loading_snippet(self.args.output_dir, bool(self.model.config.mlm_weight))
 
-    def _print_neighbours(self) -> None:
+    def _print_neighbours(self, model: SimMIMForPreTraining) -> None:
         texts = list(self.held_out["summary" if self.data_args.built_in else "text"])
-        vectors = encode(self.model, texts, self.tokenizer, self.max_length)  # (texts, hidden)
+        vectors = encode(model, texts, self.tokenizer, self.max_length)  # (texts, hidden)
         queries = list(range(0, len(texts), max(1, len(texts) // 4)))[:4]
         scores = vectors[queries] @ vectors.T  # (queries, texts)
         scores[range(len(queries)), queries] = -1
@@ -296,12 +302,40 @@ class Pretraining:
         return {**facts, "options": card.options_of(data, options)}
 
 
+class StopAtNonFiniteEvaluation(TrainerCallback):
+    """Ends training where the held-out loss says that the weights are lost."""
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        loss = metrics["eval_loss"]
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"The held-out loss is {loss} at step {state.global_step}, so no model was saved in "
+                f"{args.output_dir}. Lower the learning rate, or set a longer warm-up."
+            )
+
+
+def _held_out_metrics(measured: dict[str, float]) -> dict[str, float]:
+    """The metrics of an evaluation of the Trainer, by their names in the tables."""
+    return {name: measured[f"eval_{name}"] for name in QUANTITIES if f"eval_{name}" in measured}
+
+
+def _at_start(log_history: list[dict]) -> dict[str, float]:
+    """The held-out metrics before the first step, also of a run that was resumed."""
+    evaluations = [entry for entry in log_history if entry["step"] == 0 and "eval_loss" in entry]
+    return _held_out_metrics(evaluations[0]) if evaluations else {}
+
+
+def _values(samples: dict[str, Sampled]) -> dict[str, float]:
+    return {name: sampled.value() for name, sampled in samples.items()}
+
+
 def _checkpoint_to_resume(args: PretrainingArguments) -> str | None:
     """The checkpoint that `--resume_from_checkpoint` means; refuses to write over another run."""
     checkpoint = None
     if args.resume_from_checkpoint:
         checkpoint = checkpoints.to_resume(args.resume_from_checkpoint, args.output_dir)
-    is_used = folders.is_used(args.output_dir)
+    before_the_first = checkpoints.BEFORE_THE_FIRST if args.resume_from_checkpoint == checkpoints.LAST_IF_ANY else ()
+    is_used = folders.is_used(args.output_dir, *before_the_first)
     if is_used and not (_continues(checkpoint, args.output_dir) or args.overwrite_output_dir):
         raise ValueError(
             f"--output_dir `{args.output_dir}` is not empty. Give another folder, --overwrite_output_dir to write "

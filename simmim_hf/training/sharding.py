@@ -3,6 +3,20 @@
 import os
 
 from transformers import PreTrainedModel, Trainer
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+
+def is_sharded(trainer: Trainer) -> bool:
+    """Whether a process holds parts of the weights only, once training has begun."""
+    if trainer.is_deepspeed_enabled:
+        return trainer.accelerator.state.deepspeed_plugin.zero_stage == 3
+    return trainer.is_fsdp_enabled
+
+
+def keep_models_whole() -> None:
+    """Lets models be built and loaded whole in each process, also under ZeRO-3: DeepSpeed shards one when training
+    begins. transformers would shard every model at once, from the moment that arguments or a Trainer are made."""
+    unset_hf_deepspeed_config()
 
 
 def prepare(trainer: Trainer, model: PreTrainedModel) -> None:

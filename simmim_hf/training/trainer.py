@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from transformers.utils import logging
 
 from .. import folders, memory, records
@@ -30,7 +30,7 @@ from ..model.configuration_simmim import Objective
 from ..model.losses import alignment, uniformity
 from ..model.objective import TERMS
 from ..options import refusing
-from . import card, checkpoints, sharding
+from . import agreement, card, checkpoints, sampling, sharding
 from .arguments import (
     METHOD_OPTIONS,
     SimMIMTrainingArguments,
@@ -45,7 +45,7 @@ from .queue import VectorQueue
 logger = logging.get_logger(__name__)
 
 # What the collator reads beside the arguments of the model's forward; `length` groups sequences of similar length.
-COLLATOR_COLUMNS = ["text", "negative", "special_tokens_mask", "length"]
+COLLATOR_COLUMNS = ["text", "negative", "special_tokens_mask", "length", "draw"]
 # The options that change when training stops, what is logged and how much memory is used, but not what is learned;
 # and what a configuration says of other things than the network.
 MEANINGLESS = ("max_minutes", "max_skipped_steps", "conflict_steps", "chunk_size", "gradient_checkpointing")
@@ -74,6 +74,8 @@ class SimMIMTrainer(Trainer):
     # What `simmim pretrain` recorded for the card; without it the card states what the Trainer itself knows.
     results: dict | None = None
     _is_saving = False
+    _is_counted = True
+    _has_trained = False  # or is training: the model is prepared for it
 
     def __init__(
         self,
@@ -136,6 +138,7 @@ class SimMIMTrainer(Trainer):
         self._evaluation_collator = self.data_collator
         self.add_callback(SamplerEpoch())
         self.add_callback(LastStepLogged())
+        self.add_callback(agreement.SameWeights(self))
         if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
             # Accelerate would cut batches of different lengths in the first process and send them to the others.
             self.accelerator.dataloader_config.dispatch_batches = False
@@ -163,9 +166,24 @@ class SimMIMTrainer(Trainer):
             return SimilarLengthSampler(sampler.batch_size * self.args.world_size, lengths, seed, sources)
         return sampler
 
+    def _get_eval_sampler(self, eval_dataset):
+        sampler = super()._get_eval_sampler(eval_dataset)
+        if isinstance(sampler, LengthGroupedSampler):  # in another random order each time
+            return sampling.ShortestFirstSampler(list(sampler.lengths[:]))
+        return sampler
+
+    def get_train_dataloader(self):
+        collator = self.data_collator
+        if isinstance(collator, DataCollatorForSimMIM):
+            self.data_collator = sampling.PassCollator(collator)
+        try:
+            return sampling.share_batches(super().get_train_dataloader())
+        finally:
+            self.data_collator = collator
+
     def get_eval_dataloader(self, eval_dataset=None):
         with self._with_evaluation_collator():
-            return super().get_eval_dataloader(eval_dataset)
+            return sampling.keep_batches_whole(super().get_eval_dataloader(eval_dataset))
 
     def get_test_dataloader(self, test_dataset):
         with self._with_evaluation_collator():
@@ -213,18 +231,19 @@ class SimMIMTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         unwrapped = self._unwrapped_model()
         # Evaluation keeps the objective of the configuration.
-        objective = self.current_objective() if model.training else unwrapped.config.objective
-        outputs = model(**inputs, objective=objective, queue_embeds=self._queue.pairs if model.training else None)
+        is_training = unwrapped.training  # an engine of DeepSpeed says True in evaluation too
+        objective = self.current_objective() if is_training else unwrapped.config.objective
+        outputs = model(**inputs, objective=objective, queue_embeds=self._queue.pairs if is_training else None)
         terms = {name: outputs[name] for name in TERMS if outputs.get(name) is not None}
         loss = outputs.loss
-        if model.training and self._shares:
+        if is_training and self._shares:
             share = self._shares.popleft()
             # Trainer divides by the number of micro-batches afterwards.
             loss = unwrapped.weighted_sum({name: share[name] * term for name, term in terms.items()}, objective)
-        if model.training and self._conflict_is_due(terms):
+        if is_training and self._conflict_is_due(terms):
             self._training_meter.add(gradient_conflict(unwrapped, terms), 1)
-        self._observe(model.training, outputs, unwrapped.counts(objective, **inputs))
-        if model.training:
+        self._observe(is_training, outputs, unwrapped.counts(objective, **inputs))
+        if is_training:
             if outputs.original_embeds is not None:
                 self._queue.add(outputs.original_embeds, outputs.masked_embeds)
             readings = unwrapped.readings(**inputs, objective=objective)
@@ -233,15 +252,16 @@ class SimMIMTrainer(Trainer):
 
     @torch.no_grad()
     def _observe(self, training: bool, outputs, counts: dict[str, torch.Tensor]) -> None:
+        # A training step that is not finite is skipped; a batch of evaluation may only keep step with other processes.
         meter = self._training_meter if training else self._evaluation_meter
-        finite = outputs.loss.isfinite() if training else None  # otherwise the step is skipped
+        is_counted = outputs.loss.isfinite() if training else self._is_counted
         for name, count in counts.items():
-            meter.add({name: outputs[name]}, count, finite)
+            meter.add({name: outputs[name]}, count, is_counted)
         if outputs.original_embeds is not None:
-            quantities = {"alignment": alignment(outputs.original_embeds, outputs.masked_embeds)}
-            if len(outputs.original_embeds) > 1:
-                quantities["uniformity"] = uniformity(outputs.original_embeds)
-            meter.add(quantities, counts["contrastive_loss"], finite)
+            rows = len(outputs.original_embeds)
+            meter.add({"alignment": alignment(outputs.original_embeds, outputs.masked_embeds)}, rows, is_counted)
+            rows_in_pairs = rows if rows > 1 else 0
+            meter.add({"uniformity": uniformity(outputs.original_embeds)}, rows_in_pairs, is_counted)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if self._tokens_since is None:
@@ -302,16 +322,61 @@ class SimMIMTrainer(Trainer):
         # With `start_time` transformers would add its own tokens per second, over the whole run, to each entry.
         super().log(logs)
 
-    def evaluation_loop(self, dataloader, description, *args, metric_key_prefix="eval", **kwargs):
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        """The loss and what is logged beside it, over the rows of all processes: the same for any number of them.
+
+        Each batch is one process's own, with the negatives in it. Nothing is gathered but sums and counts, and the
+        model is not prepared for evaluation: accelerate would return it to `train()` as it is, without
+        DistributedDataParallel, and the processes would train a model each.
+
+        Raises:
+            ValueError: the model is not ready, which only training makes it.
+        """
         self._evaluation_meter = Meter()
-        remedy = f"Give a smaller --per_device_eval_batch_size (now {self.args.per_device_eval_batch_size})."
-        with memory.remedied(remedy):
-            output = super().evaluation_loop(
-                dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs
+        args = self.args
+        is_plain = prediction_loss_only and not (args.fp16_full_eval or args.bf16_full_eval)
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if not self._has_trained and args.world_size > 1 and (is_sharded or not is_plain):
+            raise ValueError(
+                "evaluate() before train() would leave a model that several processes cannot train together: give "
+                "--eval_on_start instead, which evaluates when training has prepared it."
             )
-        for name, value in self._evaluation_meter.read(self.accelerator).items():
+        remedy = f"Give a smaller --per_device_eval_batch_size (now {args.per_device_eval_batch_size})."
+        with memory.remedied(remedy):
+            if is_plain:
+                output = self._evaluate_batches(dataloader)
+            else:
+                output = super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
+                )
+        measured = self._evaluation_meter.read(self.accelerator)
+        if is_plain:
+            terms = {name: measured[name] for name in TERMS if name in measured}
+            measured["loss"] = float(self._unwrapped_model().weighted_sum(terms))
+        for name, value in measured.items():
             output.metrics[f"{metric_key_prefix}_{name}"] = value
         return output
+
+    @torch.no_grad()
+    def _evaluate_batches(self, dataloader) -> EvalLoopOutput:
+        """Reads all batches of this process, which notes what they add to the mean over all processes."""
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        model = self.model_wrapped if is_sharded else self.model
+        model.eval()
+        if hasattr(self.optimizer, "eval"):  # such as a schedule-free one
+            self.optimizer.eval()
+        self.callback_handler.eval_dataloader = dataloader
+        own_batches = sampling.batches_of_process(dataloader)
+        for step, inputs in enumerate(dataloader):
+            self._is_counted = step < own_batches
+            inputs = self._prepare_inputs(inputs)
+            with self.compute_loss_context_manager(), self.accelerator.autocast():
+                self.compute_loss(model, inputs)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        self._is_counted = True
+        return EvalLoopOutput(None, None, {}, num_samples=self.num_examples(dataloader))
 
     @functools.cached_property
     def record(self) -> dict:
@@ -336,6 +401,8 @@ class SimMIMTrainer(Trainer):
             resume_from_checkpoint = checkpoints.to_resume(resume_from_checkpoint, self.args.output_dir)
             self._queue.load(Path(resume_from_checkpoint), self.args.device)
         self._is_finite, self._skipped_in_a_row = True, 0
+        agreement.check_start(self)
+        self._has_trained = True
         with memory.remedied(less_memory(self.args)):
             return super().train(resume_from_checkpoint, *args, **kwargs)
 

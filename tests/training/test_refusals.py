@@ -34,7 +34,7 @@ NOT_READ = "no-such-file.txt"
         ("--report_to mlflow", "--report_to mlflow: pip install mlflow"),
         ("--deepspeed x.json", "pip install deepspeed"),
         ("--use_liger_kernel", "pip install liger-kernel"),
-        ('--accelerator_config {"a":1}', "--accelerator_config: "),  # transformers does not say which option it is
+        ('--accelerator_config {"a":1}', "the options of the training: AcceleratorConfig"),
         ("--dataloader_persistent_workers", "--dataloader_num_workers 0"),
         ("--label_smoothing_factor 0.1", "--label_smoothing_factor"),
         ("--metric_for_best_model spearman", "choose from loss, mlm_loss, contrastive_loss"),
