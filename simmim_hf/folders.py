@@ -50,7 +50,7 @@ def claimed(folder: str | os.PathLike) -> Iterator[None]:
         ValueError: it cannot be written, or another command writes to it; the message names the remedy.
     """
     folder = Path(folder).absolute()
-    is_new = not folder.exists()
+    is_new = not os.path.exists(folder)
     try:
         os.makedirs(folder, exist_ok=True)
         lock = _lock(folder)

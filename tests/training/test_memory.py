@@ -119,8 +119,10 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-def test_another_process_than_the_main_one_says_so_too(text):
+def test_each_process_ends_in_one_line(text):
     Path("greedy.py").write_text(ONE_PROCESS)
     ended = launch("greedy.py", *pretrain(text), check=False)
     said = [line for line in ended.stderr.splitlines() if "simmim pretrain: Out of memory" in line]
     assert ended.returncode and len(said) == 1 and "--chunk_size" in said[0]
+    assert "simmim pretrain: process 0 of 2 ends: another one has ended" in ended.stderr
+    assert "Error: [" not in ended.stderr, "no traceback of gloo"

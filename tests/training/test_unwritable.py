@@ -154,10 +154,9 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
-def test_all_processes_end_where_one_cannot_save(text, rank):
+def test_all_processes_end_where_one_cannot_save(text):
     Path("failing.py").write_text(FAILING_RANK)
-    ended = launch("failing.py", rank, *pretrain(text, "--output_dir", "run"), check=False)
+    ended = launch("failing.py", "1", *pretrain(text, "--output_dir", "run"), check=False)
     said = [line for line in ended.stderr.splitlines() if line.startswith("simmim pretrain: ")]
     assert ended.returncode and len(said) == 2 and all("`run` cannot be written any more" in line for line in said)
     assert names("run") == []
