@@ -20,10 +20,9 @@ except ImportError:  # Windows
 
 logger = logging.get_logger(__name__)
 
-# Trainer uploads nothing that begins with `_`.
-LOCK = (
-    "_lock"  # a file that means nothing by itself: a lock of the system on it ends with its process, however that ends
-)
+# Trainer uploads nothing that begins with `_`. The file of a lock means nothing by itself: the system's lock on it ends
+# with its process, however that ends.
+LOCK = "_lock"
 SAVING, TRIAL = "_saving", "_trial"  # the folder of what is not whole yet, and of a trial of writing
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -92,6 +91,8 @@ def failure_of(error: Exception, folder: str | os.PathLike) -> str | None:
     said = str(error)
     if isinstance(error, NotSaved):
         return said
+    if isinstance(error, ValueError):  # of what was read, which may quote the system
+        return None
     found = re.search(r"\[Errno (\d+)\]|os error (\d+)\b", said)  # of Python, of a library in Rust
     number = int(found[1] or found[2]) if found else None
     # torch says so where a file became shorter than what was written to it.

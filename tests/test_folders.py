@@ -119,7 +119,7 @@ def test_a_folder_is_brought_to_the_disk_where_that_can_be(tmp_path, monkeypatch
         (FileNotFoundError(errno.ENOENT, "No such file", "text.txt"), None),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), None),
         (ConnectionError("no route"), None),
-        (ValueError("28"), None),
+        (ValueError("text.txt: [Errno 5] Input/output error"), None),
     ],
 )
 def test_errors_of_writing_are_told_from_others(error, said):
