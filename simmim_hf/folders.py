@@ -20,8 +20,8 @@ except ImportError:  # Windows
 
 logger = logging.get_logger(__name__)
 
-# Trainer uploads nothing that begins with `_`. The file of a lock means nothing by itself: the system's lock on it ends
-# with its process, however that ends.
+# Trainer uploads nothing that begins with `_`. The file of a lock means nothing by itself: the lock that the system has
+# on it ends with its process, however that ends.
 LOCK = "_lock"
 SAVING, TRIAL = "_saving", "_trial"  # the folder of what is not whole yet, and of a trial of writing
 
@@ -127,12 +127,11 @@ def _lock(folder: Path) -> int:
     Raises:
         BlockingIOError: another process has the lock.
     """
-    path = folder / LOCK
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _lock_file(descriptor, folder)
-            if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
+            if os.fstat(descriptor).st_nlink:
                 return descriptor
         except BaseException:
             os.close(descriptor)

@@ -33,6 +33,20 @@ def test_one_command_writes_to_a_folder_and_one_that_was_killed_leaves_it_free(t
     assert os.listdir(run) == ["of the first"]
 
 
+def test_a_lock_is_of_the_file_that_has_its_name(tmp_path, monkeypatch):
+    """The command before has released it between the opening and the locking of the file."""
+    lockf = folders.fcntl.lockf
+
+    def unlink_and_lock(*arguments):
+        monkeypatch.setattr(folders.fcntl, "lockf", lockf)
+        (tmp_path / LOCK).unlink()
+        lockf(*arguments)
+
+    monkeypatch.setattr(folders.fcntl, "lockf", unlink_and_lock)
+    with claimed(tmp_path):
+        assert (tmp_path / LOCK).is_file()
+
+
 def test_what_a_killed_command_leaves_is_nothing(tmp_path):
     assert not is_used(tmp_path / "missing") and not is_used(tmp_path)
     (tmp_path / LOCK).touch()
