@@ -20,8 +20,8 @@ except ImportError:  # Windows
 
 logger = logging.get_logger(__name__)
 
-# Trainer uploads nothing that begins with `_`. The file of a lock means nothing by itself: the lock that the system has
-# on it ends with its process, however that ends.
+# Trainer uploads nothing that begins with `_`. The file of a lock means nothing by itself: the lock that the system
+# has on it ends with its process, however that ends.
 LOCK = "_lock"
 SAVING, TRIAL = "_saving", "_trial"  # the folder of what is not whole yet, and of a trial of writing
 
