@@ -4,7 +4,7 @@ import difflib
 import math
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -101,6 +101,24 @@ COMMON_OPTIONS = [
     "classifier_dropout",
     "use_cache",
 ]
+
+# Options of earlier versions: the value at which a run is what it is without them, and why each is gone.
+REMOVED_OPTIONS = {
+    "queue_size": (None, "negatives of earlier batches made no better vectors; --chunk_size gives more negatives"),
+}
+
+
+def without_removed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options without those of `REMOVED_OPTIONS`, as older files name them.
+
+    Raises:
+        ValueError: one of them has a value that would change something.
+    """
+    for name in REMOVED_OPTIONS.keys() & options.keys():
+        unused, reason = REMOVED_OPTIONS[name]
+        if options[name] != unused:
+            raise ValueError(f"`{name}` is {options[name]!r}, and this option is gone: {reason}. Leave it out.")
+    return {name: value for name, value in options.items() if name not in REMOVED_OPTIONS}
 
 
 def nearest(name: str, candidates, spelling: str = "`{}`", cutoff: float = 0.6) -> str:
@@ -302,6 +320,7 @@ class SimMIMConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self.text_config = as_text_config(self.text_config)
+        kwargs = without_removed(kwargs)
         for name in self._unknown(kwargs):
             if hasattr(self.text_config, name):
                 raise ValueError(
@@ -340,6 +359,7 @@ class SimMIMConfig(PreTrainedConfig):
                 f"This is a checkpoint of `{kind}` and not of SimMIM. `SimMIMForPreTraining.from_backbone(...)` "
                 "starts from its weights."
             )
+        config_dict = without_removed(config_dict)
         # A folder may come from a newer version of this package: what it does not know must not stop the loading.
         unknown = cls._unknown(config_dict)
         if unknown:

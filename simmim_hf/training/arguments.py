@@ -31,8 +31,6 @@ class SimMIMTrainingArguments(TrainingArguments):
     Args:
         chunk_size: how many sequences go through the encoder at a time; a batch of any size needs the memory of one
             chunk, with the same gradients and a second forward. Default: the whole batch.
-        queue_size: how many sequences of the batches before, of all processes and micro-batches, are negatives too, by
-            the vectors that they had then (Wang et al. 2020, arXiv 1912.06798). Default: none.
         weight_schedule: weights of the loss that change in training, by name: points (share of training, weight),
             between which the weight is interpolated. `{"contrastive_weight": [(0, 0), (0.3, 0), (0.3, 1)]}`, or the
             words `["contrastive_weight=0:0,0.3:0,0.3:1"]`, train the first 30 % without the contrastive term.
@@ -48,9 +46,6 @@ class SimMIMTrainingArguments(TrainingArguments):
 
     chunk_size: int | None = option(
         None, "Sequences that go through the encoder at a time: any batch size in the memory of one chunk."
-    )
-    queue_size: int | None = option(
-        None, "Sequences of earlier batches whose vectors, as they were then, are negatives too."
     )
     weight_schedule: list[str] | None = option(
         None,
@@ -110,19 +105,11 @@ def check_method_options(args: TrainingArguments, config: SimMIMConfig) -> None:
     """Refuses options of the method that cannot work with this model.
 
     Raises:
-        ValueError: a chunk, a queue or an interval of less than 1, a queue for an objective without negatives or for
-            negatives of one process, gradients to compare of an objective without both terms, a weight that does not
-            exist or is 0 in the configuration, or points out of order or range.
+        ValueError: a chunk or an interval of less than 1, gradients to compare of an objective without both terms, a
+            weight that does not exist or is 0 in the configuration, or points out of order or range.
     """
     if args.chunk_size is not None and args.chunk_size < 1:
         raise ValueError(f"chunk_size={args.chunk_size}: give the number of sequences in a chunk, 1 or more.")
-    if args.queue_size is not None and (args.queue_size < 1 or not config.contrastive_weight):
-        raise ValueError(
-            f"queue_size={args.queue_size}: give 1 or more, and an objective with a contrastive term "
-            f"(contrastive_weight is {config.contrastive_weight})."
-        )
-    if args.queue_size is not None and not config.gather_negatives and args.world_size > 1:
-        raise ValueError("queue_size: the queue is that of all processes; leave gather_negatives=False out.")
     if args.conflict_steps is not None and (
         args.conflict_steps < 1 or not (config.mlm_weight and config.contrastive_weight)
     ):

@@ -40,7 +40,6 @@ from .arguments import (
 )
 from .callbacks import LastStepLogged, MaskRatioSchedule, SamplerEpoch, SimilarLengthSampler, progress
 from .measuring import Meter, gradient_conflict
-from .queue import VectorQueue
 
 logger = logging.get_logger(__name__)
 
@@ -66,8 +65,8 @@ class SimMIMTrainer(Trainer):
     Args:
         model, data_collator, train_dataset, eval_dataset, processing_class, model_init: as in `Trainer`
         args: `SimMIMTrainingArguments`, or transformers' own; the Trainer keeps a copy, `self.args`
-        chunk_size, queue_size, weight_schedule, conflict_steps, max_skipped_steps: as in `SimMIMTrainingArguments`,
-            and instead of what stands there
+        chunk_size, weight_schedule, conflict_steps, max_skipped_steps: as in `SimMIMTrainingArguments`, and instead of
+            what stands there
         options: the others of `Trainer`, such as `compute_metrics`, `callbacks` and `optimizers`
     """
 
@@ -86,7 +85,6 @@ class SimMIMTrainer(Trainer):
         model_init: Callable[..., PreTrainedModel] | None = None,
         *,
         chunk_size: int | None = None,
-        queue_size: int | None = None,
         weight_schedule: dict[str, list[tuple[float, float]]] | None = None,
         conflict_steps: int | None = None,
         max_skipped_steps: int | None = None,
@@ -108,7 +106,7 @@ class SimMIMTrainer(Trainer):
         refuse_compiling(self.args)
         self.args = copy.copy(self.args)  # other Trainers may share them
         self.args.dataloader_pin_memory &= self.args.device.type != "cpu"  # or torch warns
-        given = {"chunk_size": chunk_size, "queue_size": queue_size, "weight_schedule": weight_schedule}
+        given = {"chunk_size": chunk_size, "weight_schedule": weight_schedule}
         given |= {"conflict_steps": conflict_steps, "max_skipped_steps": max_skipped_steps}
         for name in METHOD_OPTIONS:  # transformers' own arguments do not have them
             default = getattr(self.args, name, getattr(SimMIMTrainingArguments, name))
@@ -118,13 +116,6 @@ class SimMIMTrainer(Trainer):
         sharding.prepare(self, self._unwrapped_model())
         if self.args.chunk_size is not None:
             self._unwrapped_model().chunk_size = self.args.chunk_size
-        rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else math.inf
-        if self.args.queue_size is not None and self.args.queue_size >= rows:
-            raise ValueError(
-                f"queue_size={self.args.queue_size}: there are only {rows} training rows, and a sequence would be a "
-                "negative of itself. Give a small part of them."
-            )
-        self._queue = VectorQueue(self.args.queue_size or 0)
         schedule = self.args.weight_schedule or {}
         if any(not weight for points in schedule.values() for _, weight in points) and self.args.world_size > 1:
             self.args.ddp_find_unused_parameters = True  # a term that is left out has parameters without a gradient
@@ -214,7 +205,7 @@ class SimMIMTrainer(Trainer):
         unwrapped = self._unwrapped_model()
         # Evaluation keeps the objective of the configuration.
         objective = self.current_objective() if model.training else unwrapped.config.objective
-        outputs = model(**inputs, objective=objective, queue_embeds=self._queue.pairs if model.training else None)
+        outputs = model(**inputs, objective=objective)
         terms = {name: outputs[name] for name in TERMS if outputs.get(name) is not None}
         loss = outputs.loss
         if model.training and self._shares:
@@ -225,8 +216,6 @@ class SimMIMTrainer(Trainer):
             self._training_meter.add(gradient_conflict(unwrapped, terms), 1)
         self._observe(model.training, outputs, unwrapped.counts(objective, **inputs))
         if model.training:
-            if outputs.original_embeds is not None:
-                self._queue.add(outputs.original_embeds, outputs.masked_embeds)
             readings = unwrapped.readings(**inputs, objective=objective)
             self._tokens = self._tokens + sum(reading.attention_mask.sum() for reading in readings)
         return (loss, outputs) if return_outputs else loss
@@ -327,10 +316,8 @@ class SimMIMTrainer(Trainer):
         return {"meaning": records.without_folders(meaning), **ran}
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
-        self._queue = VectorQueue(self.args.queue_size or 0)
         if resume_from_checkpoint:
             resume_from_checkpoint = checkpoints.to_resume(resume_from_checkpoint, self.args.output_dir)
-            self._queue.load(Path(resume_from_checkpoint), self.args.device)
         self._is_finite, self._skipped_in_a_row = True, 0
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -359,7 +346,6 @@ class SimMIMTrainer(Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(written / TRAINER_STATE_NAME))  # again, for the name of the best one
                 records.write_json(written / checkpoints.RECORD, self.record)
-                self._queue.save(written)
                 checkpoints.seal(written)
                 checkpoints.publish(written, target)
                 best = Path(self.state.best_model_checkpoint or target)
