@@ -48,7 +48,6 @@ class HeldOut:
             contrastive_weight=1.0,
             positive_view="masked",
             corrupted_views="copy",
-            uncertainty_weighting=False,
         )
         was_training, sums, counts = model.training, {}, {}
         model.eval()

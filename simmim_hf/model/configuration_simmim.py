@@ -105,6 +105,7 @@ COMMON_OPTIONS = [
 # Options of earlier versions: the value at which a run is what it is without them, and why each is gone.
 REMOVED_OPTIONS = {
     "queue_size": (None, "negatives of earlier batches made no better vectors; --chunk_size gives more negatives"),
+    "uncertainty_weighting": (False, "learned weights gained nothing; mlm_weight and the others are chosen"),
 }
 
 
@@ -173,7 +174,6 @@ class Objective:
     clm_weight: float
     positive_view: PositiveView = "masked"
     corrupted_views: CorruptedViews = "copy"
-    uncertainty_weighting: bool = False
 
     @property
     def corrupts_both(self) -> bool:
@@ -299,11 +299,6 @@ class SimMIMConfig(PreTrainedConfig):
     )
     projection_dim: int | None = _option(
         None, "Width of an MLP between the pooled vector and the contrastive loss, used in training only."
-    )
-    uncertainty_weighting: bool = _option(
-        False,
-        "Learn how much each term counts: exp(-s) * L + s / 2 with a learned log-variance s takes the place of each "
-        "loss L (Kendall, Gal & Cipolla 2018, equation 10).",
     )
     tie_word_embeddings: bool = _option(
         True, "Tie the output projection of the language-model head to the input embeddings."

@@ -75,24 +75,9 @@ class SimMIMProjection(nn.Module):
         return self.out(nn.functional.relu(self.dense(pooled)))
 
 
-class SimMIMUncertainty(nn.Module):
-    """A learned log-variance for each term of the loss (Kendall, Gal & Cipolla 2018, equation 10)."""
-
-    def __init__(self, config: SimMIMConfig):
-        super().__init__()
-        for name in TERMS:
-            if getattr(config, weight_of(name)):
-                self.register_parameter(name, nn.Parameter(torch.zeros(())))
-
-    def forward(self, name: str, loss: torch.Tensor) -> torch.Tensor:
-        log_variance = self.get_parameter(name)
-        return (-log_variance).exp() * loss + log_variance / 2
-
-
 class SimMIMForPreTraining(SimMIMWithLMHead):
     """The joint objective: masked-token prediction and a contrastive loss over a sequence and its masked copy."""
 
-    _zero_at_first = (*SimMIMWithLMHead._zero_at_first, SimMIMUncertainty)
     # The terms are means, so a Trainer has to divide them by the number of accumulation steps itself.
     accepts_loss_kwargs = False
     # How many sequences go through the encoder at a time in training, None for all at once: memory against time, with
@@ -110,7 +95,6 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
                 "`contrastive_gradient` is 'pooler', which has nothing to learn: give `pooled_layers='lexical_last'`, "
                 "`pooling='attention'` or both."
             )
-        self.uncertainty = SimMIMUncertainty(config) if config.uncertainty_weighting else None
         self.post_init()
 
     def _freeze_unused(self) -> None:
@@ -304,8 +288,6 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
     def weighted_sum(self, terms: dict[str, torch.Tensor], objective: Objective | None = None) -> torch.Tensor:
         """The loss, from its terms by name (`TERMS`)."""
         objective = self.config.objective if objective is None else objective
-        if objective.uncertainty_weighting:
-            terms = {name: self.uncertainty(name, term) for name, term in terms.items()}
         return sum(getattr(objective, weight_of(name)) * term for name, term in terms.items())
 
     def readings(self, objective: Objective | None = None, **batch: torch.Tensor | None) -> list[Reading]:

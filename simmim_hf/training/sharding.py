@@ -19,12 +19,11 @@ def prepare(trainer: Trainer, model: PreTrainedModel) -> None:
             "FSDP: accelerate does not shard on a CPU, and would train whole copies without a word. Launch with "
             "ddp_cpu.yaml of examples/accelerate_configs."
         )
-    # Processes with different numbers of chunks would gather weights at different times; the gradient of one term is
-    # not known for shards; and a single number cannot be divided.
+    # Processes with different numbers of chunks would gather weights at different times; and the gradient of one term
+    # is not known for shards.
     refused = {
         "chunk_size": trainer.args.chunk_size,
         "conflict_steps": trainer.args.conflict_steps,
-        "uncertainty_weighting": model.config.uncertainty_weighting,
     }
     if given := [name for name, value in refused.items() if value]:
         raise ValueError(

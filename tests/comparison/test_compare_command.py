@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 def test_the_command_makes_arms_of_objectives_and_of_a_file(files, tmp_path, capsys):
     arms = {
         "deleted words": {"positive_view": "deleted", "deletion_probability": 0.3},
-        "by itself": {"objective": "simmim", "uncertainty_weighting": True, "projection_dim": 8},
+        "by itself": {"objective": "simmim", "projection_dim": 8},
         "crops": {"objective": "simcse", "positive_view": "cropped", "hard_negatives": "next", "pooling": "cls"},
     }
     (tmp_path / "arms.yaml").write_text(yaml.safe_dump(arms, sort_keys=False))

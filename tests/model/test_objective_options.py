@@ -6,7 +6,7 @@ import torch
 from helpers import NO_DROPOUT, assert_same_gradients, gradients, ragged_batch, tiny_model, tiny_tokenizer
 from transformers import TrainingArguments
 
-from simmim_hf import DataCollatorForSimMIM, SimMIMConfig, SimMIMForPreTraining, SimMIMTrainer
+from simmim_hf import DataCollatorForSimMIM, SimMIMConfig, SimMIMTrainer
 from simmim_hf.data import corpora
 from simmim_hf.model.losses import contrastive_cross_entropy, similarity_matrix
 from simmim_hf.training.measuring import gradient_conflict
@@ -131,70 +131,6 @@ def test_the_gradient_is_the_sum_of_what_goes_through_each_view():
         assert any(gradient.any() for gradient in part.values())
         parts.append(part)
     assert_same_gradients({name: parts[0][name] + parts[1][name] for name in expected}, expected)
-
-
-# Learned weights.
-
-
-def test_uncertainty_weighting_is_equation_10(tmp_path):
-    model, batch = tiny_model(clm_weight=0.5, uncertainty_weighting=True), ragged_batch(LENGTHS)
-    values = {"mlm_loss": 0.3, "contrastive_loss": -0.7, "clm_loss": 1.1}
-    with torch.no_grad():
-        for name, value in values.items():
-            model.uncertainty.get_parameter(name).fill_(value)
-    out = model(**batch)
-    expected = sum(
-        weight * (np.exp(-values[name]) * out[name].item() + values[name] / 2)
-        for name, weight in (("mlm_loss", 1), ("contrastive_loss", 1), ("clm_loss", 0.5))
-    )
-    assert out.loss.item() == pytest.approx(expected, rel=1e-5)
-    out.loss.backward()
-    for name, value in values.items():
-        weight = getattr(model.config, name.replace("loss", "weight"))
-        wanted = weight * (0.5 - np.exp(-value) * out[name].item())
-        assert model.uncertainty.get_parameter(name).grad.item() == pytest.approx(wanted, rel=1e-4)
-    model.save_pretrained(tmp_path)
-    again, info = SimMIMForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"] and again.uncertainty.clm_loss.item() == pytest.approx(1.1)
-
-
-def test_learned_weights_begin_at_one_and_start_from_a_checkpoint_without_them(tmp_path):
-    plain = tiny_model()
-    plain.save_pretrained(tmp_path)
-    model = SimMIMForPreTraining.from_backbone(str(tmp_path), uncertainty_weighting=True)
-    batch = ragged_batch(LENGTHS)
-    torch.testing.assert_close(model(**batch).loss, plain(**batch).loss)
-
-
-@pytest.mark.slow
-def test_accumulation_is_exact_with_learned_weights(tmp_path):
-    def parameters_after_a_step(accumulation, batch_size):
-        model = tiny_model(backbone=NO_DROPOUT, contrastive_weight=0.0, uncertainty_weighting=True)
-        sizes = {"accumulation": accumulation, "batch_size": batch_size}
-        trainer = trainer_of(model, tmp_path / str(accumulation), steps=1, **sizes)
-        trainer.data_collator = DeterministicMask(trainer.data_collator)
-        trainer.train()
-        return dict(model.named_parameters())
-
-    one, many = parameters_after_a_step(1, 8), parameters_after_a_step(4, 2)
-    for name, parameter in one.items():
-        torch.testing.assert_close(many[name], parameter, rtol=1e-4, atol=2e-5, msg=name)
-
-
-class DeterministicMask:
-    """Corrupts each text alike in whatever batch it comes."""
-
-    def __init__(self, collator):
-        self.collator = collator
-
-    def __call__(self, features):
-        rows = [self.collator([feature]) for feature in features]
-        batch = self.collator(features)
-        for i, row in enumerate(rows):
-            length = row["input_ids"].shape[1]
-            for name in ("masked_input_ids", "labels"):
-                batch[name][i, :length] = row[name][0]
-        return batch
 
 
 # Weights that change in training, and the conflict of the terms.

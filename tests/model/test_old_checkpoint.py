@@ -17,7 +17,7 @@ from helpers import CLOSE, WITHOUT_THE_PACKAGE, environment, run_python
 import simmim_hf
 from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining
 from simmim_hf.data.collator import CONFIG_NAME
-from simmim_hf.model.configuration_simmim import remote_files
+from simmim_hf.model.configuration_simmim import REMOVED_OPTIONS, remote_files
 
 FOLDER = Path(__file__).with_name("checkpoint_before_drawers")
 EXPECTED = json.loads((FOLDER / "expected.json").read_text())
@@ -78,7 +78,8 @@ def test_nothing_in_it_is_unknown(caplog):
     model = SimMIMForPreTraining.from_pretrained(FOLDER)
     assert "does not know" not in caplog.text
     settings = json.loads((FOLDER / "config.json").read_text())
-    for name in settings.keys() - {"architectures", "auto_map", "dtype", "text_config", "transformers_version"}:
+    others = {"architectures", "auto_map", "dtype", "text_config", "transformers_version", *REMOVED_OPTIONS}
+    for name in settings.keys() - others:
         assert getattr(model.config, name) == settings[name], name
 
 

@@ -28,12 +28,10 @@ def test_a_shard_is_a_layer_and_never_holds_the_embedding(family, layer):
     assert trainer.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap == [layer]
 
 
-@pytest.mark.parametrize("given", ["chunk_size", "conflict_steps", "uncertainty_weighting"])
+@pytest.mark.parametrize("given", ["chunk_size", "conflict_steps"])
 def test_what_needs_whole_weights_is_refused(given):
-    options = {} if given == "uncertainty_weighting" else {given: 2}
-    model = tiny_model(uncertainty_weighting=given == "uncertainty_weighting")
     with pytest.raises(ValueError, match=f"FSDP: {given} needs whole weights"):
-        sharding.prepare(sharded(**options), model)
+        sharding.prepare(sharded(**{given: 2}), tiny_model())
 
 
 def test_a_cpu_does_not_shard_without_a_word(tmp_path, monkeypatch):
