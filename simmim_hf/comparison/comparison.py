@@ -43,14 +43,13 @@ logger = logging.get_logger(__name__)
 # What `simmim compare` without a budget spends on an arm and seed: on the built-in corpus, on other text one pass.
 BUILT_IN_BUDGET = 300_000
 FEWEST_STEPS = 10
-CURVE_SEQUENCES, CONFLICT_POINTS, LOG_LINES = 256, 10, 20
+CURVE_SEQUENCES, LOG_LINES = 256, 20
 CALIBRATION_STEPS = 12
 HELD_OUT = "held-out text"  # the task that every comparison has
 # What may be in the folder after a start that was refused.
 BEFORE_TRAINING = ("initial", "calibration")
 # The part of a budget of seconds that is planned for; the rest is for a machine that gets slower.
 PLANNED_SHARE = 0.95
-CONFLICT_NORMS = ("mlm_gradient_norm", "contrastive_gradient_norm")
 
 
 @dataclass
@@ -159,7 +158,7 @@ class Comparison:
 
     def _read_text(self, is_new: bool) -> None:
         """Reads and tokenises the text of all arms, and masks the held-out part that every arm is asked about."""
-        options = {k: v for k, v in self.options.items() if k not in ("conflict_steps", "weight_schedule")}
+        options = {k: v for k, v in self.options.items() if k != "weight_schedule"}
         if not is_new:
             options["tokenizer_name"] = str(self._initial(self.seeds[0]))
         self.model_args, self.data_args, self.args = self._arguments(
@@ -259,8 +258,6 @@ class Comparison:
             options.setdefault("dropout", default_dropout(wanted))  # from here on it looks like another's
         options |= {"model_name_or_path": initial, "text_config": None, "seed": seed}
         options |= {"output_dir": str(self._run_folder(arm, seed)), **more}
-        if not self._is_joint(arm):
-            options.pop("conflict_steps", None)
         try:
             model_args, data_args, args = self._arguments(options)
             set_seed(seed)
@@ -277,10 +274,6 @@ class Comparison:
         """The weights of an arm's terms."""
         options = config_options({**self.options, **self.arms[arm]})
         return {name: options[name] for name in WEIGHTS}
-
-    def _is_joint(self, arm: str) -> bool:
-        weights = self._weights(arm)
-        return bool(weights["mlm_weight"] and weights["contrastive_weight"])
 
     def _rates(self) -> dict[str, budget.Rate]:
         """What each arm does with a token of text, after a trial of every arm and of its budget."""
@@ -372,7 +365,7 @@ class Comparison:
         if checkpoint:
             state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
         tokens = self.budget.plan(self._trainer(arm, seed), self.rates[arm])
-        trainer = self._trainer(arm, seed, **self._schedule(arm, len(tokens) - 1, state))
+        trainer = self._trainer(arm, seed, **self._schedule(len(tokens) - 1, state))
         gc.collect()  # the weights of earlier runs: a Trainer is part of a reference cycle
         budget.reset_peak_memory(self.device)
         outcome, model = {"status": "finished"}, trainer.accelerator.unwrap_model(trainer.model)
@@ -406,21 +399,18 @@ class Comparison:
                 "seconds": _training_seconds(state),
                 "peak_memory_bytes": memory,
                 "parameters": model.num_parameters(),
-                "curve": _logged(state.log_history, tokens, "held_out_"),
-                "conflict": _logged(state.log_history, tokens, "gradient_cosine", *CONFLICT_NORMS),
+                "curve": _curve(state.log_history, tokens),
             }
             records.write_json(folder / "result.json", outcome)
             for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
                 shutil.rmtree(path)
         trainer.accelerator.free_memory()
 
-    def _schedule(self, arm: str, steps: int, state: TrainerState) -> dict:
+    def _schedule(self, steps: int, state: TrainerState) -> dict:
         """The options of a run of so many steps that begins, or goes on, at a state."""
         options = {"max_steps": steps}
         if self.budget.unit == "seconds":
             options["max_minutes"] = (self.budget.amount - _training_seconds(state)) / 60
-        elif self._is_joint(arm) and {**self.options, **self.arms[arm]}.get("conflict_steps") is None:
-            options["conflict_steps"] = max(1, steps // CONFLICT_POINTS)
         # The log has what a plot needs; a checkpoint falls on a line of the log, which then is complete in it.
         if "logging_steps" not in self.options:
             every = max(1, steps // LOG_LINES)
@@ -483,11 +473,11 @@ def _training_seconds(state: TrainerState) -> float:
     return max((entry.get("training_seconds", 0.0) for entry in state.log_history), default=0.0)
 
 
-def _logged(history: list[dict], tokens: list[int], *prefixes: str) -> list[dict]:
-    """The entries of a log that have quantities with these prefixes, which are taken off, against tokens read."""
-    rows = []
+def _curve(history: list[dict], tokens: list[int]) -> list[dict]:
+    """The entries of a log that have quantities of held-out text, against tokens read."""
+    rows, prefix = [], "held_out_"
     for entry in history:
-        found = {name.removeprefix("held_out_"): v for name, v in entry.items() if name.startswith(prefixes)}
+        found = {name.removeprefix(prefix): v for name, v in entry.items() if name.startswith(prefix)}
         if found:
             rows.append({"step": entry["step"], "tokens": tokens[entry["step"]], **found})
     return rows

@@ -5,20 +5,19 @@ from pathlib import Path
 import numpy as np
 
 from ..quantities import QUANTITIES
-from .statistics import CONFLICT, Metric, front_axes, front_of, front_points, metrics_of, without_masked_term
+from .statistics import Metric, front_axes, front_of, front_points, metrics_of, without_masked_term
 
 COLOURS = 10
 KEPT = 0.8  # share of the arms that the plot of many shows
 
 
 def draw(results: dict, folder: Path) -> dict[str, str]:
-    """Draws what there is to draw into PNG files; their names by kind: `front`, `curves`, `conflict`."""
+    """Draws what there is to draw into PNG files; their names by kind: `front`, `curves`."""
     axes = front_axes(metrics_of(results))
     styles = styles_of(results, axes)
     figures = {
         "front": axes and _draw_front(results, axes, styles),
         "curves": _draw_curves(results, styles),
-        "conflict": _draw_conflict(results, styles),
     }
     drawn = {kind: figure for kind, figure in figures.items() if figure is not None}
     for kind, figure in drawn.items():
@@ -110,25 +109,24 @@ def _break_axis(panel, start: float, end: float) -> None:
     panel.text((start + end) / 2, 1.01, "off the scale", transform=axis, ha="center", va="bottom", fontsize=9)
 
 
-def _curves(results: dict, kind: str, name: str) -> dict[str, list[np.ndarray]]:
+def _curves(results: dict, name: str) -> dict[str, list[np.ndarray]]:
     """For each arm an array (2, points) of tokens and values for each of its runs that have the quantity."""
     found = {}
     for run in results["runs"]:
-        rows = [(row["tokens"], row[name]) for row in run.get(kind) or () if row.get(name) is not None]
+        rows = [(row["tokens"], row[name]) for row in run.get("curve") or () if row.get(name) is not None]
         if rows:
             found.setdefault(run["arm"], []).append(np.array(rows).T)
     return found
 
 
-def _draw_lines(panel, curves: dict[str, list[np.ndarray]], styles: dict[str, dict], line="-", label=True) -> None:
+def _draw_lines(panel, curves: dict[str, list[np.ndarray]], styles: dict[str, dict]) -> None:
     """The mean of each arm over its runs, and thin lines for the runs."""
     for arm, runs in curves.items():
         for tokens, values in runs if len(runs) > 1 else ():
-            panel.plot(tokens, values, line, color=styles[arm]["color"], linewidth=0.6, alpha=0.5)
+            panel.plot(tokens, values, color=styles[arm]["color"], linewidth=0.6, alpha=0.5)
         shortest = min(run.shape[1] for run in runs)
         tokens, values = np.mean([run[:, :shortest] for run in runs], axis=0)  # (runs, 2, points) -> (2, points)
-        style = {**styles[arm], "markersize": 4, "linewidth": 1.8, **({} if label else {"label": None})}
-        panel.plot(tokens, values, line, **style)
+        panel.plot(tokens, values, **styles[arm], markersize=4, linewidth=1.8)
     panel.grid(alpha=0.3)
     panel.set_xlabel("tokens read")
     panel.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k")
@@ -141,7 +139,7 @@ def _legend_below(figure, panel) -> None:
 
 def _draw_curves(results: dict, styles: dict[str, dict]):
     """What was measured on held-out text during training."""
-    curves = {name: _curves(results, "curve", name) for name in ("mlm_loss", "contrastive_accuracy")}
+    curves = {name: _curves(results, name) for name in ("mlm_loss", "contrastive_accuracy")}
     curves = {name: found for name, found in curves.items() if found}
     if not curves:
         return None
@@ -155,25 +153,5 @@ def _draw_curves(results: dict, styles: dict[str, dict]):
             start = max(values[0] for runs in found.values() for _, values in runs)
             lowest, highest = panel.get_ylim()
             panel.set_ylim(lowest, min(highest, 1.1 * start))
-    _legend_below(figure, panels[0])
-    return figure
-
-
-def _draw_conflict(results: dict, styles: dict[str, dict]):
-    """How the gradients of the two terms lie to each other, and how large they are."""
-    cosines = _curves(results, "conflict", "gradient_cosine")
-    if not cosines:
-        return None
-    figure = _figure(10.4)
-    panels = figure.subplots(1, 2)
-    _draw_lines(panels[0], cosines, styles)
-    panels[0].axhspan(-CONFLICT, CONFLICT, color="0.94", zorder=0)
-    panels[0].axhline(0, color="black", linewidth=0.8)
-    panels[0].set_title("cosine of the gradients of both terms", fontsize=11)
-    for term, line in (("mlm", "-"), ("contrastive", "--")):
-        curves = _curves(results, "conflict", f"{term}_gradient_norm")
-        _draw_lines(panels[1], curves, styles, line=line, label=term == "mlm")
-    panels[1].set_title("norm of each gradient: masked —, contrastive - -", fontsize=11)
-    panels[1].set_yscale("log")
     _legend_below(figure, panels[0])
     return figure

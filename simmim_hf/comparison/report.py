@@ -9,7 +9,7 @@ import jinja2
 
 from ..quantities import APART, GEOMETRY, LANGUAGE, RETRIEVAL, SIMILARITY, TRANSFER, listed
 from .plots import draw
-from .statistics import CONFLICT, COST, Metric, gradient_cosines, mean_costs, metrics_of, without_masked_term
+from .statistics import COST, Metric, mean_costs, metrics_of, without_masked_term
 
 MANY_ARMS = 10  # the most that a sentence names
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -19,7 +19,7 @@ TOKENS = {
     "read": "Tokens count as often as the encoder reads them.",
     "text": "A token of the text counts once, however often the objective reads it.",
 }
-PLOTS = {"front": "Two goals at once", "curves": "Learning curves", "conflict": "Conflict of the terms"}
+PLOTS = {"front": "Two goals at once", "curves": "Learning curves"}
 NOTES = {  # what a reader has to know to read a section, by its title
     "At a glance": "Bold: the best mean over seeds, where it is better than that of the weights before training. ±: "
     "half the width of its 95 % interval (Student's t). ≈: better than before training, too, and not distinguishable "
@@ -29,10 +29,6 @@ NOTES = {  # what a reader has to know to read a section, by its title
     "whose means no other arm equals or beats in both metrics. Where the axis breaks (//), arms follow that are off "
     "the scale: the legend has their values, and the line leaves them out.",
     "Learning curves": "Measured on a part of the held-out text during training. Thin lines are single seeds.",
-    "Conflict of the terms": "Gradients of the masked and the contrastive term in the encoder. With a cosine below "
-    f"-{CONFLICT} they pull against each other, above {CONFLICT} they pull together; between these (grey) they hardly "
-    "affect each other: to first order, a step for one changes the other by less than a tenth of what an equally long "
-    "step of its own would.",
     LANGUAGE: "All arms are asked for the same masked tokens, also those that were never trained for it (†). "
     "Causal perplexity is that of arms with a causal term.",
     APART: "How often a text is nearest to its own masked copy, within a batch of texts of similar length.",
@@ -150,23 +146,6 @@ def metric_table(metrics: list[Metric], results: dict, caption: str = "") -> Tab
     return Table(["arm", "seeds", *titles], rows, caption, note)
 
 
-def conflict_table(results: dict) -> Table:
-    """A row for each arm whose two terms were compared, in words where the whole interval allows the same words."""
-
-    def words(cosine: float) -> str:
-        if abs(cosine) < CONFLICT:
-            return "hardly affect each other"
-        return "pull together" if cosine > 0 else "pull against each other"
-
-    rows = []
-    for arm, found in gradient_cosines(results).items():
-        half = found.half_width or 0.0
-        low, high = words(found.mean - half), words(found.mean + half)
-        interval = f" ± {half:.2f}" if half else ""
-        rows.append([arm, f"{found.mean:.2f}{interval}", low if low == high else "open: the interval is too wide"])
-    return Table(["arm", "mean cosine", "on average the terms"], rows, of_words=True)
-
-
 def sections_of(results: dict, plots: dict[str, str]) -> list[Section]:
     """The report.
 
@@ -186,10 +165,9 @@ def sections_of(results: dict, plots: dict[str, str]) -> list[Section]:
     arms = [[arm, _pairs(options)] for arm, options in [("all arms", shared), *results["arms"].items()]]
     table = Table(["arm", "options"], arms, of_words=True)
     sections.append(Section("What was compared", [_setting(results)], [table]))
-    tables = {"conflict": [conflict_table(results)]}
     for kind, title in PLOTS.items():
         if kind in plots:
-            sections.append(Section(title, [NOTES[title]], tables.get(kind, []), plots[kind]))
+            sections.append(Section(title, [NOTES[title]], plot=plots[kind]))
     for axis in dict.fromkeys(metric.quantity.axis for metric in metrics):
         of_axis = [metric for metric in metrics if metric.quantity.axis == axis]
         tasks = dict.fromkeys(metric.task for metric in of_axis)

@@ -106,6 +106,7 @@ COMMON_OPTIONS = [
 REMOVED_OPTIONS = {
     "queue_size": (None, "negatives of earlier batches made no better vectors; --chunk_size gives more negatives"),
     "uncertainty_weighting": (False, "learned weights gained nothing; mlm_weight and the others are chosen"),
+    "conflict_steps": (None, "the gradients of the masked and the contrastive term were found nearly orthogonal"),
 }
 
 

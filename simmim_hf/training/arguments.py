@@ -35,8 +35,6 @@ class SimMIMTrainingArguments(TrainingArguments):
             between which the weight is interpolated. `{"contrastive_weight": [(0, 0), (0.3, 0), (0.3, 1)]}`, or the
             words `["contrastive_weight=0:0,0.3:0,0.3:1"]`, train the first 30 % without the contrastive term.
             Evaluation has the weights of the configuration.
-        conflict_steps: every so many steps, log the cosine between the gradients that the masked and the contrastive
-            term have in the encoder, and the norm of each; costs two more backward passes at such a step.
         max_skipped_steps: a step whose loss or gradient is not finite changes neither weights nor optimizer; training
             stops when more than so many follow one another. float16 may begin with a few, until its scale fits.
 
@@ -51,9 +49,6 @@ class SimMIMTrainingArguments(TrainingArguments):
         None,
         "Weights that change in training, as points share_of_training:weight. An MLM-only phase: "
         "contrastive_weight=0:0,0.3:0,0.3:1.",
-    )
-    conflict_steps: int | None = option(
-        None, "Every so many steps, log the cosine between the gradients of the masked and the contrastive term."
     )
     max_skipped_steps: int = option(
         20, "Steps in a row whose loss or gradient may be not finite; they are skipped, and one more stops the run."
@@ -105,18 +100,11 @@ def check_method_options(args: TrainingArguments, config: SimMIMConfig) -> None:
     """Refuses options of the method that cannot work with this model.
 
     Raises:
-        ValueError: a chunk or an interval of less than 1, gradients to compare of an objective without both terms, a
-            weight that does not exist or is 0 in the configuration, or points out of order or range.
+        ValueError: a chunk of less than 1, a weight that does not exist or is 0 in the configuration, or points out of
+            order or range.
     """
     if args.chunk_size is not None and args.chunk_size < 1:
         raise ValueError(f"chunk_size={args.chunk_size}: give the number of sequences in a chunk, 1 or more.")
-    if args.conflict_steps is not None and (
-        args.conflict_steps < 1 or not (config.mlm_weight and config.contrastive_weight)
-    ):
-        raise ValueError(
-            f"conflict_steps={args.conflict_steps}: give 1 or more, and an objective with a masked and a contrastive "
-            f"term (mlm_weight is {config.mlm_weight}, contrastive_weight {config.contrastive_weight})."
-        )
     for name, points in (args.weight_schedule or {}).items():
         if name not in WEIGHTS:
             raise ValueError(f"weight_schedule: there is no weight `{name}`. There are: {', '.join(WEIGHTS)}.")

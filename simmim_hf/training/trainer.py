@@ -39,7 +39,7 @@ from .arguments import (
     refuse_compiling,
 )
 from .callbacks import LastStepLogged, MaskRatioSchedule, SamplerEpoch, SimilarLengthSampler, progress
-from .measuring import Meter, gradient_conflict
+from .measuring import Meter
 
 logger = logging.get_logger(__name__)
 
@@ -47,7 +47,7 @@ logger = logging.get_logger(__name__)
 COLLATOR_COLUMNS = ["text", "negative", "special_tokens_mask", "length"]
 # The options that change when training stops, what is logged and how much memory is used, but not what is learned;
 # and what a configuration says of other things than the network.
-MEANINGLESS = ("max_minutes", "max_skipped_steps", "conflict_steps", "chunk_size", "gradient_checkpointing")
+MEANINGLESS = ("max_minutes", "max_skipped_steps", "chunk_size", "gradient_checkpointing")
 UNRELATED = ("transformers_version", "architectures", "_name_or_path", "dtype")
 
 
@@ -65,8 +65,8 @@ class SimMIMTrainer(Trainer):
     Args:
         model, data_collator, train_dataset, eval_dataset, processing_class, model_init: as in `Trainer`
         args: `SimMIMTrainingArguments`, or transformers' own; the Trainer keeps a copy, `self.args`
-        chunk_size, weight_schedule, conflict_steps, max_skipped_steps: as in `SimMIMTrainingArguments`, and instead of
-            what stands there
+        chunk_size, weight_schedule, max_skipped_steps: as in `SimMIMTrainingArguments`, and instead of what stands
+            there
         options: the others of `Trainer`, such as `compute_metrics`, `callbacks` and `optimizers`
     """
 
@@ -86,7 +86,6 @@ class SimMIMTrainer(Trainer):
         *,
         chunk_size: int | None = None,
         weight_schedule: dict[str, list[tuple[float, float]]] | None = None,
-        conflict_steps: int | None = None,
         max_skipped_steps: int | None = None,
         **options,
     ):
@@ -106,8 +105,7 @@ class SimMIMTrainer(Trainer):
         refuse_compiling(self.args)
         self.args = copy.copy(self.args)  # other Trainers may share them
         self.args.dataloader_pin_memory &= self.args.device.type != "cpu"  # or torch warns
-        given = {"chunk_size": chunk_size, "weight_schedule": weight_schedule}
-        given |= {"conflict_steps": conflict_steps, "max_skipped_steps": max_skipped_steps}
+        given = {"chunk_size": chunk_size, "weight_schedule": weight_schedule, "max_skipped_steps": max_skipped_steps}
         for name in METHOD_OPTIONS:  # transformers' own arguments do not have them
             default = getattr(self.args, name, getattr(SimMIMTrainingArguments, name))
             setattr(self.args, name, given[name] if given[name] is not None else default)
@@ -119,7 +117,6 @@ class SimMIMTrainer(Trainer):
         schedule = self.args.weight_schedule or {}
         if any(not weight for points in schedule.values() for _, weight in points) and self.args.world_size > 1:
             self.args.ddp_find_unused_parameters = True  # a term that is left out has parameters without a gradient
-        self._conflict_measured_at = None
         self._training_meter, self._evaluation_meter = Meter(), Meter()
         self._tokens, self._tokens_since = 0, None
         self._skipped = 0
@@ -212,8 +209,6 @@ class SimMIMTrainer(Trainer):
             share = self._shares.popleft()
             # Trainer divides by the number of micro-batches afterwards.
             loss = unwrapped.weighted_sum({name: share[name] * term for name, term in terms.items()}, objective)
-        if model.training and self._conflict_is_due(terms):
-            self._training_meter.add(gradient_conflict(unwrapped, terms), 1)
         self._observe(model.training, outputs, unwrapped.counts(objective, **inputs))
         if model.training:
             readings = unwrapped.readings(**inputs, objective=objective)
@@ -267,14 +262,6 @@ class SimMIMTrainer(Trainer):
                 f"checkpoints in {self.args.output_dir} stay. Lower the learning rate (now "
                 f"{self._get_learning_rate():g}), set a longer warm-up, or raise the temperature."
             )
-
-    def _conflict_is_due(self, terms: dict[str, torch.Tensor]) -> bool:
-        step = self.state.global_step
-        every = self.args.conflict_steps
-        if every is None or step % every or step == self._conflict_measured_at:
-            return False
-        self._conflict_measured_at = step
-        return {"mlm_loss", "contrastive_loss"} <= terms.keys()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

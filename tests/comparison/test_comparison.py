@@ -287,7 +287,7 @@ def test_the_report_of_a_comparison_has_all_its_sections(whole):
         assert f"## {title}" in text
     assert "| random weights | 2 |" in text and "| token frequencies | - |" in text
     assert all(f"| {arm} | 2 of 2 |" in text for arm in ARMS)
-    assert all((whole[0] / f"{kind}.png").is_file() for kind in ("front", "curves", "conflict"))
+    assert all((whole[0] / f"{kind}.png").is_file() for kind in ("front", "curves"))
 
 
 def test_arms_keep_the_pooling_of_the_model_they_start_from(tmp_path):

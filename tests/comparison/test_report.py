@@ -39,7 +39,7 @@ def test_the_page_shows_all_and_needs_nothing_from_outside(folder, results):
     page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
     assert not re.search(r"https?:|//[\w.]+\.\w+/|<script|<link|@import", page)
     sources = re.findall(r'src="([^"]*)"', page)
-    assert len(sources) == 3 and all(source.startswith("data:image/png;base64,iVBOR") for source in sources)
+    assert len(sources) == 2 and all(source.startswith("data:image/png;base64,iVBOR") for source in sources)
     for name in re.findall(r"!\[[^]]*\]\(([^)]*)\)", text):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     for arm in results["arms"]:
@@ -115,23 +115,6 @@ def test_what_has_no_variance_is_said(results, tmp_path):
     note += "simmim, fused and simmim decoupled in trec accuracy.\n\n"
     assert text.count(note) == 2, "at a glance, and in its own section"
     assert note.strip() in (tmp_path / "report.html").read_text() and note.strip() in report.overview(constant)
-
-
-@pytest.mark.parametrize(
-    ("cosines", "row"),
-    [
-        ([0.05], ["0.05", "hardly affect each other"]),
-        ([-0.3], ["-0.30", "pull against each other"]),
-        ([0.3, 0.3], ["0.30", "pull together"]),
-        ([0.0, 0.3], ["0.15 ± 1.91", "open: the interval is too wide"]),
-    ],
-)
-def test_the_cosine_of_the_terms_is_put_into_words(cosines, row):
-    runs = [
-        {"arm": "a", "seed": seed, "conflict": [{"gradient_cosine": cosine}]} for seed, cosine in enumerate(cosines)
-    ]
-    assert report.conflict_table({"runs": runs}).rows == [["a", *row]]
-    assert "below -0.1 they pull against each other" in report.NOTES["Conflict of the terms"]
 
 
 def with_seeds(results: dict, *seeds: int) -> dict:

@@ -13,7 +13,6 @@ from simmim_hf.comparison.statistics import (
     differ,
     estimate,
     front_of,
-    gradient_cosines,
     mean_costs,
     paired_p,
     summary,
@@ -76,13 +75,6 @@ def test_close_are_those_that_a_test_leaves_open_above_the_initial_weights():
     )
     assert metric.as_good() == ["as_good", "below_initial", "no_variance", "one_seed"]
     assert metric.close() == ["as_good"]
-
-
-def test_the_cosine_of_an_arm_is_that_of_its_runs():
-    rows = [{"gradient_cosine": 0.1}, {"gradient_cosine": 0.3}, {"tokens": 5}]
-    runs = [{"arm": "a", "seed": 1, "conflict": rows}, {"arm": "a", "seed": 2, "conflict": rows[:1]}]
-    found = gradient_cosines({"runs": [*runs, {"arm": "b", "seed": 1, "conflict": []}, {"arm": "c", "seed": 1}]})
-    assert found.keys() == {"a"} and found["a"].by_seed == pytest.approx({1: 0.2, 2: 0.1})
 
 
 def test_the_best_arm_and_those_that_may_be_as_good():

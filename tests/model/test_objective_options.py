@@ -9,7 +9,6 @@ from transformers import TrainingArguments
 from simmim_hf import DataCollatorForSimMIM, SimMIMConfig, SimMIMTrainer
 from simmim_hf.data import corpora
 from simmim_hf.model.losses import contrastive_cross_entropy, similarity_matrix
-from simmim_hf.training.measuring import gradient_conflict
 
 LENGTHS = [7, 3, 5, 2]
 TEXTS = [" ".join(f"w{(i * 7 + j) % 50}" for j in range(4 + i % 9)) for i in range(64)]
@@ -133,7 +132,7 @@ def test_the_gradient_is_the_sum_of_what_goes_through_each_view():
     assert_same_gradients({name: parts[0][name] + parts[1][name] for name in expected}, expected)
 
 
-# Weights that change in training, and the conflict of the terms.
+# Weights that change in training.
 
 
 @pytest.mark.slow
@@ -169,46 +168,6 @@ def test_weights_follow_their_schedule(tmp_path):
 def test_an_impossible_schedule_is_refused(tmp_path, schedule, message):
     with pytest.raises(ValueError, match=message):
         trainer_of(tiny_model(), tmp_path, weight_schedule=schedule)
-
-
-@pytest.mark.parametrize("chunk_size", [None, 2])
-def test_the_conflict_is_the_cosine_of_the_gradients(chunk_size):
-    model = tiny_model(backbone=NO_DROPOUT)
-    model.chunk_size = chunk_size
-    out = model(**ragged_batch(LENGTHS))
-    terms = {"mlm_loss": out.mlm_loss, "contrastive_loss": out.contrastive_loss}
-    measured = gradient_conflict(model, terms)
-    out.loss.backward()  # the graph is still there
-    flat = []
-    for name in terms:
-        single = tiny_model(backbone=NO_DROPOUT)
-        loss = getattr(single(**ragged_batch(LENGTHS)), name)
-        encoder = dict(single.simmim.named_parameters(prefix="simmim"))
-        flat.append(torch.cat([g.flatten() for n, g in gradients(single, loss).items() if n in encoder]))
-    expected = torch.dot(*flat) / (flat[0].norm() * flat[1].norm())
-    assert measured["gradient_cosine"].item() == pytest.approx(expected.item(), abs=1e-5)
-    assert measured["mlm_gradient_norm"].item() == pytest.approx(flat[0].norm().item(), rel=1e-4)
-    assert measured["contrastive_gradient_norm"].item() == pytest.approx(flat[1].norm().item(), rel=1e-4)
-
-
-@pytest.mark.slow
-def test_the_conflict_is_logged_and_changes_nothing(tmp_path):
-    logs, weights = [], []
-    for conflict_steps in (None, 3):
-        torch.manual_seed(0)
-        model = tiny_model().train()
-        trainer = trainer_of(model, tmp_path, conflict_steps=conflict_steps)
-        trainer.train()
-        logs.append([entry for entry in trainer.state.log_history if "loss" in entry])
-        weights.append(model.lm_head.dense.weight.detach().clone())
-    assert torch.equal(*weights)
-    assert [i for i, entry in enumerate(logs[1]) if "gradient_cosine" in entry] == [0, 3, 6]
-    assert all(-1 <= entry.get("gradient_cosine", 0) <= 1 for entry in logs[1])
-
-
-def test_a_conflict_needs_two_terms(tmp_path):
-    with pytest.raises(ValueError, match="conflict_steps=2.*contrastive_weight 0"):
-        trainer_of(tiny_model(contrastive_weight=0.0), tmp_path, conflict_steps=2)
 
 
 def test_unknown_choices_are_refused():

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from datasets import Dataset
 from helpers import TINY
 from trainers import WORDS, losses, make_model, make_texts, make_tokenizer, make_trainer, rows_with, tokenized
@@ -155,22 +154,6 @@ def test_several_gpus_without_a_launcher_are_one(tmp_path):
     args._n_gpu = 2  # as transformers sets it where there are two and one process
     trainer = SimMIMTrainer(make_model(), args, DataCollatorForSimMIM(make_tokenizer()))
     assert trainer.args.n_gpu == 1 and trainer._train_batch_size == 8
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_conflict_of_the_terms_is_logged_on_cuda(tmp_path):
-    model, args = make_model(), TrainingArguments(str(tmp_path), max_steps=2, logging_steps=1, report_to="none")
-    trainer = SimMIMTrainer(
-        model,
-        args,
-        DataCollatorForSimMIM(make_tokenizer()),
-        Dataset.from_dict({"text": make_texts()}),
-        conflict_steps=1,
-    )
-    trainer.train()
-    assert all(-1 <= row["gradient_cosine"] <= 1 for row in rows_with(trainer, "gradient_cosine"))
-    assert len(rows_with(trainer, "gradient_cosine")) == 2
 
 
 class Shares(DataCollatorForSimMIM):
