@@ -186,7 +186,7 @@ class Comparison:
 
     def _tokenize(self, data_args, max_length: int, passages: int = 1) -> parts.TokenizedText:
         """The text as the arms with these options read it, tokenised once for all of them."""
-        key = max_length, data_args.hard_negatives, data_args.long_texts, passages
+        key = max_length, data_args.long_texts, passages
         if key not in self._tokenized:
             with self.args.main_process_first(desc="tokenising"):
                 self._tokenized[key] = parts.tokenize_text(

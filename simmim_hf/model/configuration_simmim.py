@@ -102,11 +102,12 @@ COMMON_OPTIONS = [
     "use_cache",
 ]
 
-# Options of earlier versions: the value at which a run is what it is without them, and why each is gone.
+# Options of earlier versions: the value that changed nothing, as None does, and why each is gone.
 REMOVED_OPTIONS = {
     "queue_size": (None, "negatives of earlier batches made no better vectors; --chunk_size gives more negatives"),
     "uncertainty_weighting": (False, "learned weights gained nothing; mlm_weight and the others are chosen"),
     "conflict_steps": (None, "the gradients of the masked and the contrastive term were found nearly orthogonal"),
+    "hard_negatives": ("none", "the following text as a negative gained nothing; a column `negative` has others"),
 }
 
 
@@ -118,7 +119,7 @@ def without_removed(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     for name in REMOVED_OPTIONS.keys() & options.keys():
         unused, reason = REMOVED_OPTIONS[name]
-        if options[name] != unused:
+        if options[name] not in (None, unused):
             raise ValueError(f"`{name}` is {options[name]!r}, and this option is gone: {reason}. Leave it out.")
     return {name: value for name, value in options.items() if name not in REMOVED_OPTIONS}
 

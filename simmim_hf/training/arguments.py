@@ -239,9 +239,6 @@ class DataArguments(CorruptionOptions):
     )
     validation_split_percentage: float = option(5, "Part of the training text that is held out, 2,000 rows at most.")
     max_seq_length: int = option(128, "Tokens that the encoder reads at once, see --long_texts.")
-    hard_negatives: str = option(
-        "none", "next: the following text, often of the same document, is a negative too.", choices=["none", "next"]
-    )
     preprocessing_num_workers: int | None = option(None, "Processes for tokenising.")
     first_sentence_probability: float | None = option(
         None,

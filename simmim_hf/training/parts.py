@@ -130,14 +130,12 @@ def tokenize_text(
     max_length: int,
     passages: int = 1,
 ) -> TokenizedText:
-    """The texts as token ids, with hard negatives where they are asked for.
+    """The texts as token ids.
 
     Args:
         max_length: of what the encoder reads at once
         passages: how many of them a row has room for, see `SimMIMConfig.passages_per_row`
     """
-    if data_args.hard_negatives == "next":
-        train = corpora.with_next_as_negative(train)
     options = {
         "max_length": max_length,
         "num_proc": data_args.preprocessing_num_workers,

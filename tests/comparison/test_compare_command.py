@@ -21,7 +21,7 @@ def test_the_command_makes_arms_of_objectives_and_of_a_file(files, tmp_path, cap
     arms = {
         "deleted words": {"positive_view": "deleted", "deletion_probability": 0.3},
         "by itself": {"objective": "simmim", "projection_dim": 8},
-        "crops": {"objective": "simcse", "positive_view": "cropped", "hard_negatives": "next", "pooling": "cls"},
+        "crops": {"objective": "simcse", "positive_view": "cropped", "pooling": "cls"},
     }
     (tmp_path / "arms.yaml").write_text(yaml.safe_dump(arms, sort_keys=False))
     words = words_of({**options(files), "budget_text": BUDGET, "seeds": 1, "output_dir": str(tmp_path / "out")})

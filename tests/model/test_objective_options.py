@@ -7,7 +7,6 @@ from helpers import NO_DROPOUT, assert_same_gradients, gradients, ragged_batch, 
 from transformers import TrainingArguments
 
 from simmim_hf import DataCollatorForSimMIM, SimMIMConfig, SimMIMTrainer
-from simmim_hf.data import corpora
 from simmim_hf.model.losses import contrastive_cross_entropy, similarity_matrix
 
 LENGTHS = [7, 3, 5, 2]
@@ -102,15 +101,6 @@ def test_the_given_positive_is_compared(family, chunk_size):
 def test_a_missing_positive_is_named():
     with pytest.raises(ValueError, match="positive_input_ids.*positive_view='cropped'"):
         tiny_model(positive_view="cropped")(**ragged_batch(LENGTHS))
-
-
-def test_the_neighbour_is_the_hard_negative():
-    from datasets import Dataset
-
-    rows = corpora.with_next_as_negative(Dataset.from_dict({"text": ["a", "b", "c"]}))
-    assert rows["negative"][:] == ["b", "c", "b"]
-    with pytest.raises(ValueError, match="only one text"):
-        corpora.with_next_as_negative(Dataset.from_dict({"text": ["a"]}))
 
 
 # Stop-gradient.
