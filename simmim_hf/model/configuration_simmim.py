@@ -108,6 +108,7 @@ REMOVED_OPTIONS = {
     "uncertainty_weighting": (False, "learned weights gained nothing; mlm_weight and the others are chosen"),
     "conflict_steps": (None, "the gradients of the masked and the contrastive term were found nearly orthogonal"),
     "hard_negatives": ("none", "the following text as a negative gained nothing; a column `negative` has others"),
+    "one_source_batches": (False, "batches of one source were neither better nor worse"),
 }
 
 

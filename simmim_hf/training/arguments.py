@@ -305,11 +305,6 @@ class PretrainingArguments(SimMIMTrainingArguments):
         "How batches are drawn; group_by_length saves padding and keeps length from telling the pairs apart.",
         choices=["random", "sequential", "group_by_length", "batch_rebalance"],
     )
-    one_source_batches: bool = option(
-        False,
-        "Draw a batch from one of the sources of --mixture_weights only, so that none of its texts can be told from "
-        "the others by its source.",
-    )
     include_num_input_tokens_seen: str = option(
         "non_padding", "Count the tokens that are read: non_padding, all or no.", choices=["all", "non_padding", "no"]
     )

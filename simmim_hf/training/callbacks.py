@@ -4,7 +4,6 @@ import math
 import random
 import time
 
-import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
@@ -23,29 +22,19 @@ class SimilarLengthSampler(LengthGroupedSampler):
         batch_size: of all processes together
         lengths: tokens of each row
         seed: of the order
-        sources: the rows of each source, where batches are to be of one. The rows of a source that fill no batch of
-            their own are in batches of several.
     """
 
-    def __init__(self, batch_size: int, lengths: list[int], seed: int, sources: list[np.ndarray] | None = None):
+    def __init__(self, batch_size: int, lengths: list[int], seed: int):
         super().__init__(batch_size, lengths=lengths)
-        self.seed, self.epoch = seed, 0
-        sources = [rows for rows in sources or [np.arange(len(lengths))] if len(rows)]
-        self.sources = sorted(sources, key=lambda rows: max(lengths[row] for row in rows), reverse=True)
+        self.seed = seed
+        self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __iter__(self):
         self.generator = torch.Generator().manual_seed(random.Random(f"{self.seed} {self.epoch}").getrandbits(63))
-        indices, rest = [], []
-        for rows in self.sources:
-            lengths = [self.lengths[row] for row in rows]
-            grouped = rows[get_length_grouped_indices(lengths, self.batch_size, generator=self.generator)].tolist()
-            full = len(rows) // self.batch_size * self.batch_size
-            indices += grouped[:full]
-            rest += grouped[full:]
-        indices += rest
+        indices = get_length_grouped_indices(self.lengths, self.batch_size, generator=self.generator)
         batches = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
         # The longest batch stays first, to run out of memory early or never; a short one stays last.
         full = len(indices) // self.batch_size

@@ -58,12 +58,6 @@ def check(model_args: ModelArguments, data_args: DataArguments, args: Pretrainin
         raise ValueError("Give --train_file or --dataset_name, not both.")
     if data_args.mixture_weights is not None:
         check_mixture(data_args)
-    by_length = args.train_sampling_strategy == "group_by_length"
-    if args.one_source_batches and (data_args.mixture_weights is None or data_args.streaming or not by_length):
-        raise ValueError(
-            "--one_source_batches needs --mixture_weights, which tells the sources, without --streaming, and "
-            "--train_sampling_strategy group_by_length."
-        )
     if DebugOption.TPU_METRICS_DEBUG in args.debug and not is_torch_xla_available():
         raise ValueError("--debug tpu_metrics_debug needs a TPU: leave it out.")
     if DebugOption.UNDERFLOW_OVERFLOW in args.debug:

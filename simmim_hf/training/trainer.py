@@ -24,7 +24,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from .. import records
-from ..data import mixtures
 from ..data.collator import DataCollatorForSimMIM
 from ..model.configuration_simmim import Objective
 from ..model.losses import alignment, uniformity
@@ -146,9 +145,7 @@ class SimMIMTrainer(Trainer):
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
             # A column of a dataset takes far longer to give its numbers one by one.
             lengths = list(sampler.lengths[:])
-            by_source = getattr(self.args, "one_source_batches", False)
-            sources = mixtures.rows_of_sources(self.train_dataset) if by_source else None
-            return SimilarLengthSampler(sampler.batch_size * self.args.world_size, lengths, seed, sources)
+            return SimilarLengthSampler(sampler.batch_size * self.args.world_size, lengths, seed)
         return sampler
 
     def get_eval_dataloader(self, eval_dataset=None):

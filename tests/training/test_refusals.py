@@ -48,7 +48,6 @@ NOT_READ = "no-such-file.txt"
         ("--output_dir /dev/null/x", "/dev/null/x"),
         ("--mixture_weights 0", "--mixture_weights 0.0: give a number above 0"),
         ("--mixture_weights nan", "--mixture_weights nan"),
-        ("--one_source_batches", "--one_source_batches needs --mixture_weights"),
         ("--debug underflow_overflow", "--debug underflow_overflow"),
         ("--text_config nonsense", "--text_config `nonsense`"),
         ("--eval_delay=--", "`--eval_delay=--` has no value"),

@@ -1,42 +1,32 @@
 """What changes in the course of a training: the order of the texts, schedules, and the limit of its time."""
 
-import json
 import random
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from datasets import Dataset
-from helpers import TINY
 from trainers import WORDS, losses, make_model, make_texts, make_tokenizer, make_trainer, rows_with, tokenized
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from simmim_hf import DataCollatorForSimMIM, SimMIMTrainer
-from simmim_hf.data.mixtures import rows_of_sources
-from simmim_hf.options import parse
 from simmim_hf.training import callbacks
-from simmim_hf.training.arguments import pretraining_parser
 from simmim_hf.training.callbacks import SimilarLengthSampler, TimeLimit
-from simmim_hf.training.pretraining import Pretraining
 
 
-@pytest.mark.parametrize("number_of_sources", [1, 3])
 @pytest.mark.parametrize("rows, batch_size", [(103, 8), (96, 8), (5, 8), (8, 8), (1, 4), (500, 3)])
-def test_similar_length_sampler_gives_every_index_once(rows, batch_size, number_of_sources):
+def test_similar_length_sampler_gives_every_index_once(rows, batch_size):
     lengths = random.Random(0).choices(range(3, 60), k=rows)
-    numbers = random.Random(1).choices(range(number_of_sources), k=rows)
-    sources = rows_of_sources(Dataset.from_dict({"source_number": numbers})) if number_of_sources > 1 else None
-    sampler = SimilarLengthSampler(batch_size, lengths, 7, sources)
+    sampler = SimilarLengthSampler(batch_size, lengths, 7)
     epochs = []
     for epoch in range(3):
         sampler.set_epoch(epoch)
         epochs.append(list(sampler))
         assert sorted(epochs[-1]) == list(range(rows)) and len(sampler) == rows
         assert list(sampler) == epochs[-1]
-        again = SimilarLengthSampler(batch_size, lengths, 7, sources)
+        again = SimilarLengthSampler(batch_size, lengths, 7)
         again.set_epoch(epoch)
         assert list(again) == epochs[-1]
-    other = SimilarLengthSampler(batch_size, lengths, 100, sources)
+    other = SimilarLengthSampler(batch_size, lengths, 100)
     if rows > batch_size:
         assert len({tuple(epoch) for epoch in [*epochs, list(other)]}) == 4
 
@@ -58,37 +48,6 @@ def test_similar_length_sampler_puts_like_to_like():
     # A short batch is the last one: the batches before it are the groups, not parts of two.
     batches = [[lengths[i] for i in order[start : start + 8]] for start in range(0, 803, 8)]
     assert len(batches[-1]) == 3
-
-
-def test_similar_length_sampler_draws_batches_of_one_source():
-    rng = random.Random(0)
-    # Of the source 2 there is no row.
-    sources, lengths = rng.choices([0, 1, 3], weights=[9, 3, 1], k=803), rng.choices(range(3, 60), k=803)
-    rows = rows_of_sources(Dataset.from_dict({"source_number": sources}))
-    order = list(SimilarLengthSampler(8, lengths, 0, rows))
-    batches = [order[start : start + 8] for start in range(0, 803, 8)]
-    of_several = [batch for batch in batches if len({sources[row] for row in batch}) > 1]
-    assert 0 < sum(map(len, of_several)) <= 3 * 7  # of each source what fills no batch
-    of_one = [sources[batch[0]] for batch in batches if batch not in of_several]
-    assert of_one != sorted(of_one)  # in random order
-    assert max(lengths) in [lengths[row] for row in batches[0]]
-
-
-def test_batches_of_a_mixture_are_of_one_source_where_that_is_asked_for(tmp_path):
-    for name in "ab":  # which the vocabulary tells apart
-        lines = [f"{name}{i} {name}{j} {name}{i + j}" for i in range(8) for j in range(8)]
-        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
-    words = ["--train_file", *(str(tmp_path / f"{name}.txt") for name in "ab"), "--mixture_weights", "1", "1"]
-    words += ["--output_dir", str(tmp_path / "run"), "--use_cpu", "--report_to", "none", "--vocab_size", "200"]
-    words += ["--text_config", json.dumps(TINY), "--per_device_train_batch_size", "8"]
-
-    def of_several(*more) -> float:
-        """The share of batches with texts of both sources."""
-        trainer = Pretraining(*parse(pretraining_parser(), [*words, *more])).trainer
-        texts = [trainer.processing_class.batch_decode(batch["input_ids"]) for batch in trainer.get_train_dataloader()]
-        return np.mean([len({name for text in batch for name in "ab" if name in text}) > 1 for batch in texts])
-
-    assert of_several() > 0.5 and of_several("--one_source_batches") <= 1 / 8
 
 
 def test_group_by_length_uses_the_sampler(tmp_path):
