@@ -39,3 +39,11 @@ def test_another_value_is_refused_with_the_reason(tmp_path, capsys, name, reason
     (tmp_path / RECORD).write_text(json.dumps({"meaning": {"training": {name: 7}}}))
     with pytest.raises(ValueError, match=f"`{name}` is 7"):
         changes(tmp_path, {"meaning": {}})
+
+
+def test_a_schedule_of_the_mask_ratio_is_refused_and_one_number_in_a_list_is_read():
+    assert words_of({"mlm_probability": [0.2]}) == ["--mlm_probability", "0.2"]
+    with pytest.raises(
+        ValueError, match=r"`mlm_probability` is \[0.2, 0.4\], and a schedule of it is gone, .* Give one"
+    ):
+        words_of({"mlm_probability": [0.2, 0.4]})

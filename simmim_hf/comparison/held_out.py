@@ -22,17 +22,11 @@ class HeldOut:
 
     Args:
         dataset: rows with `input_ids` and `length`
-        collator: how the text is masked; at the end of its schedule, where it has one
+        collator: how the text is masked
     """
 
     def __init__(self, dataset: Dataset, collator: DataCollatorForSimMIM, batch_size: int):
-        ratio = collator.mlm_probability
-        collator = dataclasses.replace(
-            collator,
-            positive_view="masked",
-            corrupted_views="copy",
-            mlm_probability=ratio[1] if isinstance(ratio, tuple) else ratio,
-        )
+        collator = dataclasses.replace(collator, positive_view="masked", corrupted_views="copy")
         order = np.argsort(dataset["length"][:], kind="stable")
         starts = range(0, len(order), batch_size)
         self.batches = [collator(dataset.select(order[start : start + batch_size]).to_list()) for start in starts]

@@ -122,7 +122,15 @@ def without_removed(options: Mapping[str, Any]) -> dict[str, Any]:
         unused, reason = REMOVED_OPTIONS[name]
         if options[name] not in (None, unused):
             raise ValueError(f"`{name}` is {options[name]!r}, and this option is gone: {reason}. Leave it out.")
-    return {name: value for name, value in options.items() if name not in REMOVED_OPTIONS}
+    kept = {name: value for name, value in options.items() if name not in REMOVED_OPTIONS}
+    ratio = kept.get("mlm_probability")
+    if isinstance(ratio, (list, tuple)):  # one number, or two for a schedule
+        if len(ratio) > 1:
+            raise ValueError(
+                f"`mlm_probability` is {ratio}, and a schedule of it is gone, which was never shown to gain. Give one."
+            )
+        kept["mlm_probability"] = ratio[0]
+    return kept
 
 
 def nearest(name: str, candidates, spelling: str = "`{}`", cutoff: float = 0.6) -> str:

@@ -1,4 +1,4 @@
-"""Where training stands, as samplers, the collator and the schedules are told; and the end of its time."""
+"""The order of a training, what is logged of it, and the end of its time."""
 
 import math
 import random
@@ -9,8 +9,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 from transformers.trainer_utils import IntervalStrategy
-
-from ..data.collator import DataCollatorForSimMIM
 
 
 class SimilarLengthSampler(LengthGroupedSampler):
@@ -41,24 +39,6 @@ class SimilarLengthSampler(LengthGroupedSampler):
         middle = 1 + torch.randperm(max(full - 1, 0), generator=self.generator)
         order = [0, *middle.tolist(), *range(full, len(batches))]
         return iter([index for batch in order[: len(batches)] for index in batches[batch]])
-
-
-class MaskRatioSchedule(TrainerCallback):
-    """Tells a collator with a schedule where training stands; `SimMIMTrainer` adds it by itself."""
-
-    def __init__(self, data_collator: DataCollatorForSimMIM):
-        self.data_collator = data_collator
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.resumed_at = state.global_step
-        self.data_collator.set_schedule(state.max_steps * args.gradient_accumulation_steps)
-
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        first = state.global_step * args.gradient_accumulation_steps
-        streams = isinstance(getattr(train_dataloader, "dataset", None), torch.utils.data.IterableDataset)
-        if streams and state.global_step == self.resumed_at and not args.ignore_data_skip:
-            first = 0
-        self.data_collator.begin(first)
 
 
 class LastStepLogged(TrainerCallback):

@@ -37,7 +37,7 @@ from .arguments import (
     read_weight_schedule,
     refuse_compiling,
 )
-from .callbacks import LastStepLogged, MaskRatioSchedule, SamplerEpoch, SimilarLengthSampler, progress
+from .callbacks import LastStepLogged, SamplerEpoch, SimilarLengthSampler, progress
 from .measuring import Meter
 
 logger = logging.get_logger(__name__)
@@ -120,16 +120,11 @@ class SimMIMTrainer(Trainer):
         self._tokens, self._tokens_since = 0, None
         self._skipped = 0
         self._shares: deque[dict[str, float]] = deque()
-        self._evaluation_collator = self.data_collator
         self.add_callback(SamplerEpoch())
         self.add_callback(LastStepLogged())
         if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
             # Accelerate would cut batches of different lengths in the first process and send them to the others.
             self.accelerator.dataloader_config.dispatch_batches = False
-        ratio = getattr(self.data_collator, "mlm_probability", None)
-        if isinstance(ratio, tuple):
-            self._evaluation_collator = dataclasses.replace(self.data_collator, mlm_probability=ratio[1])
-            self.add_callback(MaskRatioSchedule(self.data_collator))
 
     def init_hf_repo(self, *args, **kwargs) -> None:
         with refusing("--push_to_hub"):  # the Hub cannot be reached, or wants a token: said before training
@@ -149,21 +144,21 @@ class SimMIMTrainer(Trainer):
         return sampler
 
     def get_eval_dataloader(self, eval_dataset=None):
-        with self._with_evaluation_collator():
+        with self._without_drop_last():
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset):
-        with self._with_evaluation_collator():
+        with self._without_drop_last():
             return super().get_test_dataloader(test_dataset)
 
     @contextlib.contextmanager
-    def _with_evaluation_collator(self):
-        training_collator, self.data_collator = self.data_collator, self._evaluation_collator
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False  # it is for training
+    def _without_drop_last(self):
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = False  # it is for training
         try:
             yield
         finally:
-            self.data_collator, self.args.dataloader_drop_last = training_collator, drop_last
+            self.args.dataloader_drop_last = drop_last
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)

@@ -108,7 +108,7 @@ def test_a_folder_with_something_else_is_not_written_into(files, tmp_path, capsy
 
 
 def test_options_are_read_as_pretrain_reads_them():
-    settings = {"temperature": "0.1", "symmetric": True, "mlm_probability": [0.2, 0.4], "pooling": None}
+    settings = {"temperature": "0.1", "symmetric": True, "snippet_ratio": [0.2, 0.4], "pooling": None}
     given = typed(PRETRAINING, settings)
-    assert given == {"temperature": 0.1, "symmetric": True, "mlm_probability": [0.2, 0.4]}
+    assert given == {"temperature": 0.1, "symmetric": True, "snippet_ratio": [0.2, 0.4]}
     assert typed(PRETRAINING, given) == given

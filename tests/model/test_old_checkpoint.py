@@ -106,10 +106,13 @@ def test_saving_it_again_brings_the_code_of_this_version(tmp_path):
     assert_expected(observe(tmp_path, "AutoModelForPreTraining", BATCH)[1], TERMS)
 
 
-def test_its_tokenizer_and_collator_open():
-    collator = DataCollatorForSimMIM.from_pretrained(FOLDER)
+def test_its_tokenizer_and_collator_open(tmp_path):
     settings = json.loads((FOLDER / CONFIG_NAME).read_text())
-    settings["mlm_probability"] = tuple(settings["mlm_probability"])
+    with pytest.raises(ValueError, match="`mlm_probability` is .*, and a schedule of it is gone, .* Give one."):
+        DataCollatorForSimMIM.from_pretrained(FOLDER)
+    settings["mlm_probability"] = settings["mlm_probability"][0]
+    (tmp_path / CONFIG_NAME).write_text(json.dumps(settings))
+    collator = DataCollatorForSimMIM.from_pretrained(tmp_path, transformers.AutoTokenizer.from_pretrained(FOLDER))
     assert {name: getattr(collator, name) for name in settings} == settings
     batch = collator(EXPECTED["text"])
     for name in ("input_ids", "attention_mask"):

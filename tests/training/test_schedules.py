@@ -4,8 +4,7 @@ import random
 from types import SimpleNamespace
 
 import pytest
-from datasets import Dataset
-from trainers import WORDS, losses, make_model, make_texts, make_tokenizer, make_trainer, rows_with, tokenized
+from trainers import losses, make_model, make_texts, make_tokenizer, make_trainer, rows_with, tokenized
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from simmim_hf import DataCollatorForSimMIM, SimMIMTrainer
@@ -113,46 +112,3 @@ def test_several_gpus_without_a_launcher_are_one(tmp_path):
     args._n_gpu = 2  # as transformers sets it where there are two and one process
     trainer = SimMIMTrainer(make_model(), args, DataCollatorForSimMIM(make_tokenizer()))
     assert trainer.args.n_gpu == 1 and trainer._train_batch_size == 8
-
-
-class Shares(DataCollatorForSimMIM):
-    """Keeps the share of the words that it corrupts in each batch."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.shares = []
-
-    def __call__(self, features):
-        batch = super().__call__(features)
-        words = batch["input_ids"] >= 5
-        self.shares.append(((batch["labels"] != -100).sum() / words.sum()).item())
-        return batch
-
-
-@pytest.mark.slow
-def test_the_mask_schedule_runs_from_start_to_end_and_evaluation_uses_the_end(tmp_path):
-    data = Dataset.from_dict({"text": [" ".join(WORDS[:16])] * 48})
-    runs = {}
-    for name, options in (("plain", {}), ("evaluated", {"eval_strategy": "steps", "eval_steps": 1})):
-        collator = Shares(make_tokenizer(), mlm_probability=(0.1, 0.9))
-        options = {"num_train_epochs": 2, "eval_dataset": data, **options}
-        trainer = make_trainer(tmp_path / name, dataset=data, collator=collator, **options)
-        trainer.train()
-        runs[name] = losses(trainer)
-        expected = [0.1 + 0.8 * step / 12 for step in range(12)]
-        assert collator.shares == pytest.approx(expected, abs=0.04)
-        for batch in trainer.get_eval_dataloader():
-            share = (batch["labels"] != -100).sum() / (batch["input_ids"] >= 5).sum()
-            assert share.item() == pytest.approx(0.9, abs=0.04)
-        assert len(collator.shares) == 12
-    assert runs["plain"] == pytest.approx(runs["evaluated"], abs=1e-6)
-
-
-def test_prediction_leaves_the_mask_schedule_alone(tmp_path):
-    data = Dataset.from_dict({"text": [" ".join(WORDS[:16])] * 16})
-    collator = Shares(make_tokenizer(), mlm_probability=(0.1, 0.9))
-    trainer = make_trainer(tmp_path, dataset=data, collator=collator)
-    for batch in trainer.get_test_dataloader(data):
-        share = (batch["labels"] != -100).sum() / (batch["input_ids"] >= 5).sum()
-        assert share.item() == pytest.approx(0.9, abs=0.04)
-    assert not collator.shares
