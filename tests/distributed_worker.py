@@ -20,7 +20,6 @@ from transformers import TrainerCallback, TrainingArguments
 
 from simmim_hf import SimMIMConfig, SimMIMForPreTraining, SimMIMTrainer
 from simmim_hf.training import checkpoints
-from simmim_hf.training.callbacks import TimeLimit
 from simmim_hf.training.signals import Interrupted, StopAtSignal
 
 ROWS, LENGTH, VOCAB, MASK, PAD = 8, 12, 60, 4, 0
@@ -218,12 +217,6 @@ def resume(folder, rank: int, strategy: str) -> dict:
     return found
 
 
-def time_limit(folder, rank: int) -> int:
-    """The clock runs out in the first process only, as clocks never agree to the step."""
-    limit = TimeLimit(0.0 if rank == 0 else 60.0)
-    return train(folder, micro_batches(), [limit], max_steps=4).state.global_step
-
-
 class Signalled(TrainerCallback):
     """Sends the second process a signal, in a step or in an evaluation."""
 
@@ -265,7 +258,6 @@ if __name__ == "__main__":
             jobs[strategy] = lambda strategy=strategy: resume(folder / strategy, rank, strategy)
         for event in SIGNALLED:
             jobs[event] = lambda event=event: signalled(folder / event, rank, event)
-        jobs["time limit"] = lambda: time_limit(folder / "time limit", rank)  # last, for a hang breaks the connection
     found = {}
     for name, job in jobs.items():
         try:

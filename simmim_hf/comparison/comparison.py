@@ -44,12 +44,9 @@ logger = logging.get_logger(__name__)
 BUILT_IN_BUDGET = 300_000
 FEWEST_STEPS = 10
 CURVE_SEQUENCES, LOG_LINES = 256, 20
-CALIBRATION_STEPS = 12
 HELD_OUT = "held-out text"  # the task that every comparison has
 # What may be in the folder after a start that was refused.
-BEFORE_TRAINING = ("initial", "calibration")
-# The part of a budget of seconds that is planned for; the rest is for a machine that gets slower.
-PLANNED_SHARE = 0.95
+BEFORE_TRAINING = ("initial", "trial")
 
 
 @dataclass
@@ -74,13 +71,12 @@ class ComparisonArguments:
         None, "Instead: tokens of text in each run, counted once however often the objective looks at them."
     )
     budget_flops: float | None = option(None, "Instead: floating-point operations of each run.")
-    budget_seconds: float | None = option(None, "Instead: seconds of training of each run.")
     tasks: list[str] | None = option(None, "What the encoders are evaluated on: tasks of `simmim evaluate`.")
 
     def __post_init__(self):
         if self.seeds < 1:
             raise ValueError(f"--seeds is {self.seeds}: give 1 or more; an interval needs 2.")
-        units = ("tokens", "text", "flops", "seconds")
+        units = ("tokens", "text", "flops")
         self.budget = budget.Budget.of(**{unit: getattr(self, f"budget_{unit}") for unit in units})
 
 
@@ -98,9 +94,7 @@ class Comparison:
     A budget decides the steps of a run by the lengths of the texts that it will read: the first number of steps that
     reaches the budget, so that two arms differ by less than a batch. It is turned into tokens of text by what a token
     of text costs an arm: how often the encoder reads it and for how many operations (`budget.training_flops`), over
-    batches from all of the text; or its seconds, measured over a dozen steps with learning rate 0 before the first
-    run, of which 95 % are planned for, so that the learning rate has come down to its end when the time is up.
-    Training stops at the last second in any case; the report says when it stopped early.
+    batches from all of the text.
 
     Args:
         arms: name -> options of `simmim pretrain`, with `objective`
@@ -196,7 +190,7 @@ class Comparison:
 
     def _arguments(self, options: dict) -> tuple:
         """The arguments of `simmim pretrain` from options, checked; on every text with the same defaults."""
-        defaults = {"report_to": "none", "max_minutes": math.inf, "overwrite_output_dir": True}
+        defaults = {"report_to": "none", "overwrite_output_dir": True}
         defaults |= {"first_sentence_probability": 0.0, "lexicon_size": SimMIMConfig.lexicon_size}
         arguments = build(PRETRAINING, {**defaults, **options})
         fill_defaults(*arguments)
@@ -277,11 +271,14 @@ class Comparison:
 
     def _rates(self) -> dict[str, budget.Rate]:
         """What each arm does with a token of text, after a trial of every arm and of its budget."""
-        recorded, rates, calibration = self.record.setdefault("rates", {}), {}, self.folder / "calibration"
+        recorded = self.record.setdefault("rates", {})
+        rates = {}
+        trial = self.folder / "trial"
         for arm in self.arms:
-            trainer = self._trainer(arm, self.seeds[0], output_dir=str(calibration))
+            trainer = self._trainer(arm, self.seeds[0], output_dir=str(trial))
             if arm not in recorded:
-                recorded[arm] = dataclasses.asdict(self._rate(trainer, arm))
+                costs = budget.sampled_rates(trainer)
+                recorded[arm] = {"readings": costs["tokens"], "cost": costs[self.budget.unit]}
             rates[arm] = budget.Rate(**recorded[arm])
             steps = len(self.budget.plan(trainer, rates[arm])) - 1
             if steps < FEWEST_STEPS:
@@ -291,21 +288,8 @@ class Comparison:
                     "(--per_device_train_batch_size)."
                 )
         if self.is_main:
-            shutil.rmtree(calibration, ignore_errors=True)
+            shutil.rmtree(trial, ignore_errors=True)
         return rates
-
-    def _rate(self, trainer: SimMIMTrainer, arm: str) -> budget.Rate:
-        costs = budget.sampled_rates(trainer)
-        if self.budget.unit in costs:
-            return budget.Rate(costs["tokens"], costs[self.budget.unit])
-        clock, folder = budget.StepClock(), str(self.folder / "calibration")
-        options = {"learning_rate": 0.0, "max_steps": CALIBRATION_STEPS, "save_strategy": "no"}
-        trainer = self._trainer(arm, self.seeds[0], output_dir=folder, **options)
-        tokens = list(itertools.islice(budget.tokens_of_steps(trainer), CALIBRATION_STEPS))
-        quieten(trainer, clock).train()
-        # The first steps warm up.
-        seconds = (clock.ends[-1] - clock.ends[1]) / sum(tokens[2:])
-        return budget.Rate(costs["tokens"], in_all_processes(seconds / PLANNED_SHARE))
 
     def run(self, argv: list[str] | None = None) -> dict:
         """Does what is missing and writes the report.
@@ -365,7 +349,7 @@ class Comparison:
         if checkpoint:
             state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
         tokens = self.budget.plan(self._trainer(arm, seed), self.rates[arm])
-        trainer = self._trainer(arm, seed, **self._schedule(len(tokens) - 1, state))
+        trainer = self._trainer(arm, seed, **self._schedule(len(tokens) - 1))
         gc.collect()  # the weights of earlier runs: a Trainer is part of a reference cycle
         budget.reset_peak_memory(self.device)
         outcome, model = {"status": "finished"}, trainer.accelerator.unwrap_model(trainer.model)
@@ -406,11 +390,9 @@ class Comparison:
                 shutil.rmtree(path)
         trainer.accelerator.free_memory()
 
-    def _schedule(self, steps: int, state: TrainerState) -> dict:
-        """The options of a run of so many steps that begins, or goes on, at a state."""
+    def _schedule(self, steps: int) -> dict:
+        """The options of a run of so many steps."""
         options = {"max_steps": steps}
-        if self.budget.unit == "seconds":
-            options["max_minutes"] = (self.budget.amount - _training_seconds(state)) / 60
         # The log has what a plot needs; a checkpoint falls on a line of the log, which then is complete in it.
         if "logging_steps" not in self.options:
             every = max(1, steps // LOG_LINES)

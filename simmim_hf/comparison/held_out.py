@@ -12,7 +12,6 @@ from transformers import TrainerCallback
 
 from ..data.collator import DataCollatorForSimMIM
 from ..model.modeling_simmim import SimMIMForPreTraining
-from ..training.callbacks import TimeLimit
 
 CURVE_POINTS = 8
 
@@ -90,11 +89,7 @@ class Recorder(TrainerCallback):
             return
         begun = time.monotonic()
         metrics = self.held_out.measure(self.trainer.accelerator.unwrap_model(self.trainer.model))
-        spent = time.monotonic() - begun
-        self.started += spent
-        for callback in self.trainer.callback_handler.callbacks:
-            if isinstance(callback, TimeLimit):
-                callback.extend(spent)
+        self.started += time.monotonic() - begun
         log_is_due = control.should_log
         self.trainer.log({f"held_out_{name}": value for name, value in metrics.items()})
         control.should_log = log_is_due

@@ -93,13 +93,6 @@ def _in_a_sentence(metric: Metric) -> str:
     return f"{metric.task} {metric.quantity.title.removesuffix(', %').removesuffix(' x 100')}"
 
 
-def _ended_early(results: dict) -> list[str]:
-    """A sentence on the runs that ended before their last planned step, if there are any."""
-    early = [run for run in results["runs"] if run["status"] == "finished" and run["steps"] < run["planned_steps"]]
-    runs = listed([f"{run['arm']} (seed {run['seed']})" for run in early])
-    return [f"Out of time before the last planned step: {runs}."] if early else []
-
-
 @dataclass
 class Table:
     """A head and rows of cells; a cell is a text, or a text with a mark: `best` or `same`.
@@ -155,7 +148,7 @@ def sections_of(results: dict, plots: dict[str, str]) -> list[Section]:
     metrics, sections = metrics_of(results), []
     leading = [metric for metric in metrics if metric.quantity.leads]
     if leading:
-        paragraphs = [verdict(leading, results), *_ended_early(results), NOTES["At a glance"]]
+        paragraphs = [verdict(leading, results), NOTES["At a glance"]]
         sections.append(Section("At a glance", paragraphs, [metric_table(leading, results)]))
     failed = [[run["arm"], str(run["seed"]), run["reason"]] for run in results["runs"] if run["status"] != "finished"]
     if failed:

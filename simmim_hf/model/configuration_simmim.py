@@ -109,6 +109,8 @@ REMOVED_OPTIONS = {
     "conflict_steps": (None, "the gradients of the masked and the contrastive term were found nearly orthogonal"),
     "hard_negatives": ("none", "the following text as a negative gained nothing; a column `negative` has others"),
     "one_source_batches": (False, "batches of one source were neither better nor worse"),
+    "max_minutes": (None, "a run that ends with the time is another on each machine; --max_steps ends it early"),
+    "budget_seconds": (None, "its runs were others on each machine; --budget_tokens, _text or _flops plan them"),
 }
 
 

@@ -157,7 +157,6 @@ class Adaptation(Pretraining):
         if args.max_steps > 0:
             args.max_steps = max(1, round(share * args.max_steps))
         args.num_train_epochs *= share
-        args.max_minutes = args.max_minutes and share * args.max_minutes
         args.learning_rate, args.save_strategy, args.report_to = HEAD_LEARNING_RATE, "no", []
         args.weight_schedule = {"contrastive_weight": [(0.0, 0.0)]} if self.model.config.contrastive_weight else None
         for parameter in frozen:

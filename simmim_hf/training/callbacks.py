@@ -1,11 +1,8 @@
-"""The order of a training, what is logged of it, and the end of its time."""
+"""The order of a training, and what is logged of it."""
 
-import math
 import random
-import time
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 from transformers.trainer_utils import IntervalStrategy
@@ -60,44 +57,3 @@ class SamplerEpoch(TrainerCallback):
         sampler = getattr(sampler, "sampler", None)
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(int(state.epoch))
-
-
-class TimeLimit(TrainerCallback):
-    """Ends training after a number of minutes, as if the last step had been reached.
-
-    Where the steps will not all fit, time counts instead of them: the schedules of the learning rate and of the
-    weights move on with the share of the time that has passed, and come to their end with it. A machine that is fast
-    enough never meets this, so that a seed gives one result there.
-    """
-
-    # Of the time, before the speed is judged: the first steps are slow.
-    WARM_UP = 0.2
-
-    def __init__(self, minutes: float):
-        self.seconds = 60 * minutes
-
-    def on_train_begin(self, args, state, control, lr_scheduler=None, **kwargs):
-        self.start, self.before = time.monotonic(), progress(state, lr_scheduler)
-
-    def extend(self, seconds: float) -> None:
-        """Leaves time out that was not spent on training."""
-        self.start += seconds
-
-    def on_step_end(self, args, state, control, lr_scheduler=None, **kwargs):
-        spent = (time.monotonic() - self.start) / self.seconds if self.seconds else math.inf
-        spent = torch.tensor(spent, device=args.device)
-        if torch.distributed.is_initialized():
-            torch.distributed.broadcast(spent, 0)
-        spent = spent.item()
-        if spent >= 1:
-            control.should_training_stop = True
-        elif spent > self.WARM_UP and isinstance(lr_scheduler, LambdaLR):
-            reached = self.before + (1 - self.before) * spent
-            lr_scheduler.last_epoch = max(lr_scheduler.last_epoch, int(reached * state.max_steps))
-
-
-def progress(state, lr_scheduler=None) -> float:
-    """The share of the training that lies behind: of its steps, or of its time, see `TimeLimit`."""
-    # The scheduler is what a checkpoint keeps of the time.
-    reached = lr_scheduler.last_epoch if isinstance(lr_scheduler, LambdaLR) else 0
-    return max(state.global_step, reached) / max(state.max_steps, 1)

@@ -12,7 +12,6 @@ from ..model.configuration_simmim import token_ids_of
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import refusing
 from .arguments import DataArguments, ModelArguments, PretrainingArguments
-from .callbacks import TimeLimit
 from .trainer import SimMIMTrainer
 
 
@@ -181,7 +180,6 @@ def build_trainer(
         eval_dataset=text.held_out,
         data_collator=collator,
         processing_class=tokenizer,
-        callbacks=[TimeLimit(args.max_minutes)] if args.max_minutes else None,
         **options,
     )
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):  # which need all processes to read

@@ -37,7 +37,7 @@ from .arguments import (
     read_weight_schedule,
     refuse_compiling,
 )
-from .callbacks import LastStepLogged, SamplerEpoch, SimilarLengthSampler, progress
+from .callbacks import LastStepLogged, SamplerEpoch, SimilarLengthSampler
 from .measuring import Meter
 
 logger = logging.get_logger(__name__)
@@ -46,7 +46,7 @@ logger = logging.get_logger(__name__)
 COLLATOR_COLUMNS = ["text", "negative", "special_tokens_mask", "length"]
 # The options that change when training stops, what is logged and how much memory is used, but not what is learned;
 # and what a configuration says of other things than the network.
-MEANINGLESS = ("max_minutes", "max_skipped_steps", "chunk_size", "gradient_checkpointing")
+MEANINGLESS = ("max_skipped_steps", "chunk_size", "gradient_checkpointing")
 UNRELATED = ("transformers_version", "architectures", "_name_or_path", "dtype")
 
 
@@ -183,7 +183,7 @@ class SimMIMTrainer(Trainer):
         return dataclasses.replace(self._unwrapped_model().config.objective, **weights)
 
     def current_objective(self) -> Objective:
-        return self.objective_at(progress(self.state, self.lr_scheduler))
+        return self.objective_at(self.state.global_step / max(self.state.max_steps, 1))
 
     def _unwrapped_model(self):
         model = self.accelerator.unwrap_model(self.model)

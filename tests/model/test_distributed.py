@@ -198,12 +198,6 @@ def test_a_signal_to_one_process_stops_all(found):
 
 
 @pytest.mark.slow
-def test_time_limit_stops_all_processes_at_the_same_step(found):
-    first, second = of(found, "time limit")
-    assert first == second == 1
-
-
-@pytest.mark.slow
 def test_accelerate_launch_trains_the_example_on_two_processes(tmp_path):
     text = tmp_path / "corpus.txt"
     text.write_text("\n".join(corpus_lines(59)))

@@ -20,8 +20,6 @@ NOT_READ = "no-such-file.txt"
         ("--gradient_accumulation_steps -1", "--gradient_accumulation_steps is -1"),
         ("--num_train_epochs nan", "--num_train_epochs is nan"),
         ("--num_train_epochs 0", "--num_train_epochs is 0.0: give a number above 0"),
-        ("--max_minutes 0", "--max_minutes is 0.0"),
-        ("--max_minutes nan", "--max_minutes is nan"),
         ("--adam_beta1 2", "--adam_beta1 is 2.0"),
         ("--max_seq_length 2", "--max_seq_length is 2"),
         ("--mlm_probability 0", "mlm_probability=0.0"),
