@@ -1,7 +1,6 @@
-"""The report of a comparison: a verdict, tables and plots."""
+"""The report of a comparison: tables and plots."""
 
 import base64
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,10 +23,9 @@ NOTES = {  # what a reader has to know to read a section, by its title
     "At a glance": "Bold: the best mean over seeds, where it is better than that of the weights before training. ±: "
     "half the width of its 95 % interval (Student's t). ≈: better than before training, too, and not distinguishable "
     "from the best by a paired t-test over seeds at 5 %, not corrected for the number of comparisons. "
-    "†: the objective has no masked term.",
+    "Without ± there is one seed, and any difference may be chance. †: the objective has no masked term.",
     "Two goals at once": "Large marks are means over seeds, small dots single seeds. The dashed line joins the arms "
-    "whose means no other arm equals or beats in both metrics. Where the axis breaks (//), arms follow that are off "
-    "the scale: the legend has their values, and the line leaves them out.",
+    "whose means no other arm equals or beats in both metrics.",
     "Learning curves": "Measured on a part of the held-out text during training. Thin lines are single seeds.",
     LANGUAGE: "All arms are asked for the same masked tokens, also those that were never trained for it (†). "
     "Causal perplexity is that of arms with a causal term.",
@@ -40,57 +38,6 @@ NOTES = {  # what a reader has to know to read a section, by its title
     "Cost": "Means of the finished runs. {tokens} TFLOPs are computed, not measured; like the seconds they are those "
     "of training alone. Memory is the peak of the process or, on a GPU, of what was allocated there.",
 }
-STANDINGS = {  # of the best arm, by: better than every other, better than the initial weights (None: not measured)
-    (True, True): "better than every other measured arm and than the {initial}",
-    (True, False): "better than every other measured arm but not told apart from the {initial}",
-    (True, None): "better than every other measured arm",
-    (False, True): "better than the {initial} but not told apart from some other arms",
-    (False, False): "told apart neither from some other arms nor from the {initial}",
-    (False, None): "not told apart from some other arms",
-}
-
-
-def verdict(leading: list[Metric], results: dict) -> str:
-    """At most two sentences that claim no more than the test does: which arm is the best in what, and how sure it is.
-
-    Args:
-        leading: the metrics to speak of
-    """
-    initial, metrics = results["initial"]["name"], [metric for metric in leading if metric.best()]
-    below = [metric for metric in leading if len(metric.known) > 1 and not metric.best()]
-    means = [f"the best mean is that of {_grouped(metrics, Metric.best)}"] if metrics else []
-    if below:
-        means.append(_grouped(below, lambda _: f"no arm is better than the {initial}"))
-    means = "; ".join(means) or "no metric has two arms to compare"
-    sentences = [f"{means[0].upper()}{means[1:]}."]
-    if any(metric.is_tested() for metric in metrics):
-        standings = _grouped(metrics, lambda metric: _standing(metric).format(initial=initial))
-        sentences.append(f"By the paired test the best arm is {standings}.")
-    elif any(metric.without_variance() for metric in metrics):
-        sentences.append("Nothing can be tested, because no difference varies over the seeds.")
-    elif metrics:
-        seeds = "one seed" if len(results["seeds"]) == 1 else "so few finished seeds"
-        sentences.append(f"With {seeds} nothing can be told apart: any difference may be chance.")
-    return " ".join(sentences)
-
-
-def _standing(metric: Metric) -> str:
-    """What the paired test says of the best arm; an entry of `STANDINGS`."""
-    best = metric.best()
-    return STANDINGS[not metric.as_good(), metric.gain(best) > 0 if metric.initial else None]
-
-
-def _grouped(metrics: list[Metric], said: Callable[[Metric], str]) -> str:
-    """`a in one metric and another; b in a third`"""
-    names = {}
-    for metric in metrics:
-        names.setdefault(said(metric), []).append(_in_a_sentence(metric))
-    return "; ".join(f"{text} in {listed(of_text)}" for text, of_text in names.items())
-
-
-def _in_a_sentence(metric: Metric) -> str:
-    """The name of a metric, without its unit."""
-    return f"{metric.task} {metric.quantity.title.removesuffix(', %').removesuffix(' x 100')}"
 
 
 @dataclass
@@ -133,9 +80,9 @@ def metric_table(metrics: list[Metric], results: dict, caption: str = "") -> Tab
         rows.append([name, "-", *cells])
     several = len({metric.task for metric in metrics}) > 1
     titles = [metric.title if several else metric.quantity.described for metric in metrics]
-    untested = [metric for metric in metrics if metric.without_variance()]
-    note = _grouped(untested, lambda metric: listed(metric.without_variance()))
-    note = note and f"The difference from the best is the same with every seed, which leaves nothing to test: {note}."
+    untested = [f"{metric.title} ({listed(arms)})" for metric in metrics if (arms := metric.without_variance())]
+    note = "The difference from the best is the same with every seed, which leaves nothing to test: {}."
+    note = note.format(listed(untested)) if untested else ""
     return Table(["arm", "seeds", *titles], rows, caption, note)
 
 
@@ -148,8 +95,7 @@ def sections_of(results: dict, plots: dict[str, str]) -> list[Section]:
     metrics, sections = metrics_of(results), []
     leading = [metric for metric in metrics if metric.quantity.leads]
     if leading:
-        paragraphs = [verdict(leading, results), NOTES["At a glance"]]
-        sections.append(Section("At a glance", paragraphs, [metric_table(leading, results)]))
+        sections.append(Section("At a glance", [NOTES["At a glance"]], [metric_table(leading, results)]))
     failed = [[run["arm"], str(run["seed"]), run["reason"]] for run in results["runs"] if run["status"] != "finished"]
     if failed:
         table = Table(["arm", "seed", "reason"], failed, of_words=True)

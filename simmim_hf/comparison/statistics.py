@@ -140,16 +140,6 @@ class Metric:
         best, known = self.best(), self.known
         return [arm for arm in self.p_against_best() if without_variance(differences(known[best], known[arm]))]
 
-    def is_tested(self) -> bool:
-        """Whether any arm can be compared with the best: that takes two seeds, and a difference that varies."""
-        return any(p is not None for p in self.p_against_best().values())
-
-    def gain(self, arm: str) -> int:
-        """1 where an arm is better than the weights it started from, -1 where it is worse, 0 where that is open."""
-        if self.initial is None or not differ(self.known[arm], self.initial):
-            return 0
-        return 1 if self.quantity.is_better(self.known[arm].mean, self.initial.mean) else -1
-
     def format(self, found: Estimate | None) -> str:
         """`mean ± half width`, in words where equal seeds give no interval; `-` where nothing is known."""
         if found is None:

@@ -34,7 +34,7 @@ def test_the_command_makes_arms_of_objectives_and_of_a_file(files, tmp_path, cap
     assert "perplexity" in by_arm["fused"]["figures"]["held-out text"]
     assert all(run["figures"]["held-out text"]["mlm_loss"] > 0 for run in results["runs"])
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "With one seed nothing can be told apart" in report and "crops †" in report
+    assert "Without ± there is one seed" in report and "crops †" in report
     assert "The whole report" in capsys.readouterr().out
 
 
