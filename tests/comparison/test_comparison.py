@@ -167,6 +167,10 @@ def test_a_run_killed_between_its_last_step_and_its_result_is_only_evaluated(fil
 @pytest.mark.slow
 def test_more_arms_and_seeds_are_added_and_other_options_refused(files, whole, tmp_path):
     folder = shutil.copytree(whole[0], tmp_path / "out")
+    comparison = json.loads((folder / "comparison.json").read_text())
+    comparison["options"]["hard_negatives"] = "none"  # as version 0.1.0 wrote it
+    comparison["arms"]["mlm"]["one_source_batches"] = False
+    (folder / "comparison.json").write_text(json.dumps(comparison))
     more = {**ARMS, "warmer": {"objective": "simmim", "temperature": 0.5}}
     with recorded() as runs:
         results = compare(files, folder, more)
