@@ -119,7 +119,7 @@ def options_of(arguments, files: str, seed: int, folder: Path, options: dict) ->
     """The options of `simmim adapt` for an arm."""
     shared = {"model_name_or_path": arguments.model, "seed": seed, "output_dir": str(folder / "adapted")}
     shared |= {"per_device_train_batch_size": arguments.batch_size, "max_seq_length": arguments.max_seq_length}
-    shared |= {"bf16": arguments.bf16, "max_minutes": math.inf, "report_to": "none", "overwrite_output_dir": True}
+    shared |= {"bf16": arguments.bf16, "report_to": "none", "overwrite_output_dir": True}
     shared |= {"eval_strategy": "no", "save_strategy": "no"}
     if files:
         shared["train_file"] = files.partition(",")[0]

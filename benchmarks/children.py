@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 
 from simmim_hf.cli import main as simmim
 
+SECONDS = 3600  # of the processor, that a child may use
 CHILDREN = multiprocessing.get_context("fork")
 # All children share a lock of progress bars, which one that is killed may take with it.
 tqdm.std.TqdmDefaultWriteLock.mp_lock = None
@@ -40,21 +41,20 @@ def prepare(words: Sequence[str]) -> None:
     gc.freeze()  # a child that collects would copy all of it
 
 
-def run_command(
-    words: Sequence[str], said: Path, seconds: float = 3600, begin: Callable[[], None] = lambda: None
-) -> int | None:
+def run_command(words: Sequence[str], said: Path, begin: Callable[[], None] = lambda: None) -> int | None:
     """Runs `simmim` in a child; its standard output goes to the file `said`.out, and its errors to `said`.err.
 
+    It ends after an hour of the processor; where it uses none, after ten hours.
+
     Args:
-        seconds: of the processor, after which it ends; where it uses none, it ends after ten times as many
         begin: what the child does first
 
     Returns:
         The exit code, the negative number of a signal, or None where the time was over.
     """
-    child = CHILDREN.Process(target=_run, args=(words, said, seconds, begin))
+    child = CHILDREN.Process(target=_run, args=(words, said, begin))
     child.start()
-    child.join(10 * seconds)
+    child.join(10 * SECONDS)
     code = child.exitcode
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)  # with the processes that it started
@@ -63,13 +63,13 @@ def run_command(
     return None if code == -signal.SIGXCPU else code
 
 
-def _run(words: Sequence[str], said: Path, seconds: float, begin: Callable[[], None]) -> None:
+def _run(words: Sequence[str], said: Path, begin: Callable[[], None]) -> None:
     os.setsid()
     for descriptor, ending, name in ((1, "out", "stdout"), (2, "err", "stderr")):
         with open(f"{said}.{ending}", "w") as file:
             os.dup2(file.fileno(), descriptor)
         setattr(sys, name, os.fdopen(descriptor, "w", buffering=1, errors="backslashreplace", closefd=False))
     logging.getLogger().handlers.clear()  # those of a test runner
-    resource.setrlimit(resource.RLIMIT_CPU, (round(seconds), resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, resource.RLIM_INFINITY))
     begin()
     sys.exit(simmim(words))

@@ -67,7 +67,7 @@ def main() -> None:
     arguments, options = parser.parse_known_args()
     memory = Memory()
     with tempfile.TemporaryDirectory() as folder:
-        words = ["--max_steps", str(arguments.steps), "--max_minutes", "inf", "--report_to", "none"]
+        words = ["--max_steps", str(arguments.steps), "--report_to", "none"]
         run = Pretraining(*parse(pretraining_parser(), [*words, "--output_dir", f"{folder}/run", *options]))
         run.trainer.add_callback(memory)
         run.trainer.train()

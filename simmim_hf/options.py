@@ -15,7 +15,7 @@ from typing import Union, get_args, get_origin
 import yaml
 from transformers import HfArgumentParser
 
-from .model.configuration_simmim import nearest
+from .model.configuration_simmim import REMOVED_OPTIONS, nearest, without_removed
 
 SETTINGS_FILES = (".yaml", ".yml", ".json")
 NOT_GIVEN = object()
@@ -206,6 +206,7 @@ def build(dataclasses: Sequence[type], options: Mapping) -> tuple:
     Raises:
         ValueError: an option that none of them has, with the nearest that one of them has.
     """
+    options = without_removed(options)
     _check_names(options, option_names(dataclasses))
     return tuple(
         cls(**{each.name: options[each.name] for each in fields(cls) if each.init and each.name in options})
@@ -244,6 +245,8 @@ def known_words(parser: Parser, argv: Sequence[str]) -> list[str]:
 
 def _check_names(given: Iterable[str], names: Sequence[str]) -> None:
     for name in given:
+        if name in REMOVED_OPTIONS:
+            raise ValueError(f"--{name} is gone: {REMOVED_OPTIONS[name][1]}. Leave it out.")
         if name not in names:
             raise ValueError(f"there is no option --{name}.{nearest(name, names, '--{}', cutoff=0.5)}")
 
@@ -268,9 +271,13 @@ def read_settings(path: str) -> dict:
 
 
 def words_of(settings: Mapping) -> list[str]:
-    """Options as they stand on a command line; None is an option that is not given."""
+    """Options as they stand on a command line; None is an option that is not given.
+
+    Raises:
+        ValueError: an option of an earlier version that is gone, at a value that would change something.
+    """
     words = []
-    for name, value in settings.items():
+    for name, value in without_removed(settings).items():
         values = value if isinstance(value, list) else [value]
         if value is not None:
             words += [f"--{name}", *(json.dumps(v) if isinstance(v, (dict, bool)) else str(v) for v in values)]

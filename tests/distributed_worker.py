@@ -20,7 +20,6 @@ from transformers import TrainerCallback, TrainingArguments
 
 from simmim_hf import SimMIMConfig, SimMIMForPreTraining, SimMIMTrainer
 from simmim_hf.training import checkpoints
-from simmim_hf.training.callbacks import TimeLimit
 from simmim_hf.training.signals import Interrupted, StopAtSignal
 
 ROWS, LENGTH, VOCAB, MASK, PAD = 8, 12, 60, 4, 0
@@ -186,9 +185,9 @@ def train(
     return trainer
 
 
-def micro_batches(processes: int = 2, steps: int = 1) -> list[dict]:
-    """Batches with unequal numbers of rows, tokens and corrupted positions: two for each process and step."""
-    batch = make_batch(rows=8 * processes * steps)
+def micro_batches(processes: int = 2) -> list[dict]:
+    """Batches with unequal numbers of rows, tokens and corrupted positions: two for each process."""
+    batch = make_batch(rows=8 * processes)
     starts = range(0, len(batch["input_ids"]), 16)
     bounds = [(start + first, start + last) for start in starts for first, last in ((0, 2), (2, 8), (8, 11), (11, 16))]
     return [part(batch, first, last, slice(0)) for first, last in bounds]
@@ -205,33 +204,17 @@ def accumulate(folder, rank: int, objective: str) -> dict:
     return {"gradients": record.steps[0], "log": trainer.state.log_history[0]}
 
 
-QUEUE = {"method": {"queue_size": 7}, "objective": "snippets", "max_steps": 2}
-
-
-def queue(folder, batches: list[dict]) -> dict:
-    """Two steps with a queue."""
-    record = Record()
-    trainer = train(folder, batches, [record], **QUEUE, **ACCUMULATE)
-    return {"gradients": record.steps[1], "queue": trainer._queue.pairs}
-
-
 def resume(folder, rank: int, strategy: str) -> dict:
     """The batches of a run over three epochs, and of its continuation from the middle of the second one."""
     data = [{"id": i, "input_ids": [5] * (3 + i % 7)} for i in range(40)]
     options = {"per_device_train_batch_size": 4, "train_sampling_strategy": strategy, "num_train_epochs": 3}
-    options |= {"save_strategy": "steps", "save_steps": 7, "method": {"queue_size": 12}}
+    options |= {"save_strategy": "steps", "save_steps": 7}
     found = {}
     for name, checkpoint in (("whole", None), ("resumed", str(Path(folder, "checkpoint-7")))):
         collator = Recorder()
         trainer = train(folder, data, collator=collator, resume=checkpoint, **options)
         found[name] = {"ids": collator.ids, "losses": [row["loss"] for row in trainer.state.log_history[:-1]]}
     return found
-
-
-def time_limit(folder, rank: int) -> int:
-    """The clock runs out in the first process only, as clocks never agree to the step."""
-    limit = TimeLimit(0.0 if rank == 0 else 60.0)
-    return train(folder, micro_batches(), [limit], max_steps=4).state.global_step
 
 
 class Signalled(TrainerCallback):
@@ -271,12 +254,10 @@ if __name__ == "__main__":
         jobs[name] = lambda preset=preset, name=name: accumulate(folder / name, rank, preset)
     if processes == 2:
         jobs["evaluation"] = lambda: evaluate_on_one_process(rank)
-        jobs["queue"] = lambda: queue(folder / "queue", micro_batches(steps=2))
         for strategy in STRATEGIES:
             jobs[strategy] = lambda strategy=strategy: resume(folder / strategy, rank, strategy)
         for event in SIGNALLED:
             jobs[event] = lambda event=event: signalled(folder / event, rank, event)
-        jobs["time limit"] = lambda: time_limit(folder / "time limit", rank)  # last, for a hang breaks the connection
     found = {}
     for name, job in jobs.items():
         try:

@@ -41,8 +41,8 @@ def test_it_is_small_and_its_code_is_that_of_the_package(card):
         assert (card / name).read_bytes() == (package / name).read_bytes(), name
 
 
-def test_what_is_alike_is_nearer(language):
-    first, alike, other = simmim_hf.encode(f"simmim-tiny-{language}", TEXTS[language])
+def test_what_is_alike_is_nearer(language, card):
+    first, alike, other = simmim_hf.encode(card, TEXTS[language])
     assert first @ alike > first @ other + 0.1
 
 
@@ -54,7 +54,7 @@ def test_it_fills_gaps(language, card):
 @pytest.mark.slow
 def test_every_route_gives_the_same_vectors(language, card):
     texts = TEXTS[language]
-    expected = simmim_hf.encode(card.name, texts)
+    expected = simmim_hf.encode(card, texts)
     found = [AutoModel.from_pretrained(card).encode(texts), SentenceTransformer(str(card), device="cpu").encode(texts)]
     script = WITHOUT_THE_PACKAGE + (
         "import json\n"

@@ -41,8 +41,10 @@ def commands() -> list[list[str]]:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The folder a reader would be in: their text, a checkpoint of their own, and the Hub's models by their ids."""
+    """The folder a reader would be in: their text, a checkpoint of their own, those of the clone, and the Hub's models
+    by their ids."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "model_cards").symlink_to(ROOT / "model_cards")
     (tmp_path / "corpus.txt").write_text("\n".join(TEXT))
     tokenizer = tokenization.train_tokenizer(TEXT, 99, show_progress=False)
     base = tmp_path / "google-bert" / "bert-base-uncased"

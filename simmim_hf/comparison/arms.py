@@ -12,7 +12,7 @@ RESERVED = ("random weights", "starting weights")
 
 # Options of `simmim pretrain` that a comparison sets by itself, and what to use instead.
 DECIDED = {
-    **dict.fromkeys(("max_steps", "num_train_epochs", "max_minutes"), "the budget decides: --budget_tokens"),
+    **dict.fromkeys(("max_steps", "num_train_epochs"), "the budget decides: --budget_tokens"),
     "objective": "the arms have it: --objectives",
     "streaming": "a comparison plans its steps from the lengths of all texts: leave it out",
     "similarity_file": "give the file as a task: --tasks",

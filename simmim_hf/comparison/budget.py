@@ -1,10 +1,9 @@
-"""What training may use, and what it costs: tokens, floating-point operations, seconds, memory."""
+"""What training may use, and what it costs: tokens, floating-point operations, memory."""
 
 import contextlib
 import ctypes
 import math
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import TrainerCallback
 
 from ..model.configuration_simmim import Objective
 from ..model.modeling_simmim import SimMIMForPreTraining
@@ -25,7 +23,7 @@ MOST_PASSES = 1000  # each is planned batch by batch
 @dataclass(frozen=True)
 class Budget:
     """What each run may use: an amount of `tokens` that the encoder reads, of `text` (its tokens counted once, however
-    often the encoder reads them), of `flops` or of `seconds`."""
+    often the encoder reads them) or of `flops`."""
 
     unit: str
     amount: float
@@ -74,18 +72,6 @@ class MeasuredTrainer(SimMIMTrainer):
 
     def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> float:
         return training_flops(self.accelerator.unwrap_model(self.model), inputs, self.current_objective())
-
-
-class StepClock(TrainerCallback):
-    """Notes when each step ends."""
-
-    def __init__(self):
-        self.ends = []
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if args.device.type == "cuda":
-            torch.cuda.synchronize(args.device)
-        self.ends.append(time.monotonic())
 
 
 def training_flops(
@@ -142,8 +128,8 @@ def epochs(trainer: SimMIMTrainer) -> Iterator[list[list[int]]]:
 
 
 def sampled_rates(trainer: SimMIMTrainer) -> dict[str, float]:
-    """What a token of text costs in each unit but seconds, over batches from all of the first epoch; weights
-    follow their schedule."""
+    """What a token of text costs in each unit, over batches from all of the first epoch; weights follow their
+    schedule."""
     batches = next(epochs(trainer))
     sampled = [batches[i] for i in np.linspace(0, len(batches) - 1, min(SAMPLED_BATCHES, len(batches))).astype(int)]
     model, flops, read, text = trainer.accelerator.unwrap_model(trainer.model), 0.0, 0, 0

@@ -25,7 +25,7 @@ from ..evaluation.language_modelling import load_language_model, unigram_cross_e
 from ..evaluation.measure import measure
 from ..evaluation.metrics import tfidf_reciprocal_rank
 from ..evaluation.tasks import load_tasks
-from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig
+from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig, without_removed
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import build, is_number, option, reason, refusing
 from ..training import parts
@@ -43,15 +43,11 @@ logger = logging.get_logger(__name__)
 # What `simmim compare` without a budget spends on an arm and seed: on the built-in corpus, on other text one pass.
 BUILT_IN_BUDGET = 300_000
 FEWEST_STEPS = 10
-CURVE_SEQUENCES, CONFLICT_POINTS, LOG_LINES = 256, 10, 20
-CALIBRATION_STEPS = 12
+CURVE_SEQUENCES, LOG_LINES = 256, 20
 HELD_OUT = "held-out text"  # the task that every comparison has
 # What may be in the folder after a start that was refused.
-BEFORE_TRAINING = ("initial", "calibration")
-# The part of a budget of seconds that is planned for; the rest is for a machine that gets slower.
-PLANNED_SHARE = 0.95
+BEFORE_TRAINING = ("initial", "trial")
 ONCE_MENDED = "When there is room and it can be written,"
-CONFLICT_NORMS = ("mlm_gradient_norm", "contrastive_gradient_norm")
 
 
 @dataclass
@@ -76,13 +72,12 @@ class ComparisonArguments:
         None, "Instead: tokens of text in each run, counted once however often the objective looks at them."
     )
     budget_flops: float | None = option(None, "Instead: floating-point operations of each run.")
-    budget_seconds: float | None = option(None, "Instead: seconds of training of each run.")
     tasks: list[str] | None = option(None, "What the encoders are evaluated on: tasks of `simmim evaluate`.")
 
     def __post_init__(self):
         if not is_number(self.seeds, least=1, kind=int):
             raise ValueError(f"--seeds is {self.seeds!r}: give 1 or more; an interval needs 2.")
-        units = ("tokens", "text", "flops", "seconds")
+        units = ("tokens", "text", "flops")
         self.budget = budget.Budget.of(**{unit: getattr(self, f"budget_{unit}") for unit in units})
 
 
@@ -100,9 +95,7 @@ class Comparison:
     A budget decides the steps of a run by the lengths of the texts that it will read: the first number of steps that
     reaches the budget, so that two arms differ by less than a batch. It is turned into tokens of text by what a token
     of text costs an arm: how often the encoder reads it and for how many operations (`budget.training_flops`), over
-    batches from all of the text; or its seconds, measured over a dozen steps with learning rate 0 before the first
-    run, of which 95 % are planned for, so that the learning rate has come down to its end when the time is up.
-    Training stops at the last second in any case; the report says when it stopped early.
+    batches from all of the text.
 
     Args:
         arms: name -> options of `simmim pretrain`, with `objective`
@@ -119,7 +112,7 @@ class Comparison:
         self, arms: dict[str, dict], options: dict | None = None, output_dir: str = "simmim-comparison", **settings
     ):
         self.arms, self.folder = check_arms(arms), Path(output_dir)
-        self.options = {name: value for name, value in (options or {}).items() if value is not None}
+        self.options = {name: value for name, value in without_removed(options or {}).items() if value is not None}
         refuse_decided(self.options)
         settings = ComparisonArguments(**settings)
         is_new = not (self.folder / "comparison.json").is_file()
@@ -167,7 +160,7 @@ class Comparison:
             records.write_json(self.folder / "comparison.json", self.record)
 
     def _read_arguments(self, is_new: bool) -> None:
-        options = {k: v for k, v in self.options.items() if k not in ("conflict_steps", "weight_schedule")}
+        options = {k: v for k, v in self.options.items() if k != "weight_schedule"}
         if not is_new:
             options["tokenizer_name"] = str(self._initial(self.seeds[0]))
         self.model_args, self.data_args, self.args = self._arguments(
@@ -198,7 +191,7 @@ class Comparison:
 
     def _tokenize(self, data_args, max_length: int, passages: int = 1) -> parts.TokenizedText:
         """The text as the arms with these options read it, tokenised once for all of them."""
-        key = max_length, data_args.hard_negatives, data_args.long_texts, passages
+        key = max_length, data_args.long_texts, passages
         if key not in self._tokenized:
             with self.args.main_process_first(desc="tokenising"):
                 self._tokenized[key] = parts.tokenize_text(
@@ -208,7 +201,7 @@ class Comparison:
 
     def _arguments(self, options: dict) -> tuple:
         """The arguments of `simmim pretrain` from options, checked; on every text with the same defaults."""
-        defaults = {"report_to": "none", "max_minutes": math.inf, "overwrite_output_dir": True}
+        defaults = {"report_to": "none", "overwrite_output_dir": True}
         defaults |= {"first_sentence_probability": 0.0, "lexicon_size": SimMIMConfig.lexicon_size}
         arguments = build(PRETRAINING, {**defaults, **options})
         fill_defaults(*arguments)
@@ -227,6 +220,8 @@ class Comparison:
         if not path.is_file():
             return
         old, new = records.without_secrets(records.read_json(path)), json.loads(json.dumps(self.record))
+        old["options"] = without_removed(old["options"])
+        old["arms"] = {arm: without_removed(options) for arm, options in old["arms"].items()}
         pairs = {name: (old.get(name), new[name]) for name in names}
         pairs |= {f"the arm `{arm}`": (options, new["arms"].get(arm)) for arm, options in old["arms"].items()}
         if old["seeds"] != new["seeds"][: len(old["seeds"])]:
@@ -268,8 +263,6 @@ class Comparison:
             options.setdefault("dropout", default_dropout(wanted))  # from here on it looks like another's
         options |= {"model_name_or_path": initial, "text_config": None, "seed": seed}
         options |= {"output_dir": str(self._run_folder(arm, seed)), **more}
-        if not self._is_joint(arm):
-            options.pop("conflict_steps", None)
         try:
             model_args, data_args, args = self._arguments(options)
             set_seed(seed)
@@ -287,17 +280,16 @@ class Comparison:
         options = config_options({**self.options, **self.arms[arm]})
         return {name: options[name] for name in WEIGHTS}
 
-    def _is_joint(self, arm: str) -> bool:
-        weights = self._weights(arm)
-        return bool(weights["mlm_weight"] and weights["contrastive_weight"])
-
     def _rates(self) -> dict[str, budget.Rate]:
         """What each arm does with a token of text, after a trial of every arm and of its budget."""
-        recorded, rates, calibration = self.record.setdefault("rates", {}), {}, self.folder / "calibration"
+        recorded = self.record.setdefault("rates", {})
+        rates = {}
+        trial = self.folder / "trial"
         for arm in self.arms:
-            trainer = self._trainer(arm, self.seeds[0], output_dir=str(calibration))
+            trainer = self._trainer(arm, self.seeds[0], output_dir=str(trial))
             if arm not in recorded:
-                recorded[arm] = dataclasses.asdict(self._rate(trainer, arm))
+                costs = budget.sampled_rates(trainer)
+                recorded[arm] = {"readings": costs["tokens"], "cost": costs[self.budget.unit]}
             rates[arm] = budget.Rate(**recorded[arm])
             steps = len(self.budget.plan(trainer, rates[arm])) - 1
             if steps < FEWEST_STEPS:
@@ -307,21 +299,8 @@ class Comparison:
                     "(--per_device_train_batch_size)."
                 )
         if self.is_main:
-            shutil.rmtree(calibration, ignore_errors=True)
+            shutil.rmtree(trial, ignore_errors=True)
         return rates
-
-    def _rate(self, trainer: SimMIMTrainer, arm: str) -> budget.Rate:
-        costs = budget.sampled_rates(trainer)
-        if self.budget.unit in costs:
-            return budget.Rate(costs["tokens"], costs[self.budget.unit])
-        clock, folder = budget.StepClock(), str(self.folder / "calibration")
-        options = {"learning_rate": 0.0, "max_steps": CALIBRATION_STEPS, "save_strategy": "no"}
-        trainer = self._trainer(arm, self.seeds[0], output_dir=folder, **options)
-        tokens = list(itertools.islice(budget.tokens_of_steps(trainer), CALIBRATION_STEPS))
-        quieten(trainer, clock).train()
-        # The first steps warm up.
-        seconds = (clock.ends[-1] - clock.ends[1]) / sum(tokens[2:])
-        return budget.Rate(costs["tokens"], in_all_processes(seconds / PLANNED_SHARE))
 
     def run(self, argv: list[str] | None = None) -> dict:
         """Does what is missing and writes the report.
@@ -390,7 +369,7 @@ class Comparison:
         if checkpoint:
             state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
         tokens = self.budget.plan(self._trainer(arm, seed), self.rates[arm])
-        trainer = self._trainer(arm, seed, **self._schedule(arm, len(tokens) - 1, state))
+        trainer = self._trainer(arm, seed, **self._schedule(len(tokens) - 1))
         gc.collect()  # the weights of earlier runs: a Trainer is part of a reference cycle
         budget.reset_peak_memory(self.device)
         outcome, model = {"status": "finished"}, trainer.accelerator.unwrap_model(trainer.model)
@@ -424,21 +403,16 @@ class Comparison:
                 "seconds": _training_seconds(state),
                 "peak_memory_bytes": memory,
                 "parameters": model.num_parameters(),
-                "curve": _logged(state.log_history, tokens, "held_out_"),
-                "conflict": _logged(state.log_history, tokens, "gradient_cosine", *CONFLICT_NORMS),
+                "curve": _curve(state.log_history, tokens),
             }
             records.write_json(folder / "result.json", outcome)
             for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
                 shutil.rmtree(path)
         trainer.accelerator.free_memory()
 
-    def _schedule(self, arm: str, steps: int, state: TrainerState) -> dict:
-        """The options of a run of so many steps that begins, or goes on, at a state."""
+    def _schedule(self, steps: int) -> dict:
+        """The options of a run of so many steps."""
         options = {"max_steps": steps}
-        if self.budget.unit == "seconds":
-            options["max_minutes"] = (self.budget.amount - _training_seconds(state)) / 60
-        elif self._is_joint(arm) and {**self.options, **self.arms[arm]}.get("conflict_steps") is None:
-            options["conflict_steps"] = max(1, steps // CONFLICT_POINTS)
         # The log has what a plot needs; a checkpoint falls on a line of the log, which then is complete in it.
         if "logging_steps" not in self.options:
             every = max(1, steps // LOG_LINES)
@@ -501,11 +475,11 @@ def _training_seconds(state: TrainerState) -> float:
     return max((entry.get("training_seconds", 0.0) for entry in state.log_history), default=0.0)
 
 
-def _logged(history: list[dict], tokens: list[int], *prefixes: str) -> list[dict]:
-    """The entries of a log that have quantities with these prefixes, which are taken off, against tokens read."""
-    rows = []
+def _curve(history: list[dict], tokens: list[int]) -> list[dict]:
+    """The entries of a log that have quantities of held-out text, against tokens read."""
+    rows, prefix = [], "held_out_"
     for entry in history:
-        found = {name.removeprefix("held_out_"): v for name, v in entry.items() if name.startswith(prefixes)}
+        found = {name.removeprefix(prefix): v for name, v in entry.items() if name.startswith(prefix)}
         if found:
             rows.append({"step": entry["step"], "tokens": tokens[entry["step"]], **found})
     return rows

@@ -12,7 +12,6 @@ from transformers import TrainerCallback
 
 from ..data.collator import DataCollatorForSimMIM
 from ..model.modeling_simmim import SimMIMForPreTraining
-from ..training.callbacks import TimeLimit
 
 CURVE_POINTS = 8
 
@@ -22,17 +21,11 @@ class HeldOut:
 
     Args:
         dataset: rows with `input_ids` and `length`
-        collator: how the text is masked; at the end of its schedule, where it has one
+        collator: how the text is masked
     """
 
     def __init__(self, dataset: Dataset, collator: DataCollatorForSimMIM, batch_size: int):
-        ratio = collator.mlm_probability
-        collator = dataclasses.replace(
-            collator,
-            positive_view="masked",
-            corrupted_views="copy",
-            mlm_probability=ratio[1] if isinstance(ratio, tuple) else ratio,
-        )
+        collator = dataclasses.replace(collator, positive_view="masked", corrupted_views="copy")
         order = np.argsort(dataset["length"][:], kind="stable")
         starts = range(0, len(order), batch_size)
         self.batches = [collator(dataset.select(order[start : start + batch_size]).to_list()) for start in starts]
@@ -48,7 +41,6 @@ class HeldOut:
             contrastive_weight=1.0,
             positive_view="masked",
             corrupted_views="copy",
-            uncertainty_weighting=False,
         )
         was_training, sums, counts = model.training, {}, {}
         model.eval()
@@ -97,11 +89,7 @@ class Recorder(TrainerCallback):
             return
         begun = time.monotonic()
         metrics = self.held_out.measure(self.trainer.accelerator.unwrap_model(self.trainer.model))
-        spent = time.monotonic() - begun
-        self.started += spent
-        for callback in self.trainer.callback_handler.callbacks:
-            if isinstance(callback, TimeLimit):
-                callback.extend(spent)
+        self.started += time.monotonic() - begun
         log_is_due = control.should_log
         self.trainer.log({f"held_out_{name}": value for name, value in metrics.items()})
         control.should_log = log_is_due

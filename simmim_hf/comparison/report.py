@@ -1,7 +1,6 @@
-"""The report of a comparison: a verdict, tables and plots."""
+"""The report of a comparison: tables and plots."""
 
 import base64
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import jinja2
 
 from ..quantities import APART, GEOMETRY, LANGUAGE, RETRIEVAL, SIMILARITY, TRANSFER, listed
 from .plots import draw
-from .statistics import CONFLICT, COST, Metric, gradient_cosines, mean_costs, metrics_of, without_masked_term
+from .statistics import COST, Metric, mean_costs, metrics_of, without_masked_term
 
 MANY_ARMS = 10  # the most that a sentence names
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -19,20 +18,15 @@ TOKENS = {
     "read": "Tokens count as often as the encoder reads them.",
     "text": "A token of the text counts once, however often the objective reads it.",
 }
-PLOTS = {"front": "Two goals at once", "curves": "Learning curves", "conflict": "Conflict of the terms"}
+PLOTS = {"front": "Two goals at once", "curves": "Learning curves"}
 NOTES = {  # what a reader has to know to read a section, by its title
     "At a glance": "Bold: the best mean over seeds, where it is better than that of the weights before training. ±: "
     "half the width of its 95 % interval (Student's t). ≈: better than before training, too, and not distinguishable "
     "from the best by a paired t-test over seeds at 5 %, not corrected for the number of comparisons. "
-    "†: the objective has no masked term.",
+    "Without ± there is one seed, and any difference may be chance. †: the objective has no masked term.",
     "Two goals at once": "Large marks are means over seeds, small dots single seeds. The dashed line joins the arms "
-    "whose means no other arm equals or beats in both metrics. Where the axis breaks (//), arms follow that are off "
-    "the scale: the legend has their values, and the line leaves them out.",
+    "whose means no other arm equals or beats in both metrics.",
     "Learning curves": "Measured on a part of the held-out text during training. Thin lines are single seeds.",
-    "Conflict of the terms": "Gradients of the masked and the contrastive term in the encoder. With a cosine below "
-    f"-{CONFLICT} they pull against each other, above {CONFLICT} they pull together; between these (grey) they hardly "
-    "affect each other: to first order, a step for one changes the other by less than a tenth of what an equally long "
-    "step of its own would.",
     LANGUAGE: "All arms are asked for the same masked tokens, also those that were never trained for it (†). "
     "Causal perplexity is that of arms with a causal term.",
     APART: "How often a text is nearest to its own masked copy, within a batch of texts of similar length.",
@@ -44,64 +38,6 @@ NOTES = {  # what a reader has to know to read a section, by its title
     "Cost": "Means of the finished runs. {tokens} TFLOPs are computed, not measured; like the seconds they are those "
     "of training alone. Memory is the peak of the process or, on a GPU, of what was allocated there.",
 }
-STANDINGS = {  # of the best arm, by: better than every other, better than the initial weights (None: not measured)
-    (True, True): "better than every other measured arm and than the {initial}",
-    (True, False): "better than every other measured arm but not told apart from the {initial}",
-    (True, None): "better than every other measured arm",
-    (False, True): "better than the {initial} but not told apart from some other arms",
-    (False, False): "told apart neither from some other arms nor from the {initial}",
-    (False, None): "not told apart from some other arms",
-}
-
-
-def verdict(leading: list[Metric], results: dict) -> str:
-    """At most two sentences that claim no more than the test does: which arm is the best in what, and how sure it is.
-
-    Args:
-        leading: the metrics to speak of
-    """
-    initial, metrics = results["initial"]["name"], [metric for metric in leading if metric.best()]
-    below = [metric for metric in leading if len(metric.known) > 1 and not metric.best()]
-    means = [f"the best mean is that of {_grouped(metrics, Metric.best)}"] if metrics else []
-    if below:
-        means.append(_grouped(below, lambda _: f"no arm is better than the {initial}"))
-    means = "; ".join(means) or "no metric has two arms to compare"
-    sentences = [f"{means[0].upper()}{means[1:]}."]
-    if any(metric.is_tested() for metric in metrics):
-        standings = _grouped(metrics, lambda metric: _standing(metric).format(initial=initial))
-        sentences.append(f"By the paired test the best arm is {standings}.")
-    elif any(metric.without_variance() for metric in metrics):
-        sentences.append("Nothing can be tested, because no difference varies over the seeds.")
-    elif metrics:
-        seeds = "one seed" if len(results["seeds"]) == 1 else "so few finished seeds"
-        sentences.append(f"With {seeds} nothing can be told apart: any difference may be chance.")
-    return " ".join(sentences)
-
-
-def _standing(metric: Metric) -> str:
-    """What the paired test says of the best arm; an entry of `STANDINGS`."""
-    best = metric.best()
-    return STANDINGS[not metric.as_good(), metric.gain(best) > 0 if metric.initial else None]
-
-
-def _grouped(metrics: list[Metric], said: Callable[[Metric], str]) -> str:
-    """`a in one metric and another; b in a third`"""
-    names = {}
-    for metric in metrics:
-        names.setdefault(said(metric), []).append(_in_a_sentence(metric))
-    return "; ".join(f"{text} in {listed(of_text)}" for text, of_text in names.items())
-
-
-def _in_a_sentence(metric: Metric) -> str:
-    """The name of a metric, without its unit."""
-    return f"{metric.task} {metric.quantity.title.removesuffix(', %').removesuffix(' x 100')}"
-
-
-def _ended_early(results: dict) -> list[str]:
-    """A sentence on the runs that ended before their last planned step, if there are any."""
-    early = [run for run in results["runs"] if run["status"] == "finished" and run["steps"] < run["planned_steps"]]
-    runs = listed([f"{run['arm']} (seed {run['seed']})" for run in early])
-    return [f"Out of time before the last planned step: {runs}."] if early else []
 
 
 @dataclass
@@ -144,27 +80,10 @@ def metric_table(metrics: list[Metric], results: dict, caption: str = "") -> Tab
         rows.append([name, "-", *cells])
     several = len({metric.task for metric in metrics}) > 1
     titles = [metric.title if several else metric.quantity.described for metric in metrics]
-    untested = [metric for metric in metrics if metric.without_variance()]
-    note = _grouped(untested, lambda metric: listed(metric.without_variance()))
-    note = note and f"The difference from the best is the same with every seed, which leaves nothing to test: {note}."
+    untested = [f"{metric.title} ({listed(arms)})" for metric in metrics if (arms := metric.without_variance())]
+    note = "The difference from the best is the same with every seed, which leaves nothing to test: {}."
+    note = note.format(listed(untested)) if untested else ""
     return Table(["arm", "seeds", *titles], rows, caption, note)
-
-
-def conflict_table(results: dict) -> Table:
-    """A row for each arm whose two terms were compared, in words where the whole interval allows the same words."""
-
-    def words(cosine: float) -> str:
-        if abs(cosine) < CONFLICT:
-            return "hardly affect each other"
-        return "pull together" if cosine > 0 else "pull against each other"
-
-    rows = []
-    for arm, found in gradient_cosines(results).items():
-        half = found.half_width or 0.0
-        low, high = words(found.mean - half), words(found.mean + half)
-        interval = f" ± {half:.2f}" if half else ""
-        rows.append([arm, f"{found.mean:.2f}{interval}", low if low == high else "open: the interval is too wide"])
-    return Table(["arm", "mean cosine", "on average the terms"], rows, of_words=True)
 
 
 def sections_of(results: dict, plots: dict[str, str]) -> list[Section]:
@@ -176,8 +95,7 @@ def sections_of(results: dict, plots: dict[str, str]) -> list[Section]:
     metrics, sections = metrics_of(results), []
     leading = [metric for metric in metrics if metric.quantity.leads]
     if leading:
-        paragraphs = [verdict(leading, results), *_ended_early(results), NOTES["At a glance"]]
-        sections.append(Section("At a glance", paragraphs, [metric_table(leading, results)]))
+        sections.append(Section("At a glance", [NOTES["At a glance"]], [metric_table(leading, results)]))
     failed = [[run["arm"], str(run["seed"]), run["reason"]] for run in results["runs"] if run["status"] != "finished"]
     if failed:
         table = Table(["arm", "seed", "reason"], failed, of_words=True)
@@ -186,10 +104,9 @@ def sections_of(results: dict, plots: dict[str, str]) -> list[Section]:
     arms = [[arm, _pairs(options)] for arm, options in [("all arms", shared), *results["arms"].items()]]
     table = Table(["arm", "options"], arms, of_words=True)
     sections.append(Section("What was compared", [_setting(results)], [table]))
-    tables = {"conflict": [conflict_table(results)]}
     for kind, title in PLOTS.items():
         if kind in plots:
-            sections.append(Section(title, [NOTES[title]], tables.get(kind, []), plots[kind]))
+            sections.append(Section(title, [NOTES[title]], plot=plots[kind]))
     for axis in dict.fromkeys(metric.quantity.axis for metric in metrics):
         of_axis = [metric for metric in metrics if metric.quantity.axis == axis]
         tasks = dict.fromkeys(metric.task for metric in of_axis)

@@ -17,7 +17,6 @@ COST = {  # title -> (name in a result, divided by, format)
     "peak memory, GiB": ("peak_memory_bytes", 2**30, ".2f"),
     "parameters": ("parameters", 1, ",.0f"),
 }
-CONFLICT = 0.1  # gradients with a cosine nearer to 0 than this hardly affect each other
 
 
 @dataclass(frozen=True)
@@ -141,16 +140,6 @@ class Metric:
         best, known = self.best(), self.known
         return [arm for arm in self.p_against_best() if without_variance(differences(known[best], known[arm]))]
 
-    def is_tested(self) -> bool:
-        """Whether any arm can be compared with the best: that takes two seeds, and a difference that varies."""
-        return any(p is not None for p in self.p_against_best().values())
-
-    def gain(self, arm: str) -> int:
-        """1 where an arm is better than the weights it started from, -1 where it is worse, 0 where that is open."""
-        if self.initial is None or not differ(self.known[arm], self.initial):
-            return 0
-        return 1 if self.quantity.is_better(self.known[arm].mean, self.initial.mean) else -1
-
     def format(self, found: Estimate | None) -> str:
         """`mean ± half width`, in words where equal seeds give no interval; `-` where nothing is known."""
         if found is None:
@@ -230,16 +219,6 @@ def front_of(points: dict[str, tuple[float, float]], better_x: int, better_y: in
         for arm, one in signed.items()
         if not any(other != one and other[0] >= one[0] and other[1] >= one[1] for other in signed.values())
     ]
-
-
-def gradient_cosines(results: dict) -> dict[str, Estimate]:
-    """For each arm whose two terms were compared, the mean cosine of their gradients over a run, and over seeds."""
-    by_arm = {}
-    for run in results["runs"]:
-        cosines = [row.get("gradient_cosine") for row in run.get("conflict") or ()]
-        known = [cosine for cosine in cosines if cosine is not None]
-        by_arm.setdefault(run["arm"], {})[run["seed"]] = float(np.mean(known)) if known else None
-    return {arm: found for arm, by_seed in by_arm.items() if (found := estimate(by_seed)) is not None}
 
 
 def without_masked_term(results: dict) -> list[str]:

@@ -14,11 +14,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import get_worker_info
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from ..model.configuration_simmim import PASSAGES, CorruptedViews, PositiveView, SimMIMConfig, choices_of, described
+from ..model.configuration_simmim import (
+    PASSAGES,
+    CorruptedViews,
+    PositiveView,
+    SimMIMConfig,
+    choices_of,
+    described,
+    without_removed,
+)
 from ..model.losses import IGNORE_INDEX
 from ..options import is_number, option
 from .row_random import RowGenerator
@@ -83,11 +90,8 @@ class DataCollatorForSimMIM:
     """
 
     tokenizer: PreTrainedTokenizerBase
-    mlm_probability: float | tuple[float, float] = option(
-        0.3,
-        "Share of corrupted tokens; two numbers are a linear schedule from start to end.",
-        allows=_is_ratio,
-        choose="a number between 0 and 1, such as 0.3, or a pair (start, end)",
+    mlm_probability: float = option(
+        0.3, "Share of corrupted tokens.", allows=_is_share, choose="a number between 0 and 1, such as 0.3"
     )
     mask_replace_prob: float = option(0.8, "Share of the corrupted units that become mask tokens.", **PROBABILITY)
     random_replace_prob: float = option(
@@ -164,9 +168,8 @@ class DataCollatorForSimMIM:
     )
 
     def __post_init__(self):
-        for name in ("mlm_probability", "snippet_ratio"):
-            if isinstance(getattr(self, name), list):
-                setattr(self, name, tuple(getattr(self, name)))  # a list when read from JSON
+        if isinstance(self.snippet_ratio, list):
+            self.snippet_ratio = tuple(self.snippet_ratio)  # a list when read from JSON
         self._validate()
         self._special_ids = np.unique(self.tokenizer.all_special_ids)
         unknown = [] if self.tokenizer.unk_token_id is None else [self.tokenizer.unk_token_id]
@@ -175,8 +178,6 @@ class DataCollatorForSimMIM:
         if self.whole_word_mask:
             self._word_table, self._han_table = build_word_tables(self.tokenizer)
         self._sentence_ends = ends_of_sentences(self.tokenizer) if self.first_sentence_probability else []
-        self._total_batches = None
-        self.begin(0)
 
     @classmethod
     def for_config(cls, tokenizer: PreTrainedTokenizerBase, config: SimMIMConfig, **options):
@@ -254,8 +255,7 @@ class DataCollatorForSimMIM:
             rows, positives = make(rows, views_rng)
         elif self.positive_view == "masked" and self.corrupted_views == "both":
             positives = rows
-        ratio = self._next_ratio()
-        masked_input_ids, labels = self._corrupt(rows, ratio, rng)
+        masked_input_ids, labels = self._corrupt(rows, rng)
         batch = {
             "input_ids": rows.input_ids,
             "masked_input_ids": masked_input_ids,
@@ -265,25 +265,13 @@ class DataCollatorForSimMIM:
         if positives is not None:
             batch["positive_input_ids"], batch["positive_attention_mask"] = positives[:2]
             if self.corrupted_views == "both":
-                corrupted = self._corrupt(positives, ratio, positives_rng)
+                corrupted = self._corrupt(positives, positives_rng)
                 batch["positive_input_ids"], batch["positive_labels"] = corrupted
         if rows.token_type_ids.any():
             batch["token_type_ids"] = rows.token_type_ids
         if negatives := self._negatives(columns):
             batch["negative_input_ids"], batch["negative_attention_mask"] = self._pad_ids(negatives)
         return {name: torch.from_numpy(array) for name, array in batch.items()}
-
-    def set_schedule(self, total_batches: int):
-        """Sets the number of micro-batches of the whole training, over which a pair `mlm_probability` goes from its
-        start to its end. Without it the start is used throughout."""
-        if total_batches < 1:
-            raise ValueError(f"total_batches={total_batches} must be at least 1.")
-        self._total_batches = total_batches
-
-    def begin(self, first_batch: int):
-        """Begins an epoch: the next batch is number `first_batch` of the training. Call it before the DataLoader is
-        iterated, as workers copy the collator then."""
-        self._first_batch, self._calls = first_batch, 0
 
     def save_pretrained(self, save_directory: str | os.PathLike):
         """Writes all settings but the tokenizer to `data_collator_config.json` in `save_directory`."""
@@ -297,7 +285,7 @@ class DataCollatorForSimMIM:
         """Reads what `save_pretrained` wrote, from a folder or a Hub repository, and there also the tokenizer if none
         is given."""
         with open(cached_file(directory, CONFIG_NAME), encoding="utf-8") as file:
-            settings = json.load(file)
+            settings = without_removed(json.load(file))
         return cls(AutoTokenizer.from_pretrained(directory) if tokenizer is None else tokenizer, **settings)
 
     def _encode(self, texts: list[str], max_length: int | None, **options) -> dict[str, list[list[int]]]:
@@ -345,19 +333,6 @@ class DataCollatorForSimMIM:
             row.update(ids[mask != 0].tobytes())
             seeds.append(int.from_bytes(row.digest(), "little"))
         return RowGenerator(seeds, is_left_padded=self.tokenizer.padding_side == "left")
-
-    def _next_ratio(self) -> float:
-        """The share of corrupted tokens in the batch being made."""
-        if not isinstance(self.mlm_probability, tuple):
-            return self.mlm_probability
-        worker = get_worker_info()
-        # A DataLoader hands its batches to the workers in turn.
-        calls = self._calls if worker is None else self._calls * worker.num_workers + worker.id
-        self._calls += 1
-        start, end = self.mlm_probability
-        if self._total_batches is None:
-            return start
-        return start + (end - start) * min((self._first_batch + calls) / self._total_batches, 1)
 
     def _make_deleted(self, rows: Rows, rng: RowGenerator) -> tuple[Rows, Rows]:
         """The sequences as they are, and copies with eligible tokens deleted, one of them at least kept."""
@@ -439,11 +414,11 @@ class DataCollatorForSimMIM:
         ]
         return Rows(*columns)._replace(eligible=columns[2].astype(bool))
 
-    def _corrupt(self, rows: Rows, ratio: float, rng: RowGenerator) -> tuple[np.ndarray, np.ndarray]:
+    def _corrupt(self, rows: Rows, rng: RowGenerator) -> tuple[np.ndarray, np.ndarray]:
         """The corrupted copy of the ids and the labels, both (batch, length)."""
         ids, eligible = rows.input_ids, rows.eligible
         starts = self._unit_starts(ids, eligible, rng)  # (batch, length)
-        unit, drawn = draw_units(starts, eligible, ratio, rng)  # (positions,), (units,)
+        unit, drawn = draw_units(starts, eligible, self.mlm_probability, rng)  # (positions,), (units,)
         tokens, corrupted = ids[eligible], drawn[unit]  # (positions,) each
         # (positions,), one draw a unit: no word is half [MASK], half readable
         action = rng.random(ids.shape)[starts][unit]

@@ -409,18 +409,3 @@ def split_held_out(
 
 def _hash(value: str) -> int:
     return int.from_bytes(hashlib.blake2b(value.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
-
-
-def with_next_as_negative(dataset: Dataset) -> Dataset:
-    """Adds the column `negative`: the text of the following row (of the row before, for the last), which often is of
-    the same document and so a harder negative than a random text.
-
-    Raises:
-        ValueError: fewer than two texts.
-    """
-    texts = dataset["text"][:]
-    if len(texts) < 2:
-        raise ValueError("hard negatives are the neighbours of a text, and there is only one text.")
-    if "negative" in dataset.column_names:
-        dataset = dataset.remove_columns("negative")
-    return dataset.add_column("negative", [*texts[1:], texts[-2]])

@@ -16,7 +16,7 @@ from ..data import tokenization
 from ..model.configuration_simmim import Pooling, SimMIMConfig
 from ..options import is_number, option, refusing
 from .bootstrap import CONFIDENCE, Sampled, paired_difference
-from .encoding import load_encoder, shipped
+from .encoding import load_encoder
 from .language_modelling import load_language_model, masked_rows
 from .measure import TextVectors, measure_with_samples
 from .tasks import BUILT_IN, NEEDED, Task, load_tasks
@@ -73,7 +73,7 @@ class Contender:
     """One of the models that are measured, with all that measuring it needs.
 
     Args:
-        name: folder, Hub id or name of a shipped checkpoint
+        name: folder or Hub id
         needs_head: whether a task asks for its language model
 
     Raises:
@@ -83,8 +83,8 @@ class Contender:
     def __init__(self, name: str, args: EvaluationArguments, device: torch.device, needs_head: bool):
         self.args = args
         with refusing("--model"):
-            folder = shipped(name)
-            self.tokenizer, self.encoder = tokenization.load_tokenizer(folder), load_encoder(folder, args.pooling)
+            self.tokenizer = tokenization.load_tokenizer(name)
+            self.encoder = load_encoder(name, args.pooling)
         self.encoder.to(device)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token  # padding is masked, so that any token will do
@@ -92,7 +92,7 @@ class Contender:
         self._check_tokenizer(name)
         self.language_model = None
         if needs_head:
-            self.language_model = load_language_model(folder, device)
+            self.language_model = load_language_model(name, device)
             if "masked" in self.language_model.options:
                 masked_rows([], self.tokenizer, args.mlm_probability, args.seed)  # refuses a bad tokenizer or share
         config = self.encoder.config

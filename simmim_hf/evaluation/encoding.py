@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -78,14 +77,6 @@ def load_encoder(name_or_path: str, pooling: Pooling | None = None) -> torch.nn.
     return model
 
 
-def shipped(name: str) -> str:
-    """The folder of a checkpoint that a clone of this repository ships in `model_cards`, by its name; any other name
-    as it is. The clone is that of the working directory or of the package."""
-    folders = (root / "model_cards" / name for root in (Path(), Path(__file__).parents[2]))
-    found = next((folder for folder in folders if (folder / "config.json").is_file()), None)
-    return str(found) if found and not os.path.exists(name) else name
-
-
 def text_encoder_config(name_or_path: str) -> PreTrainedConfig:
     """The configuration of a checkpoint.
 
@@ -131,9 +122,9 @@ def encode(
     """Vectors of texts by the pooling of the model.
 
     Args:
-        model: a SimMIM model, or a `PooledEncoder`; or a folder, a Hub id, or the name of a checkpoint that the
-            clone ships, which may also be that of a sentence-transformers model or of any other encoder (mean), and is
-            loaded for this call, to the GPU where there is one
+        model: a SimMIM model, or a `PooledEncoder`; or a folder or a Hub id, which may also be that of a
+            sentence-transformers model or of any other encoder (mean), and is loaded for this call, to the GPU where
+            there is one
         texts, tokenizer, max_length, batch_size, normalize, show_progress: as in `SimMIMModel.encode`
 
     Returns:
@@ -144,7 +135,7 @@ def encode(
         OSError: there is no such model.
     """
     if isinstance(model, (str, os.PathLike)):
-        name = shipped(str(model))
+        name = str(model)
         tokenizer = load_tokenizer(name) if tokenizer is None else tokenizer
         model = load_encoder(name)
         if torch.accelerator.is_available():

@@ -4,7 +4,7 @@ import difflib
 import math
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -102,6 +102,38 @@ COMMON_OPTIONS = [
     "use_cache",
 ]
 
+# Options of earlier versions: the value that changed nothing, as None does, and why each is gone.
+REMOVED_OPTIONS = {
+    "queue_size": (None, "negatives of earlier batches made no better vectors; --chunk_size gives more negatives"),
+    "uncertainty_weighting": (False, "learned weights gained nothing; mlm_weight and the others are chosen"),
+    "conflict_steps": (None, "the gradients of the masked and the contrastive term were found nearly orthogonal"),
+    "hard_negatives": ("none", "the following text as a negative gained nothing; a column `negative` has others"),
+    "one_source_batches": (False, "batches of one source were neither better nor worse"),
+    "max_minutes": (None, "a run that ends with the time is another on each machine; --max_steps ends it early"),
+    "budget_seconds": (None, "its runs were others on each machine; --budget_tokens, _text or _flops plan them"),
+}
+
+
+def without_removed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options without those of `REMOVED_OPTIONS`, as older files name them.
+
+    Raises:
+        ValueError: one of them has a value that would change something.
+    """
+    for name in REMOVED_OPTIONS.keys() & options.keys():
+        unused, reason = REMOVED_OPTIONS[name]
+        if options[name] not in (None, unused):
+            raise ValueError(f"`{name}` is {options[name]!r}, and this option is gone: {reason}. Leave it out.")
+    kept = {name: value for name, value in options.items() if name not in REMOVED_OPTIONS}
+    ratio = kept.get("mlm_probability")
+    if isinstance(ratio, (list, tuple)):  # one number, or two for a schedule
+        if len(ratio) > 1:
+            raise ValueError(
+                f"`mlm_probability` is {ratio}, and a schedule of it is gone, which was never shown to gain. Give one."
+            )
+        kept["mlm_probability"] = ratio[0]
+    return kept
+
 
 def nearest(name: str, candidates, spelling: str = "`{}`", cutoff: float = 0.6) -> str:
     """` Did you mean X?` for a misspelt or shortened option, or nothing where no candidate is near."""
@@ -155,7 +187,6 @@ class Objective:
     clm_weight: float
     positive_view: PositiveView = "masked"
     corrupted_views: CorruptedViews = "copy"
-    uncertainty_weighting: bool = False
 
     @property
     def corrupts_both(self) -> bool:
@@ -282,11 +313,6 @@ class SimMIMConfig(PreTrainedConfig):
     projection_dim: int | None = _option(
         None, "Width of an MLP between the pooled vector and the contrastive loss, used in training only."
     )
-    uncertainty_weighting: bool = _option(
-        False,
-        "Learn how much each term counts: exp(-s) * L + s / 2 with a learned log-variance s takes the place of each "
-        "loss L (Kendall, Gal & Cipolla 2018, equation 10).",
-    )
     tie_word_embeddings: bool = _option(
         True, "Tie the output projection of the language-model head to the input embeddings."
     )
@@ -302,6 +328,7 @@ class SimMIMConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self.text_config = as_text_config(self.text_config)
+        kwargs = without_removed(kwargs)
         for name in self._unknown(kwargs):
             if hasattr(self.text_config, name):
                 raise ValueError(
@@ -340,6 +367,7 @@ class SimMIMConfig(PreTrainedConfig):
                 f"This is a checkpoint of `{kind}` and not of SimMIM. `SimMIMForPreTraining.from_backbone(...)` "
                 "starts from its weights."
             )
+        config_dict = without_removed(config_dict)
         # A folder may come from a newer version of this package: what it does not know must not stop the loading.
         unknown = cls._unknown(config_dict)
         if unknown:

@@ -41,7 +41,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
     _zero_at_first: tuple[type[nn.Module], ...] = (SimMIMPooling, SimMIMLexicon)
     _reads_vectors = True  # whether the class uses the vectors of sequences, or those of tokens only
     # What is needed in pre-training only may be left over in other classes.
-    _keys_to_ignore_on_load_unexpected = [r"^projection\.", r"^uncertainty\.", r"^lm_head\.", *OF_POOLING]
+    _keys_to_ignore_on_load_unexpected = [r"^projection\.", r"^lm_head\.", *OF_POOLING]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -381,7 +381,7 @@ class SimMIMLMHead(nn.Module):
 class SimMIMWithLMHead(SimMIMPreTrainedModel):
     """The shared encoder with a language-model head that is tied to the input embeddings."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^projection\.", r"^uncertainty\.", *OF_POOLING]
+    _keys_to_ignore_on_load_unexpected = [r"^projection\.", *OF_POOLING]
 
     def __init__(self, config: SimMIMConfig, is_decoder: bool = False):
         super().__init__(config)

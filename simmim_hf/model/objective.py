@@ -76,24 +76,9 @@ class SimMIMProjection(nn.Module):
         return self.out(nn.functional.relu(self.dense(pooled)))
 
 
-class SimMIMUncertainty(nn.Module):
-    """A learned log-variance for each term of the loss (Kendall, Gal & Cipolla 2018, equation 10)."""
-
-    def __init__(self, config: SimMIMConfig):
-        super().__init__()
-        for name in TERMS:
-            if getattr(config, weight_of(name)):
-                self.register_parameter(name, nn.Parameter(torch.zeros(())))
-
-    def forward(self, name: str, loss: torch.Tensor) -> torch.Tensor:
-        log_variance = self.get_parameter(name)
-        return (-log_variance).exp() * loss + log_variance / 2
-
-
 class SimMIMForPreTraining(SimMIMWithLMHead):
     """The joint objective: masked-token prediction and a contrastive loss over a sequence and its masked copy."""
 
-    _zero_at_first = (*SimMIMWithLMHead._zero_at_first, SimMIMUncertainty)
     # The terms are means, so a Trainer has to divide them by the number of accumulation steps itself.
     accepts_loss_kwargs = False
     # How many sequences go through the encoder at a time in training, None for all at once: memory against time, with
@@ -111,7 +96,6 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
                 "`contrastive_gradient` is 'pooler', which has nothing to learn: give `pooled_layers='lexical_last'`, "
                 "`pooling='attention'` or both."
             )
-        self.uncertainty = SimMIMUncertainty(config) if config.uncertainty_weighting else None
         self.post_init()
 
     def _freeze_unused(self) -> None:
@@ -229,7 +213,6 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         negative_attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         objective: Objective | None = None,
-        queue_embeds: torch.Tensor | None = None,
         **kwargs,
     ) -> SimMIMForPreTrainingOutput:
         """
@@ -245,8 +228,6 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
                 every row sees
             token_type_ids: (batch, length)
             objective: which terms are computed, and their weights. Default: that of the configuration
-            queue_embeds: (queue, 2, dim), the `original_embeds` and `masked_embeds` of earlier batches, more
-                negatives without a gradient (cross-batch memory, Wang et al. 2020, arXiv 1912.06798)
 
         Returns:
             With `labels` or `masked_input_ids` the loss and its terms; without them `logits`, as a masked LM. With
@@ -289,7 +270,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             token_type_ids=token_type_ids,
         )
         both_ways = [reading for reading in readings if reading.name != "causal"]
-        terms, embeds = self._siamese_terms(both_ways, objective, queue_embeds, outputs) if both_ways else ({}, {})
+        terms, embeds = self._siamese_terms(both_ways, objective, outputs) if both_ways else ({}, {})
         if objective.clm_weight:
             kept = {} if both_ways else outputs
             _, total, _, count = self._read_in_chunks(
@@ -308,8 +289,6 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
     def weighted_sum(self, terms: dict[str, torch.Tensor], objective: Objective | None = None) -> torch.Tensor:
         """The loss, from its terms by name (`TERMS`)."""
         objective = self.config.objective if objective is None else objective
-        if objective.uncertainty_weighting:
-            terms = {name: self.uncertainty(name, term) for name, term in terms.items()}
         return sum(getattr(objective, weight_of(name)) * term for name, term in terms.items())
 
     def readings(self, objective: Objective | None = None, **batch: torch.Tensor | None) -> list[Reading]:
@@ -367,9 +346,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             counts["contrastive_loss"] = counts["contrastive_accuracy"] = rows
         return counts
 
-    def _siamese_terms(
-        self, readings: list[Reading], objective: Objective, queue: torch.Tensor | None, outputs: dict
-    ) -> tuple[dict, dict]:
+    def _siamese_terms(self, readings: list[Reading], objective: Objective, outputs: dict) -> tuple[dict, dict]:
         """All readings through the encoder at once, then the (sum, count) of each term and the compared vectors; those
         of `STATES` that have a key in `outputs` are put there."""
         batch, columns = len(readings[0].input_ids), readings[0].columns()
@@ -396,8 +373,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
                 "positive": vectors["masked" if objective.masked_is_positive else "positive"],
             }
             negatives = pooled[batch * len(names) :]  # (negatives, dim)
-            queue = pooled.new_empty(0, 2, pooled.shape[1]) if queue is None else queue
-            terms |= self._contrastive_terms(embeds["original"], embeds["positive"], negatives, queue)
+            terms |= self._contrastive_terms(embeds["original"], embeds["positive"], negatives)
         return terms, embeds
 
     def _read_in_chunks(
@@ -475,41 +451,39 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         states = self.lm_head.transform(hidden)  # (tokens, width of the embeddings)
         return linear_cross_entropy(states, decoder.weight, decoder.bias, targets, tokens_at_once)
 
-    def _contrastive_terms(self, rows, positives, negatives, queue) -> dict[str, tuple[torch.Tensor, int]]:
+    def _contrastive_terms(self, rows, positives, negatives) -> dict[str, tuple[torch.Tensor, int]]:
         """The sums of the contrastive loss and accuracy.
 
         Args:
             rows, positives: (batch, dim)
             negatives: (negatives, dim), explicit ones
-            queue: (queue, 2, dim), earlier rows and positives, equal in all processes
         """
         config = self.config
         if config.stop_gradient == "original":
             rows = rows.detach()
         elif config.stop_gradient == "positive":
             positives = positives.detach()
-        total, scores, targets = self._contrast(rows, positives, negatives, queue)
+        total, scores, targets = self._contrast(rows, positives, negatives)
         if config.symmetric:
-            total = (total + self._contrast(positives, rows, negatives[:0], queue.flip(1))[0]) / 2
+            total = (total + self._contrast(positives, rows, negatives[:0])[0]) / 2
         return {"contrastive_loss": (total, len(rows)), "contrastive_accuracy": _correct(scores, targets)}
 
-    def _contrast(self, rows, positives, negatives, queue) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Each row against the candidates of all processes and the queue: the summed loss, the scores of the positives
-        and of the hard negatives, and which of them is the row's own."""
+    def _contrast(self, rows, positives, negatives) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Each row against the candidates of all processes: the summed loss, the scores of the positives and of the
+        hard negatives, and which of them is the row's own."""
         config, offset, both_views = self.config, 0, self.config.negatives == "both_views"
         candidates = [positives, *([rows] if both_views else []), negatives]
         if config.gather_negatives:
             gathered = [gather(vectors) for vectors in candidates]
             candidates, offset = [vectors for vectors, _ in gathered], gathered[0][1]
-        queued = queue.flatten(0, 1) if both_views else queue[:, 1]  # (queued, dim)
-        # (rows, candidates): the positives of all processes, their rows or none, hard negatives, those of the queue
-        scores = similarity_matrix(rows, torch.cat([*candidates, queued]), config.similarity) / config.temperature
+        # (rows, candidates): the positives of all processes, their rows or none, hard negatives
+        scores = similarity_matrix(rows, torch.cat(candidates), config.similarity) / config.temperature
         targets = torch.arange(offset, offset + len(rows), device=rows.device)  # (rows,)
         first = len(candidates[0])
         itself = first + targets if both_views else None  # (rows,)
         total = contrastive_cross_entropy(scores, targets, config.contrastive_loss, left_out=itself)
-        # The accuracy asks every form of the loss the same: without the rows, or a queue, among the candidates.
-        hard = scores[:, 2 * first if both_views else first : scores.shape[1] - len(queued)]  # (rows, negatives)
+        # The accuracy asks every form of the loss the same: without the rows among the candidates.
+        hard = scores[:, 2 * first if both_views else first :]  # (rows, negatives)
         return total, torch.cat([scores[:, :first], hard], dim=1), targets
 
 

@@ -161,7 +161,6 @@ class Adaptation(Pretraining):
         if args.max_steps > 0:
             args.max_steps = max(1, round(share * args.max_steps))
         args.num_train_epochs *= share
-        args.max_minutes = args.max_minutes and share * args.max_minutes
         args.learning_rate = HEAD_LEARNING_RATE
         args.save_strategy = "no"
         args.report_to = []

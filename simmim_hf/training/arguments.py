@@ -1,7 +1,6 @@
 """The options of a training: those of the method for every script, and those of `simmim pretrain`."""
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -34,14 +33,10 @@ class SimMIMTrainingArguments(TrainingArguments):
     Args:
         chunk_size: how many sequences go through the encoder at a time; a batch of any size needs the memory of one
             chunk, with the same gradients and a second forward. Default: the whole batch.
-        queue_size: how many sequences of the batches before, of all processes and micro-batches, are negatives too, by
-            the vectors that they had then (Wang et al. 2020, arXiv 1912.06798). Default: none.
         weight_schedule: weights of the loss that change in training, by name: points (share of training, weight),
             between which the weight is interpolated. `{"contrastive_weight": [(0, 0), (0.3, 0), (0.3, 1)]}`, or the
             words `["contrastive_weight=0:0,0.3:0,0.3:1"]`, train the first 30 % without the contrastive term.
             Evaluation has the weights of the configuration.
-        conflict_steps: every so many steps, log the cosine between the gradients that the masked and the contrastive
-            term have in the encoder, and the norm of each; costs two more backward passes at such a step.
         max_skipped_steps: a step whose loss or gradient is not finite changes neither weights nor optimizer; training
             stops when more than so many follow one another. float16 may begin with a few, until its scale fits.
 
@@ -52,16 +47,10 @@ class SimMIMTrainingArguments(TrainingArguments):
     chunk_size: int | None = option(
         None, "Sequences that go through the encoder at a time: any batch size in the memory of one chunk."
     )
-    queue_size: int | None = option(
-        None, "Sequences of earlier batches whose vectors, as they were then, are negatives too."
-    )
     weight_schedule: list[str] | None = option(
         None,
         "Weights that change in training, as points share_of_training:weight. An MLM-only phase: "
         "contrastive_weight=0:0,0.3:0,0.3:1.",
-    )
-    conflict_steps: int | None = option(
-        None, "Every so many steps, log the cosine between the gradients of the masked and the contrastive term."
     )
     max_skipped_steps: int = option(
         20, "Steps in a row whose loss or gradient may be not finite; they are skipped, and one more stops the run."
@@ -120,27 +109,12 @@ def check_method_options(args: TrainingArguments, config: SimMIMConfig) -> None:
     """Refuses options of the method that cannot work with this model.
 
     Raises:
-        ValueError: a chunk, a queue or an interval of less than 1, a queue for an objective without negatives or for
-            negatives of one process, gradients to compare of an objective without both terms, a weight that does not
-            exist or is 0 in the configuration, or points out of order or range.
+        ValueError: a chunk of less than 1, a weight that does not exist or is 0 in the configuration, or points out of
+            order or range.
     """
     if args.chunk_size is not None:
         check_number("chunk_size", args.chunk_size, least=1, kind=int)
     check_number("max_skipped_steps", args.max_skipped_steps, least=0, kind=int)
-    if args.queue_size is not None and (args.queue_size < 1 or not config.contrastive_weight):
-        raise ValueError(
-            f"queue_size={args.queue_size}: give 1 or more, and an objective with a contrastive term "
-            f"(contrastive_weight is {config.contrastive_weight})."
-        )
-    if args.queue_size is not None and not config.gather_negatives and args.world_size > 1:
-        raise ValueError("queue_size: the queue is that of all processes; leave gather_negatives=False out.")
-    if args.conflict_steps is not None and (
-        args.conflict_steps < 1 or not (config.mlm_weight and config.contrastive_weight)
-    ):
-        raise ValueError(
-            f"conflict_steps={args.conflict_steps}: give 1 or more, and an objective with a masked and a contrastive "
-            f"term (mlm_weight is {config.mlm_weight}, contrastive_weight {config.contrastive_weight})."
-        )
     for name, points in (args.weight_schedule or {}).items():
         if name not in WEIGHTS:
             raise ValueError(f"weight_schedule: there is no weight `{name}`. There are: {', '.join(WEIGHTS)}.")
@@ -277,9 +251,6 @@ class DataArguments(CorruptionOptions):
     )
     validation_split_percentage: float = option(5, "Part of the training text that is held out, 2,000 rows at most.")
     max_seq_length: int = option(128, "Tokens that the encoder reads at once, see --long_texts.")
-    hard_negatives: str = option(
-        "none", "next: the following text, often of the same document, is a negative too.", choices=["none", "next"]
-    )
     preprocessing_num_workers: int | None = option(None, "Processes for tokenising.")
     first_sentence_probability: float | None = option(
         None,
@@ -326,11 +297,6 @@ class PretrainingArguments(SimMIMTrainingArguments):
     allow_changed: bool = option(
         False, "Resume though options or text are others than those of the checkpoint; says which."
     )
-    max_minutes: float | None = option(
-        None,
-        "Stop training after this many minutes; where the steps will not all fit, schedules end with the time. "
-        "Default: never; 2.75 for the built-in corpus.",
-    )
     num_train_epochs: float | None = option(
         None, "Passes over the training text. Default: 1; 2 for the built-in corpus."
     )
@@ -345,11 +311,6 @@ class PretrainingArguments(SimMIMTrainingArguments):
         "group_by_length",
         "How batches are drawn; group_by_length saves padding and keeps length from telling the pairs apart.",
         choices=["random", "sequential", "group_by_length", "batch_rebalance"],
-    )
-    one_source_batches: bool = option(
-        False,
-        "Draw a batch from one of the sources of --mixture_weights only, so that none of its texts can be told from "
-        "the others by its source.",
     )
     include_num_input_tokens_seen: str = option(
         "non_padding", "Count the tokens that are read: non_padding, all or no.", choices=["all", "non_padding", "no"]
@@ -384,7 +345,6 @@ RANGES_OF_OPTIONS = {
     **dict.fromkeys(["adam_beta1", "adam_beta2"], (0, 0.999999)),
     "adam_epsilon": (HUGE**-1, 1),
     **dict.fromkeys(["num_train_epochs", "logging_steps", "save_steps", "eval_steps"], (TINY, HUGE)),
-    "max_minutes": (TINY, math.inf),
     "vocab_size": (10, 1e9),
     "projection_dim": (1, 1e9),
     "max_seq_length": (3, 1e9),
@@ -427,19 +387,17 @@ def read_text_config(text_config: str | dict | None) -> dict:
         ) from error
 
 
-# The built-in corpus is small, and the first command of a newcomer ends within four minutes on two cores. The first
-# sentence of a docstring sums it up.
+# The built-in corpus is small: the 800 steps of a newcomer's first command take three minutes on two idle cores. The
+# first sentence of a docstring sums it up.
 BUILT_IN_DEFAULTS = {
     "vocab_size": 8192,
     "num_train_epochs": 2.0,
-    "max_minutes": 2.75,
     "learning_rate": 2e-3,
     "first_sentence_probability": 0.5,
 }
 DEFAULTS = {
     "vocab_size": 30522,
     "num_train_epochs": 1.0,
-    "max_minutes": None,
     "learning_rate": 5e-4,
     "first_sentence_probability": 0.0,
 }

@@ -1,17 +1,12 @@
-"""Where training stands, as samplers, the collator and the schedules are told; and the end of its time."""
+"""The order of a training, and what is logged of it."""
 
-import math
 import random
-import time
 
-import numpy as np
 import torch
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 from transformers.trainer_utils import IntervalStrategy
 
-from ..data.collator import DataCollatorForSimMIM
 from .sampling import PassCollator
 
 
@@ -24,53 +19,25 @@ class SimilarLengthSampler(LengthGroupedSampler):
         batch_size: of all processes together
         lengths: tokens of each row
         seed: of the order
-        sources: the rows of each source, where batches are to be of one. The rows of a source that fill no batch of
-            their own are in batches of several.
     """
 
-    def __init__(self, batch_size: int, lengths: list[int], seed: int, sources: list[np.ndarray] | None = None):
+    def __init__(self, batch_size: int, lengths: list[int], seed: int):
         super().__init__(batch_size, lengths=lengths)
-        self.seed, self.epoch = seed, 0
-        sources = [rows for rows in sources or [np.arange(len(lengths))] if len(rows)]
-        self.sources = sorted(sources, key=lambda rows: max(lengths[row] for row in rows), reverse=True)
+        self.seed = seed
+        self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __iter__(self):
         self.generator = torch.Generator().manual_seed(random.Random(f"{self.seed} {self.epoch}").getrandbits(63))
-        indices, rest = [], []
-        for rows in self.sources:
-            lengths = [self.lengths[row] for row in rows]
-            grouped = rows[get_length_grouped_indices(lengths, self.batch_size, generator=self.generator)].tolist()
-            full = len(rows) // self.batch_size * self.batch_size
-            indices += grouped[:full]
-            rest += grouped[full:]
-        indices += rest
+        indices = get_length_grouped_indices(self.lengths, self.batch_size, generator=self.generator)
         batches = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
         # The longest batch stays first, to run out of memory early or never; a short one stays last.
         full = len(indices) // self.batch_size
         middle = 1 + torch.randperm(max(full - 1, 0), generator=self.generator)
         order = [0, *middle.tolist(), *range(full, len(batches))]
         return iter([index for batch in order[: len(batches)] for index in batches[batch]])
-
-
-class MaskRatioSchedule(TrainerCallback):
-    """Tells a collator with a schedule where training stands; `SimMIMTrainer` adds it by itself."""
-
-    def __init__(self, data_collator: DataCollatorForSimMIM):
-        self.data_collator = data_collator
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.resumed_at = state.global_step
-        self.data_collator.set_schedule(state.max_steps * args.gradient_accumulation_steps)
-
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        first = state.global_step * args.gradient_accumulation_steps
-        streams = isinstance(getattr(train_dataloader, "dataset", None), torch.utils.data.IterableDataset)
-        if streams and state.global_step == self.resumed_at and not args.ignore_data_skip:
-            first = 0
-        self.data_collator.begin(first)
 
 
 class LastStepLogged(TrainerCallback):
@@ -96,44 +63,3 @@ class SamplerEpoch(TrainerCallback):
         sampler = getattr(sampler, "sampler", None)
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(int(state.epoch))
-
-
-class TimeLimit(TrainerCallback):
-    """Ends training after a number of minutes, as if the last step had been reached.
-
-    Where the steps will not all fit, time counts instead of them: the schedules of the learning rate and of the
-    weights move on with the share of the time that has passed, and come to their end with it. A machine that is fast
-    enough never meets this, so that a seed gives one result there.
-    """
-
-    # Of the time, before the speed is judged: the first steps are slow.
-    WARM_UP = 0.2
-
-    def __init__(self, minutes: float):
-        self.seconds = 60 * minutes
-
-    def on_train_begin(self, args, state, control, lr_scheduler=None, **kwargs):
-        self.start, self.before = time.monotonic(), progress(state, lr_scheduler)
-
-    def extend(self, seconds: float) -> None:
-        """Leaves time out that was not spent on training."""
-        self.start += seconds
-
-    def on_step_end(self, args, state, control, lr_scheduler=None, **kwargs):
-        spent = (time.monotonic() - self.start) / self.seconds if self.seconds else math.inf
-        spent = torch.tensor(spent, device=args.device)
-        if torch.distributed.is_initialized():
-            torch.distributed.broadcast(spent, 0)
-        spent = spent.item()
-        if spent >= 1:
-            control.should_training_stop = True
-        elif spent > self.WARM_UP and isinstance(lr_scheduler, LambdaLR):
-            reached = self.before + (1 - self.before) * spent
-            lr_scheduler.last_epoch = max(lr_scheduler.last_epoch, int(reached * state.max_steps))
-
-
-def progress(state, lr_scheduler=None) -> float:
-    """The share of the training that lies behind: of its steps, or of its time, see `TimeLimit`."""
-    # The scheduler is what a checkpoint keeps of the time.
-    reached = lr_scheduler.last_epoch if isinstance(lr_scheduler, LambdaLR) else 0
-    return max(state.global_step, reached) / max(state.max_steps, 1)

@@ -44,10 +44,10 @@ BACKBONE_OPTIONS = [
     "max_position_embeddings",
 ]
 OBJECTIVE_OPTIONS = [name for name in SimMIMConfig.__annotations__ if name != "text_config"]
-STEPS = ("num_train_epochs", "max_steps", "max_minutes", "per_device_train_batch_size", "gradient_accumulation_steps")
+STEPS = ("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
 RATE = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay")
 OPTIMIZER = ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "neftune_noise_alpha")
-ORDER = ("train_sampling_strategy", "one_source_batches", "dataloader_drop_last")
+ORDER = ("train_sampling_strategy", "dataloader_drop_last")
 MEMORY = ("gradient_checkpointing", "bf16", "fp16")
 TRAINING_OPTIONS = [*STEPS, *RATE, *OPTIMIZER, *ORDER, *MEMORY, "seed", "data_seed", *METHOD_OPTIONS]
 

@@ -16,6 +16,7 @@ from transformers.utils import CONFIG_NAME, logging
 
 from .. import folders, records
 from ..folders import NotSaved, make_durable
+from ..model.configuration_simmim import without_removed
 
 logger = logging.get_logger(__name__)
 
@@ -184,9 +185,15 @@ def to_resume(checkpoint: str | bool, output_dir: str | Path) -> str | None:
 
 
 def changes(checkpoint: str, record: dict) -> list[str]:
-    """What has another meaning in this run than in that of a checkpoint, as far as both versions recorded it."""
+    """What has another meaning in this run than in that of a checkpoint, as far as both versions recorded it.
+
+    Raises:
+        ValueError: the checkpoint is of a run with an option that is gone.
+    """
     path = Path(checkpoint, RECORD)
     before = records.read_json(path)["meaning"] if path.is_file() else {}
+    for options in before.values():
+        without_removed(options)
     found = []
     for part, options in json.loads(json.dumps(record["meaning"])).items():
         for name, value in options.items():

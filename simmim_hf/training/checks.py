@@ -54,18 +54,10 @@ def check(model_args: ModelArguments, data_args: DataArguments, args: Pretrainin
         raise ValueError(
             f"--metric_for_best_model `{args.metric_for_best_model}` is not measured: choose from {', '.join(logged)}."
         )
-    if data_args.hard_negatives == "next" and data_args.streaming:
-        raise ValueError("--hard_negatives next needs the whole text: leave --streaming out.")
     if data_args.train_file and data_args.dataset_name:
         raise ValueError("Give --train_file or --dataset_name, not both.")
     if data_args.mixture_weights is not None:
         check_mixture(data_args)
-    by_length = args.train_sampling_strategy == "group_by_length"
-    if args.one_source_batches and (data_args.mixture_weights is None or data_args.streaming or not by_length):
-        raise ValueError(
-            "--one_source_batches needs --mixture_weights, which tells the sources, without --streaming, and "
-            "--train_sampling_strategy group_by_length."
-        )
     if DebugOption.TPU_METRICS_DEBUG in args.debug and not is_torch_xla_available():
         raise ValueError("--debug tpu_metrics_debug needs a TPU: leave it out.")
     if DebugOption.UNDERFLOW_OVERFLOW in args.debug:
@@ -105,7 +97,7 @@ def slowdown_of_bf16() -> float:
 
 
 def check_mixture(data_args: DataArguments) -> None:
-    """Refuses weights that do not fit the sources, or options that need another order than that of a mixture.
+    """Refuses weights that do not fit the sources, or a stream of which nothing can be held out.
 
     Raises:
         ValueError: the message names the remedy.
@@ -116,8 +108,6 @@ def check_mixture(data_args: DataArguments) -> None:
             f"--mixture_weights {' '.join(map(str, weights))}: give a number above 0 for each of the {len(sources)} "
             "sources of --train_file (a file, a glob in quotation marks, or a folder)."
         )
-    if data_args.hard_negatives == "next":
-        raise ValueError("--hard_negatives next needs the order of the text: leave --mixture_weights out.")
     if data_args.streaming and not data_args.validation_file:
         raise ValueError("--mixture_weights reads a stream again when it ends: give a --validation_file.")
 

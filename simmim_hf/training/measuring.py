@@ -42,32 +42,3 @@ class Meter:
 def _precise(value: torch.Tensor) -> torch.Tensor:
     """float64, where the device has it."""
     return value.float() if value.device.type == "mps" else value.double()
-
-
-def gradient_conflict(model, terms: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """How much the masked and the contrastive term want different things of the encoder.
-
-    Args:
-        model: the `SimMIMForPreTraining` that computed the terms
-        terms: with `mlm_loss` and `contrastive_loss`, unweighted; their graph is kept
-
-    Returns:
-        `gradient_cosine` of their gradients over all encoder parameters, `mlm_gradient_norm` and
-        `contrastive_gradient_norm`.
-    """
-    parameters = [parameter for parameter in model.base_model.parameters() if parameter.requires_grad]
-    gradients = []
-    for name in ("mlm_loss", "contrastive_loss"):
-        parts = torch.autograd.grad(terms[name], parameters, retain_graph=True, allow_unused=True)
-        parts = [torch.zeros_like(p) if part is None else part for p, part in zip(parameters, parts, strict=True)]
-        gradient = torch.cat([part.flatten().float() for part in parts])
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(gradient, torch.distributed.ReduceOp.SUM)
-            gradient /= torch.distributed.get_world_size()
-        gradients.append(gradient)
-    mlm, contrastive = gradients
-    return {
-        "gradient_cosine": torch.nn.functional.cosine_similarity(mlm, contrastive, dim=0),
-        "mlm_gradient_norm": mlm.norm(),
-        "contrastive_gradient_norm": contrastive.norm(),
-    }

@@ -12,7 +12,6 @@ from ..model.configuration_simmim import token_ids_of
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import refusing
 from .arguments import DataArguments, ModelArguments, PretrainingArguments
-from .callbacks import TimeLimit
 from .trainer import SimMIMTrainer
 
 
@@ -130,14 +129,12 @@ def tokenize_text(
     max_length: int,
     passages: int = 1,
 ) -> TokenizedText:
-    """The texts as token ids, with hard negatives where they are asked for.
+    """The texts as token ids.
 
     Args:
         max_length: of what the encoder reads at once
         passages: how many of them a row has room for, see `SimMIMConfig.passages_per_row`
     """
-    if data_args.hard_negatives == "next":
-        train = corpora.with_next_as_negative(train)
     options = {
         "max_length": max_length,
         "num_proc": data_args.preprocessing_num_workers,
@@ -184,7 +181,6 @@ def build_trainer(
         eval_dataset=text.held_out,
         data_collator=collator,
         processing_class=tokenizer,
-        callbacks=[TimeLimit(args.max_minutes)] if args.max_minutes else None,
         **options,
     )
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):  # which need all processes to read

@@ -33,17 +33,10 @@ def prepare(trainer: Trainer, model: PreTrainedModel) -> None:
             "FSDP: accelerate does not shard on a CPU, and would train whole copies without a word. Launch with "
             "ddp_cpu.yaml of examples/accelerate_configs."
         )
-    # Processes with different numbers of chunks would gather weights at different times; the gradient of one term is
-    # not known for shards; and a single number cannot be divided.
-    refused = {
-        "chunk_size": trainer.args.chunk_size,
-        "conflict_steps": trainer.args.conflict_steps,
-        "uncertainty_weighting": model.config.uncertainty_weighting,
-    }
-    if given := [name for name, value in refused.items() if value]:
+    if trainer.args.chunk_size:  # processes with different numbers of chunks would gather weights at different times
         raise ValueError(
-            f"FSDP: {given[0]} needs whole weights. Leave it out, or take ddp_cuda.yaml or deepspeed_zero2.yaml "
-            "of examples/accelerate_configs."
+            "FSDP: chunk_size needs whole weights. Leave it out, or take ddp_cuda.yaml or deepspeed_zero2.yaml of "
+            "examples/accelerate_configs."
         )
     plugin, embedding = trainer.accelerator.state.fsdp_plugin, model.get_input_embeddings()
     if plugin.transformer_cls_names_to_wrap is None:

@@ -24,7 +24,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from transformers.utils import logging
 
 from .. import folders, memory, records
-from ..data import mixtures
 from ..data.collator import DataCollatorForSimMIM
 from ..model.configuration_simmim import Objective
 from ..model.losses import alignment, uniformity
@@ -38,9 +37,8 @@ from .arguments import (
     read_weight_schedule,
     refuse_compiling,
 )
-from .callbacks import LastStepLogged, MaskRatioSchedule, SamplerEpoch, SimilarLengthSampler, progress
-from .measuring import Meter, gradient_conflict
-from .queue import VectorQueue
+from .callbacks import LastStepLogged, SamplerEpoch, SimilarLengthSampler
+from .measuring import Meter
 
 logger = logging.get_logger(__name__)
 
@@ -48,7 +46,7 @@ logger = logging.get_logger(__name__)
 COLLATOR_COLUMNS = ["text", "negative", "special_tokens_mask", "length", "draw"]
 # The options that change when training stops, what is logged and how much memory is used, but not what is learned;
 # and what a configuration says of other things than the network.
-MEANINGLESS = ("max_minutes", "max_skipped_steps", "conflict_steps", "chunk_size", "gradient_checkpointing")
+MEANINGLESS = ("max_skipped_steps", "chunk_size", "gradient_checkpointing")
 UNRELATED = ("transformers_version", "architectures", "_name_or_path", "dtype")
 
 
@@ -66,8 +64,8 @@ class SimMIMTrainer(Trainer):
     Args:
         model, data_collator, train_dataset, eval_dataset, processing_class, model_init: as in `Trainer`
         args: `SimMIMTrainingArguments`, or transformers' own; the Trainer keeps a copy, `self.args`
-        chunk_size, queue_size, weight_schedule, conflict_steps, max_skipped_steps: as in `SimMIMTrainingArguments`,
-            and instead of what stands there
+        chunk_size, weight_schedule, max_skipped_steps: as in `SimMIMTrainingArguments`, and instead of what stands
+            there
         options: the others of `Trainer`, such as `compute_metrics`, `callbacks` and `optimizers`
     """
 
@@ -88,9 +86,7 @@ class SimMIMTrainer(Trainer):
         model_init: Callable[..., PreTrainedModel] | None = None,
         *,
         chunk_size: int | None = None,
-        queue_size: int | None = None,
         weight_schedule: dict[str, list[tuple[float, float]]] | None = None,
-        conflict_steps: int | None = None,
         max_skipped_steps: int | None = None,
         **options,
     ):
@@ -110,8 +106,7 @@ class SimMIMTrainer(Trainer):
         refuse_compiling(self.args)
         self.args = copy.copy(self.args)  # other Trainers may share them
         self.args.dataloader_pin_memory &= self.args.device.type != "cpu"  # or torch warns
-        given = {"chunk_size": chunk_size, "queue_size": queue_size, "weight_schedule": weight_schedule}
-        given |= {"conflict_steps": conflict_steps, "max_skipped_steps": max_skipped_steps}
+        given = {"chunk_size": chunk_size, "weight_schedule": weight_schedule, "max_skipped_steps": max_skipped_steps}
         for name in METHOD_OPTIONS:  # transformers' own arguments do not have them
             default = getattr(self.args, name, getattr(SimMIMTrainingArguments, name))
             setattr(self.args, name, given[name] if given[name] is not None else default)
@@ -120,32 +115,19 @@ class SimMIMTrainer(Trainer):
         sharding.prepare(self, self._unwrapped_model())
         if self.args.chunk_size is not None:
             self._unwrapped_model().chunk_size = self.args.chunk_size
-        rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else math.inf
-        if self.args.queue_size is not None and self.args.queue_size >= rows:
-            raise ValueError(
-                f"queue_size={self.args.queue_size}: there are only {rows} training rows, and a sequence would be a "
-                "negative of itself. Give a small part of them."
-            )
-        self._queue = VectorQueue(self.args.queue_size or 0)
         schedule = self.args.weight_schedule or {}
         if any(not weight for points in schedule.values() for _, weight in points) and self.args.world_size > 1:
             self.args.ddp_find_unused_parameters = True  # a term that is left out has parameters without a gradient
-        self._conflict_measured_at = None
         self._training_meter, self._evaluation_meter = Meter(), Meter()
         self._tokens, self._tokens_since = 0, None
         self._skipped = 0
         self._shares: deque[dict[str, float]] = deque()
-        self._evaluation_collator = self.data_collator
         self.add_callback(SamplerEpoch())
         self.add_callback(LastStepLogged())
         self.add_callback(agreement.SameWeights(self))
         if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
             # Accelerate would cut batches of different lengths in the first process and send them to the others.
             self.accelerator.dataloader_config.dispatch_batches = False
-        ratio = getattr(self.data_collator, "mlm_probability", None)
-        if isinstance(ratio, tuple):
-            self._evaluation_collator = dataclasses.replace(self.data_collator, mlm_probability=ratio[1])
-            self.add_callback(MaskRatioSchedule(self.data_collator))
 
     def init_hf_repo(self, *args, **kwargs) -> None:
         with refusing("--push_to_hub"):  # the Hub cannot be reached, or wants a token: said before training
@@ -161,9 +143,7 @@ class SimMIMTrainer(Trainer):
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
             # A column of a dataset takes far longer to give its numbers one by one.
             lengths = list(sampler.lengths[:])
-            by_source = getattr(self.args, "one_source_batches", False)
-            sources = mixtures.rows_of_sources(self.train_dataset) if by_source else None
-            return SimilarLengthSampler(sampler.batch_size * self.args.world_size, lengths, seed, sources)
+            return SimilarLengthSampler(sampler.batch_size * self.args.world_size, lengths, seed)
         return sampler
 
     def _get_eval_sampler(self, eval_dataset):
@@ -182,21 +162,21 @@ class SimMIMTrainer(Trainer):
             self.data_collator = collator
 
     def get_eval_dataloader(self, eval_dataset=None):
-        with self._with_evaluation_collator():
+        with self._without_drop_last():
             return sampling.keep_batches_whole(super().get_eval_dataloader(eval_dataset))
 
     def get_test_dataloader(self, test_dataset):
-        with self._with_evaluation_collator():
+        with self._without_drop_last():
             return super().get_test_dataloader(test_dataset)
 
     @contextlib.contextmanager
-    def _with_evaluation_collator(self):
-        training_collator, self.data_collator = self.data_collator, self._evaluation_collator
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False  # it is for training
+    def _without_drop_last(self):
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = False  # it is for training
         try:
             yield
         finally:
-            self.data_collator, self.args.dataloader_drop_last = training_collator, drop_last
+            self.args.dataloader_drop_last = drop_last
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -221,7 +201,7 @@ class SimMIMTrainer(Trainer):
         return dataclasses.replace(self._unwrapped_model().config.objective, **weights)
 
     def current_objective(self) -> Objective:
-        return self.objective_at(progress(self.state, self.lr_scheduler))
+        return self.objective_at(self.state.global_step / max(self.state.max_steps, 1))
 
     def _unwrapped_model(self):
         model = self.accelerator.unwrap_model(self.model)
@@ -233,19 +213,15 @@ class SimMIMTrainer(Trainer):
         # Evaluation keeps the objective of the configuration.
         is_training = unwrapped.training  # an engine of DeepSpeed says True in evaluation too
         objective = self.current_objective() if is_training else unwrapped.config.objective
-        outputs = model(**inputs, objective=objective, queue_embeds=self._queue.pairs if is_training else None)
+        outputs = model(**inputs, objective=objective)
         terms = {name: outputs[name] for name in TERMS if outputs.get(name) is not None}
         loss = outputs.loss
         if is_training and self._shares:
             share = self._shares.popleft()
             # Trainer divides by the number of micro-batches afterwards.
             loss = unwrapped.weighted_sum({name: share[name] * term for name, term in terms.items()}, objective)
-        if is_training and self._conflict_is_due(terms):
-            self._training_meter.add(gradient_conflict(unwrapped, terms), 1)
         self._observe(is_training, outputs, unwrapped.counts(objective, **inputs))
         if is_training:
-            if outputs.original_embeds is not None:
-                self._queue.add(outputs.original_embeds, outputs.masked_embeds)
             readings = unwrapped.readings(**inputs, objective=objective)
             self._tokens = self._tokens + sum(reading.attention_mask.sum() for reading in readings)
         return (loss, outputs) if return_outputs else loss
@@ -298,14 +274,6 @@ class SimMIMTrainer(Trainer):
                 f"checkpoints in {self.args.output_dir} stay. Lower the learning rate (now "
                 f"{self._get_learning_rate():g}), set a longer warm-up, or raise the temperature."
             )
-
-    def _conflict_is_due(self, terms: dict[str, torch.Tensor]) -> bool:
-        step = self.state.global_step
-        every = self.args.conflict_steps
-        if every is None or step % every or step == self._conflict_measured_at:
-            return False
-        self._conflict_measured_at = step
-        return {"mlm_loss", "contrastive_loss"} <= terms.keys()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -396,10 +364,8 @@ class SimMIMTrainer(Trainer):
         return {"meaning": records.without_folders(meaning), **ran}
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
-        self._queue = VectorQueue(self.args.queue_size or 0)
         if resume_from_checkpoint:
             resume_from_checkpoint = checkpoints.to_resume(resume_from_checkpoint, self.args.output_dir)
-            self._queue.load(Path(resume_from_checkpoint), self.args.device)
         self._is_finite, self._skipped_in_a_row = True, 0
         agreement.check_start(self)
         self._has_trained = True
@@ -442,7 +408,6 @@ class SimMIMTrainer(Trainer):
     def _publish_checkpoint(self, written: Path, target: Path) -> None:
         self.state.save_to_json(str(written / TRAINER_STATE_NAME))  # again, for the name of the best one
         records.write_json(written / checkpoints.RECORD, self.record)
-        self._queue.save(written)
         checkpoints.seal(written)
         checkpoints.publish(written, target)
         best = Path(self.state.best_model_checkpoint or target)

@@ -1,18 +1,13 @@
 """What a run may use: tokens, operations and seconds are planned as they are then spent."""
 
-import itertools
-from functools import partial
-from types import SimpleNamespace
-
 import helpers
 import pytest
 from comparisons import ARMS, BATCH, BUDGET, LONGEST, compare, options, recorded
 from torch.utils.flop_counter import FlopCounterMode
 
-from simmim_hf.comparison import budget, held_out
+from simmim_hf.comparison import budget
 from simmim_hf.comparison.comparison import Comparison
 from simmim_hf.model.backbones import dropouts
-from simmim_hf.training import trainer
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -88,20 +83,6 @@ def test_weights_that_change_are_counted_as_they_are(files, tmp_path):
     runs = compare(files, tmp_path / "out", arms, seeds=1, tasks=None)["runs"]
     assert runs[0]["steps"] == runs[1]["steps"] and runs[0]["tokens"] > runs[1]["tokens"]
     assert 0.65 < runs[1]["flops"] / runs[0]["flops"] < 0.85  # half of the time one reading instead of two
-
-
-@pytest.mark.slow
-def test_a_budget_of_seconds_plans_the_steps_and_stops_in_time(files, tmp_path, monkeypatch):
-    """Of a clock that goes on by 10 milliseconds each time it is read."""
-    clock = SimpleNamespace(monotonic=partial(next, itertools.count(0, 0.01)))
-    for module in (budget, held_out, trainer):
-        monkeypatch.setattr(module, "time", clock)
-    arms = {"mlm": ARMS["mlm"]}
-    comparison = Comparison(arms, options(files, learning_rate=1e-3), tmp_path, seeds=1, budget_seconds=0.5)
-    result = comparison.run()["runs"][0]
-    assert result["steps"] <= result["planned_steps"] and result["planned_steps"] >= 10
-    assert result["seconds"] < 0.7
-    assert not (tmp_path / "out" / "calibration").exists()
 
 
 def test_simcse_has_its_dropout_on_the_default_backbone(files, tmp_path):

@@ -167,6 +167,10 @@ def test_a_run_killed_between_its_last_step_and_its_result_is_only_evaluated(fil
 @pytest.mark.slow
 def test_more_arms_and_seeds_are_added_and_other_options_refused(files, whole, tmp_path):
     folder = shutil.copytree(whole[0], tmp_path / "out")
+    comparison = json.loads((folder / "comparison.json").read_text())
+    comparison["options"]["hard_negatives"] = "none"  # as version 0.1.0 wrote it
+    comparison["arms"]["mlm"]["one_source_batches"] = False
+    (folder / "comparison.json").write_text(json.dumps(comparison))
     more = {**ARMS, "warmer": {"objective": "simmim", "temperature": 0.5}}
     record = json.loads((folder / "comparison.json").read_text())
     record["options"]["hub_token"] = helpers.SECRET  # as earlier versions wrote it
@@ -247,11 +251,11 @@ def test_every_model_is_asked_the_same_whatever_its_objective():
         {"input_ids": tokenizer(" ".join(f"w{i * j % 50}" for j in range(1, 5 + i)))["input_ids"]} for i in range(9)
     ]
     dataset = Dataset.from_list([{**row, "length": len(row["input_ids"])} for row in rows])
-    collator = DataCollatorForSimMIM(tokenizer, mlm_probability=(0.1, 0.4), positive_view="deleted")
+    collator = DataCollatorForSimMIM(tokenizer, mlm_probability=0.4, positive_view="deleted")
     held_out = HeldOut(dataset, collator, batch_size=4)
     objectives = {
         "simcse": {"mlm_weight": 0, "positive_view": "dropout"},
-        "joint": {"positive_view": "deleted", "uncertainty_weighting": True},
+        "joint": {"positive_view": "deleted"},
         "mlm": {"contrastive_weight": 0},
     }
     found = {}
@@ -262,10 +266,9 @@ def test_every_model_is_asked_the_same_whatever_its_objective():
         before = model.config.to_dict()
         found[name] = held_out.measure(model)
         assert model.config.to_dict() == before and model.training
-        assert (model.uncertainty is None) == (name != "joint")
     assert found["simcse"] == found["joint"] == found["mlm"] == held_out.measure(reference)
     predicted = sum((batch["labels"] != -100).sum().item() for batch in held_out.batches)
-    assert 0.3 < predicted / sum(len(row["input_ids"]) - 2 for row in rows) < 0.5, "the end of the schedule"
+    assert 0.3 < predicted / sum(len(row["input_ids"]) - 2 for row in rows) < 0.5
     assert "perplexity" not in found["mlm"]
     causal = held_out.measure(helpers.tiny_model(clm_weight=1.0))
     assert causal["perplexity"] > 1
@@ -292,7 +295,7 @@ def test_the_report_of_a_comparison_has_all_its_sections(whole):
         assert f"## {title}" in text
     assert "| random weights | 2 |" in text and "| token frequencies | - |" in text
     assert all(f"| {arm} | 2 of 2 |" in text for arm in ARMS)
-    assert all((whole[0] / f"{kind}.png").is_file() for kind in ("front", "curves", "conflict"))
+    assert all((whole[0] / f"{kind}.png").is_file() for kind in ("front", "curves"))
 
 
 def test_arms_keep_the_pooling_of_the_model_they_start_from(tmp_path):

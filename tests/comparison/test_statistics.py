@@ -13,7 +13,6 @@ from simmim_hf.comparison.statistics import (
     differ,
     estimate,
     front_of,
-    gradient_cosines,
     mean_costs,
     paired_p,
     summary,
@@ -53,7 +52,6 @@ def test_a_difference_without_variance_is_not_tested():
     assert paired_p(one, shifted) is None and not differ(one, shifted)
     metric = metric_of("spearman", a=[3, 3], b=[3, 3], c=[1, 1], d=[0, 2], initial=[1, 1])
     assert metric.without_variance() == ["b", "c"] and metric.p_against_best()["c"] is None
-    assert metric.gain("a") == 0, "nor against the initial weights"
 
 
 def test_equal_seeds_give_no_interval_and_a_narrow_one_is_not_0():
@@ -78,22 +76,14 @@ def test_close_are_those_that_a_test_leaves_open_above_the_initial_weights():
     assert metric.close() == ["as_good"]
 
 
-def test_the_cosine_of_an_arm_is_that_of_its_runs():
-    rows = [{"gradient_cosine": 0.1}, {"gradient_cosine": 0.3}, {"tokens": 5}]
-    runs = [{"arm": "a", "seed": 1, "conflict": rows}, {"arm": "a", "seed": 2, "conflict": rows[:1]}]
-    found = gradient_cosines({"runs": [*runs, {"arm": "b", "seed": 1, "conflict": []}, {"arm": "c", "seed": 1}]})
-    assert found.keys() == {"a"} and found["a"].by_seed == pytest.approx({1: 0.2, 2: 0.1})
-
-
 def test_the_best_arm_and_those_that_may_be_as_good():
     metric = metric_of("spearman", a=[50, 51, 52], b=[49, 52, 51], c=[40, 41, 42.1], initial=[45, 46, 47.2])
-    assert metric.best() == "a" and metric.as_good() == ["b"] and metric.is_tested()
-    assert [metric.gain(arm) for arm in "abc"] == [1, 1, -1]
+    assert metric.best() == "a" and metric.as_good() == ["b"]
     assert metric.format(metric.arms["a"]) == "51.00 ± 2.48" and metric.format(None) == "-"
     loss = metric_of("mlm_loss", a=[2.0], b=[1.0], initial=[3.0])
-    assert loss.best() == "b" and loss.as_good() == ["a"] and not loss.is_tested() and loss.gain("b") == 0
+    assert loss.best() == "b" and loss.as_good() == ["a"]
     for nothing in (metric_of("uniformity", a=[-1, -1.1], b=[-2, -2.2]), metric_of("mlm_loss", a=[1.0], b=[None])):
-        assert nothing.best() is None and nothing.as_good() == [] and not nothing.is_tested()
+        assert nothing.best() is None and nothing.as_good() == []
     below = metric_of("spearman", a=[44, 45, 46], b=[43, 44, 45], initial=[45, 46, 47])
     assert below.best() is None and below.as_good() == [], "no arm is worth its training"
 

@@ -309,32 +309,6 @@ def test_global_random_state_is_neither_used_nor_changed(tokenizer):
     assert_same(*batches)
 
 
-def ratios(batches):
-    return [(corrupted(batch).sum() / (batch["attention_mask"].sum() - 2 * 8)).item() for batch in batches]
-
-
-def test_schedule(tokenizer):
-    texts = [" ".join(WORDS[:100])] * 8 * 10
-
-    def collator():
-        collator = DataCollatorForSimMIM(tokenizer, (0.1, 0.5))
-        collator.set_schedule(20)
-        return collator
-
-    for first in (0, 10):
-        expected = [0.1 + 0.4 * index / 20 for index in range(first, first + 10)]
-        for workers in (0, 2):
-            scheduled = collator()
-            scheduled.begin(first)
-            assert ratios(load(scheduled, texts, workers)) == pytest.approx(expected, abs=0.01)
-            scheduled.begin(first)  # an epoch does not depend on the ones before
-            assert ratios(load(scheduled, texts, workers)) == pytest.approx(expected, abs=0.01)
-    late = collator()
-    late.begin(20)
-    assert ratios([late(texts[:8]), late(texts[:8])]) == pytest.approx([0.5, 0.5], abs=0.01)
-    assert ratios(load(DataCollatorForSimMIM(tokenizer, (0.1, 0.5)), texts, 0)) == pytest.approx([0.1] * 10, abs=0.01)
-
-
 def test_pad_to_multiple_of(tokenizer):
     collator = DataCollatorForSimMIM(tokenizer, pad_to_multiple_of=16)
     assert collator(["w1 w2 w3"])["labels"].shape == (1, 16)
@@ -391,9 +365,7 @@ def test_negatives(tokenizer):
 
 
 def test_save_and_load(tokenizer, tmp_path):
-    collator = DataCollatorForSimMIM(
-        tokenizer, (0.2, 0.4), 0.7, 0.2, True, 2.5, 64, 8, 3, "cropped", 0.4, 0.6, "both", 4
-    )
+    collator = DataCollatorForSimMIM(tokenizer, 0.2, 0.7, 0.2, True, 2.5, 64, 8, 3, "cropped", 0.4, 0.6, "both", 4)
     collator.save_pretrained(tmp_path / "new")
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["data_collator_config.json"]
     assert DataCollatorForSimMIM.from_pretrained(tmp_path / "new", tokenizer) == collator
@@ -408,8 +380,9 @@ def test_save_and_load(tokenizer, tmp_path):
     [
         ({"mlm_probability": 0.0}, r"mlm_probability=0.0.*between 0 and 1"),
         ({"mlm_probability": 1.0}, r"mlm_probability=1.0.*between 0 and 1"),
-        ({"mlm_probability": (0.2, 1.2)}, r"mlm_probability=\(0.2, 1.2\).*between 0 and 1"),
-        ({"mlm_probability": (0.2,)}, r"mlm_probability=\(0.2,\).*pair"),
+        ({"mlm_probability": (0.2, 0.4)}, r"mlm_probability=\(0.2, 0.4\).*between 0 and 1"),
+        ({"snippet_ratio": (0.2, 1.2)}, r"snippet_ratio=\(0.2, 1.2\).*between 0 and 1"),
+        ({"snippet_ratio": (0.2,)}, r"snippet_ratio=\(0.2,\).*pair"),
         ({"mask_replace_prob": 1.1}, r"mask_replace_prob=1.1.*0 to 1"),
         ({"random_replace_prob": -0.1}, r"random_replace_prob=-0.1.*0 to 1"),
         ({"mask_replace_prob": 0.8, "random_replace_prob": 0.3}, r"0.8.*0.3.*more than 1.*lower"),
@@ -476,8 +449,3 @@ def test_missing_tokens(kind):
 def test_features_of_no_known_kind(tokenizer, features, error, message):
     with pytest.raises(error, match=message):
         DataCollatorForSimMIM(tokenizer)(features)
-
-
-def test_schedule_needs_batches(tokenizer):
-    with pytest.raises(ValueError, match="total_batches=0"):
-        DataCollatorForSimMIM(tokenizer).set_schedule(0)

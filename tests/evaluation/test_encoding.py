@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from simmim_hf import SimMIMForMaskedLM, SimMIMForPreTraining, SimMIMModel
 from simmim_hf.evaluation import encode
-from simmim_hf.evaluation.encoding import load_encoder, shipped
+from simmim_hf.evaluation.encoding import load_encoder
 
 TEXTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w1 w2", "w3 w3"]
 
@@ -132,14 +132,6 @@ def test_a_folder_and_texts_are_enough(saved):
         np.testing.assert_allclose(found, expected, atol=1e-6)
     heads = SimMIMForPreTraining.from_pretrained(saved)
     np.testing.assert_allclose(heads.encode(TEXTS), expected, atol=1e-6)
-
-
-def test_what_a_clone_ships_is_found_by_its_name(saved, tmp_path, monkeypatch):
-    (tmp_path / "model_cards").mkdir()
-    (tmp_path / "model_cards" / "tiny").symlink_to(saved)
-    monkeypatch.chdir(tmp_path)
-    np.testing.assert_array_equal(encode("tiny", ["w1 w2"]), encode(saved, ["w1 w2"]))
-    assert (shipped("small"), shipped(saved)) == ("small", saved)
 
 
 def test_one_text_gives_one_vector_and_none_gives_none(saved):

@@ -170,16 +170,6 @@ def test_simmim_trainer_accumulates_exactly(request, processes, objective):
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_queue(found, tmp_path):
-    batches = worker.micro_batches(steps=2)
-    both = [joined(batches[i : i + 2]) for i in range(0, len(batches), 2)]
-    whole = worker.queue(tmp_path, [*both, *both])  # the queue has to be smaller than the text
-    for result in of(found, "queue"):
-        torch.testing.assert_close(result["queue"], whole["queue"], rtol=0, atol=1e-8)
-        assert_same("queue", result["gradients"], whole["gradients"], 1e-8)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("strategy", worker.STRATEGIES)
 def test_simmim_trainer_resumes_exactly_on_two_processes(found, strategy):
     if "don't know how to restore data location" in str(found[0].get(strategy)):
@@ -205,12 +195,6 @@ def test_a_signal_to_one_process_stops_all(found):
         assert result == (signal.SIGTERM, ["checkpoint-1"])
     for result in of(found, "on_prediction_step"):
         assert result == (signal.SIGTERM, "evaluation")
-
-
-@pytest.mark.slow
-def test_time_limit_stops_all_processes_at_the_same_step(found):
-    first, second = of(found, "time limit")
-    assert first == second == 1
 
 
 @pytest.mark.slow

@@ -6,10 +6,8 @@ import torch
 from helpers import NO_DROPOUT, assert_same_gradients, gradients, ragged_batch, tiny_model, tiny_tokenizer
 from transformers import TrainingArguments
 
-from simmim_hf import DataCollatorForSimMIM, SimMIMConfig, SimMIMForPreTraining, SimMIMTrainer
-from simmim_hf.data import corpora
+from simmim_hf import DataCollatorForSimMIM, SimMIMConfig, SimMIMTrainer
 from simmim_hf.model.losses import contrastive_cross_entropy, similarity_matrix
-from simmim_hf.training.measuring import gradient_conflict
 
 LENGTHS = [7, 3, 5, 2]
 TEXTS = [" ".join(f"w{(i * 7 + j) % 50}" for j in range(4 + i % 9)) for i in range(64)]
@@ -105,15 +103,6 @@ def test_a_missing_positive_is_named():
         tiny_model(positive_view="cropped")(**ragged_batch(LENGTHS))
 
 
-def test_the_neighbour_is_the_hard_negative():
-    from datasets import Dataset
-
-    rows = corpora.with_next_as_negative(Dataset.from_dict({"text": ["a", "b", "c"]}))
-    assert rows["negative"][:] == ["b", "c", "b"]
-    with pytest.raises(ValueError, match="only one text"):
-        corpora.with_next_as_negative(Dataset.from_dict({"text": ["a"]}))
-
-
 # Stop-gradient.
 
 
@@ -133,71 +122,7 @@ def test_the_gradient_is_the_sum_of_what_goes_through_each_view():
     assert_same_gradients({name: parts[0][name] + parts[1][name] for name in expected}, expected)
 
 
-# Learned weights.
-
-
-def test_uncertainty_weighting_is_equation_10(tmp_path):
-    model, batch = tiny_model(clm_weight=0.5, uncertainty_weighting=True), ragged_batch(LENGTHS)
-    values = {"mlm_loss": 0.3, "contrastive_loss": -0.7, "clm_loss": 1.1}
-    with torch.no_grad():
-        for name, value in values.items():
-            model.uncertainty.get_parameter(name).fill_(value)
-    out = model(**batch)
-    expected = sum(
-        weight * (np.exp(-values[name]) * out[name].item() + values[name] / 2)
-        for name, weight in (("mlm_loss", 1), ("contrastive_loss", 1), ("clm_loss", 0.5))
-    )
-    assert out.loss.item() == pytest.approx(expected, rel=1e-5)
-    out.loss.backward()
-    for name, value in values.items():
-        weight = getattr(model.config, name.replace("loss", "weight"))
-        wanted = weight * (0.5 - np.exp(-value) * out[name].item())
-        assert model.uncertainty.get_parameter(name).grad.item() == pytest.approx(wanted, rel=1e-4)
-    model.save_pretrained(tmp_path)
-    again, info = SimMIMForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"] and again.uncertainty.clm_loss.item() == pytest.approx(1.1)
-
-
-def test_learned_weights_begin_at_one_and_start_from_a_checkpoint_without_them(tmp_path):
-    plain = tiny_model()
-    plain.save_pretrained(tmp_path)
-    model = SimMIMForPreTraining.from_backbone(str(tmp_path), uncertainty_weighting=True)
-    batch = ragged_batch(LENGTHS)
-    torch.testing.assert_close(model(**batch).loss, plain(**batch).loss)
-
-
-@pytest.mark.slow
-def test_accumulation_is_exact_with_learned_weights(tmp_path):
-    def parameters_after_a_step(accumulation, batch_size):
-        model = tiny_model(backbone=NO_DROPOUT, contrastive_weight=0.0, uncertainty_weighting=True)
-        sizes = {"accumulation": accumulation, "batch_size": batch_size}
-        trainer = trainer_of(model, tmp_path / str(accumulation), steps=1, **sizes)
-        trainer.data_collator = DeterministicMask(trainer.data_collator)
-        trainer.train()
-        return dict(model.named_parameters())
-
-    one, many = parameters_after_a_step(1, 8), parameters_after_a_step(4, 2)
-    for name, parameter in one.items():
-        torch.testing.assert_close(many[name], parameter, rtol=1e-4, atol=2e-5, msg=name)
-
-
-class DeterministicMask:
-    """Corrupts each text alike in whatever batch it comes."""
-
-    def __init__(self, collator):
-        self.collator = collator
-
-    def __call__(self, features):
-        rows = [self.collator([feature]) for feature in features]
-        batch = self.collator(features)
-        for i, row in enumerate(rows):
-            length = row["input_ids"].shape[1]
-            for name in ("masked_input_ids", "labels"):
-                batch[name][i, :length] = row[name][0]
-        return batch
-
-
-# Weights that change in training, and the conflict of the terms.
+# Weights that change in training.
 
 
 @pytest.mark.slow
@@ -233,46 +158,6 @@ def test_weights_follow_their_schedule(tmp_path):
 def test_an_impossible_schedule_is_refused(tmp_path, schedule, message):
     with pytest.raises(ValueError, match=message):
         trainer_of(tiny_model(), tmp_path, weight_schedule=schedule)
-
-
-@pytest.mark.parametrize("chunk_size", [None, 2])
-def test_the_conflict_is_the_cosine_of_the_gradients(chunk_size):
-    model = tiny_model(backbone=NO_DROPOUT)
-    model.chunk_size = chunk_size
-    out = model(**ragged_batch(LENGTHS))
-    terms = {"mlm_loss": out.mlm_loss, "contrastive_loss": out.contrastive_loss}
-    measured = gradient_conflict(model, terms)
-    out.loss.backward()  # the graph is still there
-    flat = []
-    for name in terms:
-        single = tiny_model(backbone=NO_DROPOUT)
-        loss = getattr(single(**ragged_batch(LENGTHS)), name)
-        encoder = dict(single.simmim.named_parameters(prefix="simmim"))
-        flat.append(torch.cat([g.flatten() for n, g in gradients(single, loss).items() if n in encoder]))
-    expected = torch.dot(*flat) / (flat[0].norm() * flat[1].norm())
-    assert measured["gradient_cosine"].item() == pytest.approx(expected.item(), abs=1e-5)
-    assert measured["mlm_gradient_norm"].item() == pytest.approx(flat[0].norm().item(), rel=1e-4)
-    assert measured["contrastive_gradient_norm"].item() == pytest.approx(flat[1].norm().item(), rel=1e-4)
-
-
-@pytest.mark.slow
-def test_the_conflict_is_logged_and_changes_nothing(tmp_path):
-    logs, weights = [], []
-    for conflict_steps in (None, 3):
-        torch.manual_seed(0)
-        model = tiny_model().train()
-        trainer = trainer_of(model, tmp_path, conflict_steps=conflict_steps)
-        trainer.train()
-        logs.append([entry for entry in trainer.state.log_history if "loss" in entry])
-        weights.append(model.lm_head.dense.weight.detach().clone())
-    assert torch.equal(*weights)
-    assert [i for i, entry in enumerate(logs[1]) if "gradient_cosine" in entry] == [0, 3, 6]
-    assert all(-1 <= entry.get("gradient_cosine", 0) <= 1 for entry in logs[1])
-
-
-def test_a_conflict_needs_two_terms(tmp_path):
-    with pytest.raises(ValueError, match="conflict_steps=2.*contrastive_weight 0"):
-        trainer_of(tiny_model(contrastive_weight=0.0), tmp_path, conflict_steps=2)
 
 
 def test_unknown_choices_are_refused():

@@ -213,7 +213,7 @@ def test_a_changed_run_is_resumed_only_where_that_is_allowed(commanded, tmp_path
         assert said in message
     assert "temperature" not in message and "num_train_epochs" not in message
     capsys.readouterr()
-    unimportant = ("--logging_steps", "1", "--max_minutes", "5", "--max_skipped_steps", "3")
+    unimportant = ("--logging_steps", "1", "--max_skipped_steps", "3")
     assert main(options(run, *resumed, *unimportant, "--learning_rate", "1e-3", "--allow_changed")) == 0
     said = capsys.readouterr().out
     assert "Going on from checkpoint-1 with changes: training learning_rate was 0.0005 and is 0.001.\n" in said

@@ -63,11 +63,11 @@ def test_what_predicts_no_tokens_is_not_offered_for_it(corpus, tmp_path, capsys)
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_a_settings_file_equals_the_options(corpus, tmp_path):
-    assert main(options(corpus, tmp_path / "flags", "--temperature", "0.1", "--mlm_probability", "0.2", "0.4")) == 0
+    assert main(options(corpus, tmp_path / "flags", "--temperature", "0.1", "--snippet_ratio", "0.2", "0.4")) == 0
     settings = {
         **{"train_file": [str(corpus)], "text_config": TINY, "vocab_size": 300, "use_cpu": True},
         **{"per_device_train_batch_size": 16, "logging_steps": 1, "report_to": "none", "max_steps": 6},
-        **{"temperature": 0.1, "mlm_probability": [0.2, 0.4], "output_dir": str(tmp_path / "file")},
+        **{"temperature": 0.1, "snippet_ratio": [0.2, 0.4], "output_dir": str(tmp_path / "file")},
     }
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
     assert main(["pretrain", str(tmp_path / "settings.yaml")]) == 0
@@ -119,7 +119,7 @@ def test_more_tokens_than_positions_are_truncated(corpus, tmp_path, capsys):
         (["--temperature", "0"], "`temperature` is 0.0: it must be above 0"),
         (["--mlm_probability", "0"], "mlm_probability=0.0"),
         (["--mlm_probability", "1.0"], "mlm_probability=1.0"),
-        (["--mlm_probability", "0.1", "0.2", "0.3"], "or a pair (start, end)"),
+        (["--snippet_ratio", "0.1", "0.2", "0.3"], "or a pair (shortest, longest)"),
         (["--per_device_train_batch_size", "1"], "without negatives"),
         (["--text_config", '{"model_type": "vit"}'], "reads `pixel_values` and not text"),
         (["--text_config", "nonsense"], "neither a JSON object, nor a JSON file, nor a model type"),

@@ -1,43 +1,29 @@
-"""What changes in the course of a training: the order of the texts, schedules, and the limit of its time."""
+"""The order of the texts in a training, and which devices it takes."""
 
-import json
 import random
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
-from datasets import Dataset
-from helpers import TINY
-from trainers import WORDS, losses, make_model, make_texts, make_tokenizer, make_trainer, rows_with, tokenized
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trainers import losses, make_model, make_texts, make_tokenizer, make_trainer, tokenized
+from transformers import TrainingArguments
 
 from simmim_hf import DataCollatorForSimMIM, SimMIMTrainer
-from simmim_hf.data.mixtures import rows_of_sources
-from simmim_hf.options import parse
-from simmim_hf.training import callbacks
-from simmim_hf.training.arguments import pretraining_parser
-from simmim_hf.training.callbacks import SimilarLengthSampler, TimeLimit
-from simmim_hf.training.pretraining import Pretraining
+from simmim_hf.training.callbacks import SimilarLengthSampler
 
 
-@pytest.mark.parametrize("number_of_sources", [1, 3])
 @pytest.mark.parametrize("rows, batch_size", [(103, 8), (96, 8), (5, 8), (8, 8), (1, 4), (500, 3)])
-def test_similar_length_sampler_gives_every_index_once(rows, batch_size, number_of_sources):
+def test_similar_length_sampler_gives_every_index_once(rows, batch_size):
     lengths = random.Random(0).choices(range(3, 60), k=rows)
-    numbers = random.Random(1).choices(range(number_of_sources), k=rows)
-    sources = rows_of_sources(Dataset.from_dict({"source_number": numbers})) if number_of_sources > 1 else None
-    sampler = SimilarLengthSampler(batch_size, lengths, 7, sources)
+    sampler = SimilarLengthSampler(batch_size, lengths, 7)
     epochs = []
     for epoch in range(3):
         sampler.set_epoch(epoch)
         epochs.append(list(sampler))
         assert sorted(epochs[-1]) == list(range(rows)) and len(sampler) == rows
         assert list(sampler) == epochs[-1]
-        again = SimilarLengthSampler(batch_size, lengths, 7, sources)
+        again = SimilarLengthSampler(batch_size, lengths, 7)
         again.set_epoch(epoch)
         assert list(again) == epochs[-1]
-    other = SimilarLengthSampler(batch_size, lengths, 100, sources)
+    other = SimilarLengthSampler(batch_size, lengths, 100)
     if rows > batch_size:
         assert len({tuple(epoch) for epoch in [*epochs, list(other)]}) == 4
 
@@ -61,37 +47,6 @@ def test_similar_length_sampler_puts_like_to_like():
     assert len(batches[-1]) == 3
 
 
-def test_similar_length_sampler_draws_batches_of_one_source():
-    rng = random.Random(0)
-    # Of the source 2 there is no row.
-    sources, lengths = rng.choices([0, 1, 3], weights=[9, 3, 1], k=803), rng.choices(range(3, 60), k=803)
-    rows = rows_of_sources(Dataset.from_dict({"source_number": sources}))
-    order = list(SimilarLengthSampler(8, lengths, 0, rows))
-    batches = [order[start : start + 8] for start in range(0, 803, 8)]
-    of_several = [batch for batch in batches if len({sources[row] for row in batch}) > 1]
-    assert 0 < sum(map(len, of_several)) <= 3 * 7  # of each source what fills no batch
-    of_one = [sources[batch[0]] for batch in batches if batch not in of_several]
-    assert of_one != sorted(of_one)  # in random order
-    assert max(lengths) in [lengths[row] for row in batches[0]]
-
-
-def test_batches_of_a_mixture_are_of_one_source_where_that_is_asked_for(tmp_path):
-    for name in "ab":  # which the vocabulary tells apart
-        lines = [f"{name}{i} {name}{j} {name}{i + j}" for i in range(8) for j in range(8)]
-        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
-    words = ["--train_file", *(str(tmp_path / f"{name}.txt") for name in "ab"), "--mixture_weights", "1", "1"]
-    words += ["--output_dir", str(tmp_path / "run"), "--use_cpu", "--report_to", "none", "--vocab_size", "200"]
-    words += ["--text_config", json.dumps(TINY), "--per_device_train_batch_size", "8"]
-
-    def of_several(*more) -> float:
-        """The share of batches with texts of both sources."""
-        trainer = Pretraining(*parse(pretraining_parser(), [*words, *more])).trainer
-        texts = [trainer.processing_class.batch_decode(batch["input_ids"]) for batch in trainer.get_train_dataloader()]
-        return np.mean([len({name for text in batch for name in "ab" if name in text}) > 1 for batch in texts])
-
-    assert of_several() > 0.5 and of_several("--one_source_batches") <= 1 / 8
-
-
 def test_group_by_length_uses_the_sampler(tmp_path):
     options = {"train_sampling_strategy": "group_by_length", "max_steps": 1, "data_seed": 5}
     trainer = make_trainer(tmp_path, dataset=tokenized(make_texts()), **options)
@@ -102,115 +57,8 @@ def test_group_by_length_uses_the_sampler(tmp_path):
     assert len(losses(trainer)) == 1
 
 
-@pytest.mark.slow
-def test_time_limit(tmp_path):
-    trainer = make_trainer(tmp_path / "short", callbacks=[TimeLimit(0.0)], max_steps=5)
-    trainer.train()
-    assert trainer.state.global_step == 1
-    trainer = make_trainer(tmp_path / "long", callbacks=[TimeLimit(60.0)], max_steps=3)
-    trainer.train()
-    assert trainer.state.global_step == 3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seconds_a_step", [1.0, 5.0], ids=["fast enough", "too slow"])
-def test_schedules_end_with_the_time(tmp_path, monkeypatch, seconds_a_step):
-    """20 steps and 30 seconds, of a clock that steps move: schedules of steps, or all of them within the time."""
-    now, weights = [0.0], []
-    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: now[0]))
-
-    class Clock(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            weights.append(trainer.current_objective().contrastive_weight)
-            now[0] += seconds_a_step
-
-    trainer = make_trainer(tmp_path, callbacks=[Clock(), TimeLimit(0.5)], lr_scheduler_type="linear", max_steps=20)
-    trainer.args.weight_schedule = {"contrastive_weight": [(0, 0.1), (0.5, 0.1), (1, 1)]}
-    trainer.train()
-    rates = [row["learning_rate"] / 3e-3 for row in rows_with(trainer, "learning_rate")]
-    if seconds_a_step == 1:
-        assert rates == pytest.approx([1 - step / 20 for step in range(20)])
-        assert weights == pytest.approx([max(0.1, 0.1 + 0.9 * (step / 10 - 1)) for step in range(20)])
-    else:  # six steps; from a fifth of the time on they stand where the time stands, the rate a step behind
-        assert rates == pytest.approx([1, 0.95, 0.9, 0.65, 0.45, 0.3])
-        assert weights == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.37, 0.64])
-
-
-def test_the_time_limit_leaves_out_what_it_is_told_to():
-    limit, control = TimeLimit(1 / 60), TrainerControl()
-    args = TrainingArguments("unused", use_cpu=True)
-    state = TrainerState(max_steps=10)
-    limit.on_train_begin(args, state, control)
-    limit.extend(-2)
-    limit.extend(2.5)
-    limit.on_step_end(args, state, control)
-    assert not control.should_training_stop
-    limit.extend(-3)
-    limit.on_step_end(args, state, control)
-    assert control.should_training_stop
-
-
 def test_several_gpus_without_a_launcher_are_one(tmp_path):
     args = TrainingArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=8, report_to="none")
     args._n_gpu = 2  # as transformers sets it where there are two and one process
     trainer = SimMIMTrainer(make_model(), args, DataCollatorForSimMIM(make_tokenizer()))
     assert trainer.args.n_gpu == 1 and trainer._train_batch_size == 8
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_conflict_of_the_terms_is_logged_on_cuda(tmp_path):
-    model, args = make_model(), TrainingArguments(str(tmp_path), max_steps=2, logging_steps=1, report_to="none")
-    trainer = SimMIMTrainer(
-        model,
-        args,
-        DataCollatorForSimMIM(make_tokenizer()),
-        Dataset.from_dict({"text": make_texts()}),
-        conflict_steps=1,
-    )
-    trainer.train()
-    assert all(-1 <= row["gradient_cosine"] <= 1 for row in rows_with(trainer, "gradient_cosine"))
-    assert len(rows_with(trainer, "gradient_cosine")) == 2
-
-
-class Shares(DataCollatorForSimMIM):
-    """Keeps the share of the words that it corrupts in each batch."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.shares = []
-
-    def __call__(self, features):
-        batch = super().__call__(features)
-        words = batch["input_ids"] >= 5
-        self.shares.append(((batch["labels"] != -100).sum() / words.sum()).item())
-        return batch
-
-
-@pytest.mark.slow
-def test_the_mask_schedule_runs_from_start_to_end_and_evaluation_uses_the_end(tmp_path):
-    data = Dataset.from_dict({"text": [" ".join(WORDS[:16])] * 48})
-    runs = {}
-    for name, options in (("plain", {}), ("evaluated", {"eval_strategy": "steps", "eval_steps": 1})):
-        collator = Shares(make_tokenizer(), mlm_probability=(0.1, 0.9))
-        options = {"num_train_epochs": 2, "eval_dataset": data, **options}
-        trainer = make_trainer(tmp_path / name, dataset=data, collator=collator, **options)
-        trainer.train()
-        runs[name] = losses(trainer)
-        expected = [0.1 + 0.8 * step / 12 for step in range(12)]
-        assert collator.shares == pytest.approx(expected, abs=0.04)
-        for batch in trainer.get_eval_dataloader():
-            share = (batch["labels"] != -100).sum() / (batch["input_ids"] >= 5).sum()
-            assert share.item() == pytest.approx(0.9, abs=0.04)
-        assert len(collator.shares) == 12
-    assert runs["plain"] == pytest.approx(runs["evaluated"], abs=1e-6)
-
-
-def test_prediction_leaves_the_mask_schedule_alone(tmp_path):
-    data = Dataset.from_dict({"text": [" ".join(WORDS[:16])] * 16})
-    collator = Shares(make_tokenizer(), mlm_probability=(0.1, 0.9))
-    trainer = make_trainer(tmp_path, dataset=data, collator=collator)
-    for batch in trainer.get_test_dataloader(data):
-        share = (batch["labels"] != -100).sum() / (batch["input_ids"] >= 5).sum()
-        assert share.item() == pytest.approx(0.9, abs=0.04)
-    assert not collator.shares

@@ -12,7 +12,7 @@ from simmim_hf.training import sharding
 
 def sharded(**options) -> SimpleNamespace:
     """What `prepare` knows of a Trainer on devices with FSDP, which no CPU has."""
-    args = SimpleNamespace(fsdp=True, **{"chunk_size": None, "conflict_steps": None, **options})
+    args = SimpleNamespace(fsdp=True, **{"chunk_size": None, **options})
     plugin = SimpleNamespace(transformer_cls_names_to_wrap=None)
     accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
     return SimpleNamespace(args=args, is_fsdp_enabled=True, accelerator=accelerator)
@@ -28,12 +28,9 @@ def test_a_shard_is_a_layer_and_never_holds_the_embedding(family, layer):
     assert trainer.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap == [layer]
 
 
-@pytest.mark.parametrize("given", ["chunk_size", "conflict_steps", "uncertainty_weighting"])
-def test_what_needs_whole_weights_is_refused(given):
-    options = {} if given == "uncertainty_weighting" else {given: 2}
-    model = tiny_model(uncertainty_weighting=given == "uncertainty_weighting")
-    with pytest.raises(ValueError, match=f"FSDP: {given} needs whole weights"):
-        sharding.prepare(sharded(**options), model)
+def test_chunks_are_refused():
+    with pytest.raises(ValueError, match="FSDP: chunk_size needs whole weights"):
+        sharding.prepare(sharded(chunk_size=2), tiny_model())
 
 
 def test_a_cpu_does_not_shard_without_a_word(tmp_path, monkeypatch):
