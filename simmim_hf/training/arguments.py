@@ -23,6 +23,7 @@ from ..model.configuration_simmim import (
     with_vocabulary,
 )
 from ..options import Parser, option, options_of, reason
+from . import sharding
 
 
 @dataclass
@@ -322,6 +323,7 @@ class PretrainingArguments(SimMIMTrainingArguments):
             super().__post_init__()
         except Exception as error:
             raise ValueError(f"the options of the training: {reason(error)}") from error
+        sharding.keep_models_whole()
 
 
 # The least and the most of options that are numbers, where nothing else refuses what cannot work.
