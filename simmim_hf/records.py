@@ -27,8 +27,16 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """The commit of the repository around the working directory, `-dirty` where files changed; None outside of one."""
-    words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The commit of the clone that this package runs from, `-dirty` where files changed; None where it is installed.
+
+    Never of the working directory: git runs what the configuration of a repository names, and this one may have come
+    out of an archive.
+    """
+    clone = Path(__file__).parents[1]
+    if not (clone / ".git").exists():  # a repository further up has this package as one of its files
+        return None
+    words = ["git", "-C", str(clone), "-c", "core.fsmonitor=false"]
+    words += ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     with contextlib.suppress(OSError):  # there may be no git
         return subprocess.run(words, capture_output=True, text=True).stdout.strip() or None
 
