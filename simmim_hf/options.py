@@ -15,6 +15,7 @@ from typing import Union, get_args, get_origin
 import yaml
 from transformers import HfArgumentParser
 
+from . import records
 from .model.configuration_simmim import nearest
 
 SETTINGS_FILES = (".yaml", ".yml", ".json")
@@ -85,8 +86,9 @@ def _inherited(cls: type, module: str) -> set[str]:
 
 
 def one_line(message: str) -> str:
-    """A message without line breaks, and without the middle of a very long one: a value may be of any length."""
-    message = " ".join(message.split())
+    """A message without line breaks and control characters, and without the middle of a very long one: a value may
+    be of any length."""
+    message = records.printable(" ".join(message.split()))
     return message if len(message) <= LONGEST_LINE else f"{message[: LONGEST_LINE - 300]} ... {message[-300:]}"
 
 

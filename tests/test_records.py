@@ -7,6 +7,7 @@ import pytest
 from datasets import Dataset
 
 from simmim_hf import records
+from simmim_hf.options import one_line
 
 
 def test_a_command_is_recorded_without_folders_and_tokens():
@@ -62,3 +63,16 @@ def test_the_revision_is_of_this_package_and_runs_nothing(repository, tmp_path, 
     installed = repository / "env/site-packages/simmim_hf/records.py"
     monkeypatch.setattr(records, "__file__", str(installed))
     assert records.git_revision() is None, "the repository around an installed package is another one"
+
+
+def test_what_could_write_more_than_a_name_is_escaped():
+    name = "we\nird \x1b[31m\u202e\udcff.txt"
+    expected = r"we\nird \x1b[31m\u202e\udcff.txt"
+    assert records.printable(name) == expected
+    assert records.printable({name: [name, 1, None], "a": {"b": (name,)}}) == {
+        expected: [expected, 1, None],
+        "a": {"b": [expected]},
+    }
+    text = "naïve 河 \u200d ü"
+    assert records.printable(text) == text
+    assert one_line(f"there is no `{name}`") == r"there is no `we ird \x1b[31m\u202e\udcff.txt`"
