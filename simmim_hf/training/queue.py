@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from ..model.losses import gather
 
@@ -34,7 +34,7 @@ class VectorQueue:
 
     def save(self, folder: Path) -> None:
         if self.pairs is not None:
-            save_file({"pairs": self.pairs}, folder / FILE)
+            (folder / FILE).write_bytes(save({"pairs": self.pairs}))  # save_file lets no other user read it
 
     def load(self, folder: Path, device: torch.device) -> None:
         """Takes what `save` wrote into a checkpoint; nothing where it had no queue."""
