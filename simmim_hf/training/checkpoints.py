@@ -115,7 +115,8 @@ def _newest_whole(folder: Path) -> str | None:
             break
         skipped.append(f"{path.name} ({reason})")
     if skipped:
-        logger.warning(f"Skipped {', '.join(skipped)}: going on from {newest.name if newest else 'no checkpoint'}.")
+        named = records.printable(", ".join(skipped))  # a manifest names files as it likes
+        logger.warning(f"Skipped {named}: going on from {newest.name if newest else 'no checkpoint'}.")
     return newest and str(newest)
 
 
@@ -153,7 +154,7 @@ def changes(checkpoint: str, record: dict) -> list[str]:
         for name, value in options.items():
             old = before.get(part, {}).get(name, value)
             if old != value:
-                found.append(f"{part} {name} was {old} and is {value}")
+                found.append(records.printable(f"{part} {name} was {old} and is {value}"))
     return found
 
 

@@ -78,6 +78,17 @@ def test_a_damaged_checkpoint_is_skipped_in_one_line(run, caplog, kind):
         checkpoints.to_resume(str(run / "checkpoint-6"), run)
 
 
+def test_what_a_checkpoint_names_moves_no_cursor(run, caplog):
+    manifest, record = (run / "checkpoint-6" / name for name in (checkpoints.MANIFEST, checkpoints.RECORD))
+    meaning = json.loads(record.read_text())["meaning"]
+    record.write_text(json.dumps({"meaning": {"training": {"seed": "\x1b[2J"}}}))
+    assert r"was \x1b[2J and is" in checkpoints.changes(str(record.parent), {"meaning": meaning})[0]
+    files = json.loads(manifest.read_text())["files"]
+    manifest.write_text(json.dumps({"files": {"\x1b[2J": {"bytes": 1, "sha256": ""}, **files}}))
+    checkpoints.last_checkpoint(run)
+    assert r"\x1b[2J is missing" in caplog.text and "\x1b" not in caplog.text
+
+
 def test_one_of_an_earlier_version_resumes(run):
     (run / "checkpoint-6" / checkpoints.MANIFEST).unlink()
     assert checkpoints.to_resume("last", run) == str(run / "checkpoint-6")
