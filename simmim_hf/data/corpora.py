@@ -42,6 +42,7 @@ LONGEST = 64 * 2**20  # bytes of a line, a row, a paragraph, or a file that is o
 LARGEST_WHOLE = 512 * 2**20  # bytes of a JSON array, and of Parquet inside .gz, .xz or .zst
 BLOCK = 2**20
 SEPARATORS = {"line": b"\n", "row": b"\n", "paragraph": b"\n\n"}
+IN_WORDS = {"line": "a line", "row": "a row", "paragraph": "a paragraph (text_unit)", "file": "the file (text_unit)"}
 QUOTED = re.compile(rb'"[^"]*"?')
 
 
@@ -191,7 +192,10 @@ def _scan(file: str, unit: str, size: int, changed: int) -> None:
     is_whole = FORMATS[ending] == "json" and not _begins_with_row(file)
     separator = None if is_whole else SEPARATORS.get(unit)
     limit = LARGEST_WHOLE if is_whole else LONGEST
-    length, before, in_cell = 0, b"", False
+    what = "JSON with other than a row in each line" if is_whole else IN_WORDS[unit]
+    length = 0  # of what is not known to have ended
+    before = b""
+    in_cell = False
     with fsspec.open(file, "rb", compression="infer") as stream:
         while block := stream.read(BLOCK):
             text = before + block
@@ -204,7 +208,7 @@ def _scan(file: str, unit: str, size: int, changed: int) -> None:
             before = block[-3:] if unit == "paragraph" else b""  # its end may be cut by that of the block
             length = 0 if separator and separator in text else length + len(block)
             if length > limit:
-                raise TooLong("the file" if separator is None else f"a {unit}", limit)
+                raise TooLong(what, limit)
 
 
 def _begins_with_row(file: str) -> bool:
@@ -369,9 +373,11 @@ def naming(file: str):
     """Makes any error of reading a file, of which each format and compression has its own, one that names the file."""
     try:
         yield
+    except TooLong as error:
+        raise DataError(f"cannot read text from {file}: {error}; break it up or leave it out") from error
     except Exception as error:
         remedy = "convert it to UTF-8" if "utf-8" in _one_line(error) else "correct it or leave it out"
-        where = file if isinstance(error, TooLong) else f"{file}{_first_bad_line(file)}"
+        where = f"{file}{_first_bad_line(file)}"
         raise DataError(f"cannot read text from {where}: {_one_line(error)}; {remedy}") from error
 
 

@@ -173,10 +173,10 @@ def test_a_fault_late_in_a_folder_names_its_file(tmp_path, streaming):
 LONG = b"words and " * 1000
 TOO_LONG = {
     "line.txt": (b"first\n" * 1000 + LONG, "a line"),
-    "paragraph.txt": (b"a\r\n\r\n" * 1000 + b"words and\r\n" * 1000, "a paragraph"),
+    "paragraph.txt": (b"a\r\n\r\n" * 1000 + b"words and\r\n" * 1000, r"a paragraph \(text_unit\)"),
     "row.jsonl": (b'{"text": "a"}\n{"text": "' + LONG + b'"}\n', "a row"),
-    "array.json": (b'[{"text": "' + LONG + LONG + b'"}]', "the file"),
-    "nothing.jsonl": (bytes(20_000), "the file"),
+    "array.json": (b'[{"text": "' + LONG + LONG + b'"}]', "JSON with other than a row in each line"),
+    "nothing.jsonl": (bytes(20_000), "JSON with other than a row in each line"),
     "row.csv": (b"text,n\na,1\n" + LONG, "a row"),
     "cell.csv": (b'text,n\na,1\n"' + b"words and\n" * 1000, "a row"),
     "whole.parquet.gz": (bytes(20_000), "the file"),
@@ -204,7 +204,7 @@ def test_what_does_not_fit_into_memory_is_refused(tmp_path, small_limits, name, 
 def test_a_file_that_is_one_document_has_a_limit_too(tmp_path, small_limits):
     path = write(tmp_path / "book.txt", b"words and\n" * 1000)
     assert len(load_text(path)) == 1000
-    with pytest.raises(DataError, match="book.txt: the file is longer than"):
+    with pytest.raises(DataError, match=r"book.txt: the file \(text_unit\) is longer than"):
         load_text(path, text_unit="file")
     with pytest.raises(DataError, match="long.txt: a row is longer than"):
         load_hub_text(str(Path(write(tmp_path / "folder/long.txt", LONG)).parent))
