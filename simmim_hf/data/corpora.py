@@ -179,8 +179,8 @@ def check_lengths(file: str, unit: str) -> None:
     Raises:
         DataError: a line, row, paragraph or file beyond `LONGEST`, or a JSON array beyond `LARGEST_WHOLE`.
     """
-    state = os.stat(file)
     with naming(file):
+        state = os.stat(file)
         _scan(file, unit, state.st_size, state.st_mtime_ns)
 
 
