@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+from simmim_cli import keep_output_from_ending_the_run
+
 from .options import REFUSED, Parser, one_line, option_names, parse, parse_given
 
 FAILED = 1  # the input was right and the result is not
@@ -179,6 +181,7 @@ OF_ONE_PROCESS = ("evaluate", "card", "export")  # what the first one does alone
 def main(argv: Sequence[str] | None = None) -> int:
     from importlib.metadata import version
 
+    keep_output_from_ending_the_run()
     parser = argparse.ArgumentParser(prog="simmim", description="SimMIM, the Siamese Masked Language Model for text.")
     parser.add_argument("--version", action="version", version=f"simmim_hf {version('simmim_hf')}")
     parser.add_argument("command", choices=list(COMMANDS), help="`simmim COMMAND --help` tells its options")

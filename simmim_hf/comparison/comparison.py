@@ -30,7 +30,7 @@ from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import build, option, refusing
 from ..training import parts, sharding
 from ..training.arguments import PRETRAINING, default_dropout, fill_defaults
-from ..training.checkpoints import in_all_processes, last_checkpoint
+from ..training.checkpoints import in_all_processes, last_checkpoint, remove_checkpoint
 from ..training.checks import check
 from ..training.signals import Interrupted, StopAtSignal
 from ..training.trainer import SimMIMTrainer
@@ -390,7 +390,7 @@ class Comparison:
             }
             records.write_json(folder / "result.json", outcome)
             for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-                shutil.rmtree(path)
+                remove_checkpoint(path)
         trainer.accelerator.free_memory()
 
     def _schedule(self, steps: int) -> dict:

@@ -374,7 +374,7 @@ def read_text_config(text_config: str | dict | None) -> dict:
             with open(text_config, encoding="utf-8") as file:
                 return dict(json.load(file))
         return AutoConfig.for_model(text_config).to_dict()
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, RecursionError) as error:
         raise ValueError(
             f"--text_config `{text_config}` is neither a JSON object, nor a JSON file, nor a model type of "
             f"transformers: {reason(error)}"

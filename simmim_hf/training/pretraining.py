@@ -6,7 +6,6 @@ What a run is made of stands in parts.py, each part a function that a script can
 import dataclasses
 import math
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -114,7 +113,7 @@ class Pretraining:
         samples = self._samples(self.model)
         if self.trainer.is_world_process_zero() and not _continues(self.checkpoint, self.args.output_dir):
             for overwritten in checkpoints.checkpoints_in(Path(self.args.output_dir)):
-                shutil.rmtree(overwritten)  # or `last` would mean one of them
+                checkpoints.remove_checkpoint(overwritten)  # or `last` would mean one of them
         trained = self.train()
         if self.signals.came(self.args.device):
             raise Interrupted
