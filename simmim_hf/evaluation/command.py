@@ -273,6 +273,7 @@ def table_rows(results: dict, shown: Iterable[str] = quantities.QUANTITIES) -> l
         results: of `Evaluation.run`
         shown: the keys of the metrics
     """
+    results = records.printable(results)
     models = models_of(results)
     rows = [("task", "kind", "metric", *(models if len(models) > 1 else ["value"]))]
     for part in ("tasks", "mteb"):
@@ -310,6 +311,7 @@ def markdown_table(results: dict, shown: Iterable[str] = quantities.QUANTITIES) 
 
 def markdown(results: dict) -> str:
     """`results.md`: what was measured, as a table, and with what."""
+    results = records.printable(results)
     models = models_of(results)
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     read = {name: f"{m['pooling']} pooling, at most {m['max_seq_length']} tokens" for name, m in models.items()}
