@@ -68,12 +68,12 @@ def hardware(args: TrainingArguments) -> str:
     """The device of one process, by the name that its maker gave it."""
     if args.device.type == "cpu":
         threads = torch.get_num_threads()
-        return f"{_cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
+        return f"{cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
     name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type
     return f"{args.n_gpu} x {name}" if args.n_gpu > 1 else name
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     information = Path("/proc/cpuinfo")  # on Linux `platform` knows the architecture only
     names = re.findall(r"^model name\s*:\s*(.+)$", information.read_text(), re.M) if information.is_file() else []
     return (names or [platform.processor() or platform.machine()])[0]
