@@ -3,7 +3,7 @@
 python benchmarks/code_counts.py [simmim_hf] [--json] [--no_run]
 
 It reads source with `tokenize` and `ast` only, so it counts an older checkout too: give its folder. The options in
-`--help` and the seconds of an import are of that checkout as well; they start processes, and `--no_run` leaves them out.
+`--help` and the seconds of an import are those of that checkout; they start processes, and `--no_run` leaves them out.
 """
 
 import argparse
