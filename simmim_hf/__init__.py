@@ -22,11 +22,18 @@ from .model.modeling_simmim import (
     SimMIMModel,
 )
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # checkers see the classes themselves, and that no other name exists
     from .data.collator import DataCollatorForSimMIM
     from .evaluation.encoding import encode
     from .training.arguments import SimMIMTrainingArguments
     from .training.trainer import SimMIMTrainer
+else:
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(_MODULE_OF[name], __name__), name)
+
 
 # Imported on first use: these modules import datasets, the Trainer and the metrics, which takes seconds.
 _MODULE_OF = {
@@ -60,12 +67,6 @@ __all__ = [
     "SimMIMTrainingArguments",
     "encode",
 ]
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULE_OF[name], __name__), name)
 
 
 def __dir__() -> list[str]:
