@@ -6,7 +6,10 @@ Built on it: the heads of downstream tasks (`heads`) and the joint objective (`o
 import contextlib
 import inspect
 import os
+import shutil
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,6 +21,7 @@ from transformers.utils.generic import can_return_tuple
 from .backbones import NEW_HEAD, as_decoder, build_encoder, explaining_weights, first_position, native_head
 from .configuration_simmim import SimMIMConfig
 from .packing import ATTENTION, Packing
+from .readings import check_integers
 from .vectors import SimMIMLexicon, SimMIMPooling, TokenStates, encode, write_modules
 
 logger = logging.get_logger(__name__)
@@ -25,6 +29,15 @@ logger = logging.get_logger(__name__)
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 OF_POOLING = [r"pooler\.query$", r"pooler\.lexicon\."]  # that another pooling does not have
 STATES = {"hidden_states": "output_hidden_states", "attentions": "output_attentions"}  # and what asks for them
+
+
+def give_usual_mode(weights: Iterable[Path]) -> None:
+    """Lets those read saved weights who may read the configuration beside them: safetensors ignores the umask, and
+    lets no other user read what it writes."""
+    for file in weights:
+        for name in ("config.json", "adapter_config.json"):
+            if file.with_name(name).exists():
+                shutil.copymode(file.with_name(name), file)
 
 
 class SimMIMPreTrainedModel(PreTrainedModel):
@@ -62,6 +75,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         if is_main_process and self._reads_vectors and not os.path.isfile(save_directory):
             write_modules(self.config, save_directory)  # before the upload, where there is one
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        give_usual_mode(Path(save_directory).glob("*.safetensors"))
 
     encode = encode  # texts to vectors
 
@@ -168,6 +182,8 @@ class SimMIMModel(SimMIMPreTrainedModel):
         inputs = input_ids if input_ids is not None else inputs_embeds
         if inputs is None:
             raise ValueError("Give `input_ids` or `inputs_embeds`.")
+        if input_ids is not None:
+            check_integers("input_ids", input_ids)
         if attention_mask is None:
             attention_mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
         kwargs = {**self._asked_for(), **kwargs}
