@@ -16,7 +16,7 @@ from .options import reason
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.get_logger(__name__)
 
@@ -66,7 +66,7 @@ def claimed(folder: str | os.PathLike) -> Iterator[None]:
             raise ValueError(_unwritable(folder, error)) from error
         yield
     finally:
-        _release(lock, folder, is_new)
+        _release(lock, folder, is_new=is_new)
 
 
 def is_used(folder: str | os.PathLike, *others: str) -> bool:
@@ -151,7 +151,7 @@ def _lock_file(descriptor: int, folder: Path) -> None:
         logger.warning(f"`{folder}` cannot be locked ({reason(error)}): start no other command that writes there.")
 
 
-def _release(lock: int, folder: Path, is_new: bool) -> None:
+def _release(lock: int, folder: Path, *, is_new: bool) -> None:
     with contextlib.suppress(OSError):  # the folder may be gone
         os.unlink(folder / LOCK)
     os.close(lock)
