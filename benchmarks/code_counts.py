@@ -109,8 +109,8 @@ def functions_of(path: Path) -> Iterator[tuple[str, int, int]]:
             yield f"{path.name}:{node.name}", len(lines - docstrings), complexity(node)
 
 
-def circles(package: Path) -> list[str]:
-    """The modules of a circle of imports, also of those inside functions; empty where there is none."""
+def import_graph(package: Path) -> dict[str, set[str]]:
+    """Each module by its dotted name, with those of the package that it imports, also inside functions."""
     modules = {}
     for path in package.rglob("*.py"):
         parts = path.relative_to(package.parent).with_suffix("").parts
@@ -124,6 +124,30 @@ def circles(package: Path) -> list[str]:
                 source = resolve_name("." * node.level + (node.module or ""), around).rstrip(".")
                 imported = (f"{source}.{alias.name}" for alias in node.names)
                 graph[name].update(each if each in modules else source for each in imported)
+    return graph
+
+
+def within(graph: dict[str, set[str]], names: set[str]) -> dict[str, set[str]]:
+    """The part of a graph between some modules."""
+    return {name: (graph[name] & names) - {name} for name in names}
+
+
+def floors(graph: dict[str, set[str]]) -> int:
+    """How many modules the longest chain of imports has; 0 where the imports run in a circle."""
+    sorter = TopologicalSorter(graph)
+    try:
+        sorter.prepare()
+    except CycleError:
+        return 0
+    count = 0
+    while sorter.is_active():
+        sorter.done(*sorter.get_ready())
+        count += 1
+    return count
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The modules of a circle of imports; empty where there is none."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -131,8 +155,8 @@ def circles(package: Path) -> list[str]:
     return []
 
 
-def summary(paths: list[Path]) -> dict:
-    """Counts of some files, with the densities that they give."""
+def summary(paths: list[Path], graph: dict[str, set[str]]) -> dict:
+    """Counts of some files, with the densities that they give; `graph` holds the imports between them."""
     counts = sum((counts_of_file(path) for path in paths), Counter())
     functions = [function for path in paths for function in functions_of(path)]
     longest = max(functions, key=lambda function: function[1], default=("", 0, 0))
@@ -145,6 +169,8 @@ def summary(paths: list[Path]) -> dict:
     result["longest function"] = longest[1]
     result["its name"] = longest[0]
     result[f"functions of complexity over {COMPLEX}"] = sum(function[2] > COMPLEX for function in functions)
+    result["imports within"] = sum(map(len, graph.values()))
+    result["floors"] = floors(graph)
     return result
 
 
@@ -165,11 +191,19 @@ def options_shown(package: Path, option: str) -> int:
     return sum(not line.startswith("  --help") for line in options)
 
 
+def type_errors(package: Path) -> str:
+    """The last line of mypy without any settings, in which torch and transformers are `Any`."""
+    words = ["-m", "mypy", "--config-file=", "--follow-imports=skip", "--ignore-missing-imports", str(package)]
+    process = subprocess.run([sys.executable, *words], cwd=package.parent, capture_output=True, text=True)
+    return (process.stdout or process.stderr).splitlines()[-1]
+
+
 def measured(package: Path) -> dict:
     """What only running the package says; seconds are the least of three processes."""
     result = {f"options in pretrain {option}": options_shown(package, option) for option in ("--help", "--help_all")}
     for statement in IMPORTS:
         result[f"{statement}, seconds"] = round(min(run(package, "-c", statement)[1] for _ in range(3)), 2)
+    result["mypy"] = type_errors(package)
     return result
 
 
@@ -192,11 +226,14 @@ def main() -> None:
     if not files:
         parser.error(f"`{arguments.package}` has no .py files: give the folder of the package.")
 
-    drawers = {"all": summary(files)}
+    graph = import_graph(package)
+    drawers = {"all": summary(files, within(graph, set(graph) - {package.name}))}
     for folder in sorted({path.parent for path in files}):
         name = "top level" if folder == package else folder.relative_to(package).as_posix()
-        drawers[name] = summary([path for path in files if path.parent == folder])
-    whole = {"circle of imports": " -> ".join(circles(package)) or "none"}
+        around = ".".join(folder.relative_to(package.parent).parts)
+        inside = {module for module in graph if module.rpartition(".")[0] == around}
+        drawers[name] = summary([path for path in files if path.parent == folder], within(graph, inside))
+    whole = {"circle of imports": " -> ".join(circle(graph)) or "none"}
     if not arguments.no_run:
         whole |= measured(package)
 
