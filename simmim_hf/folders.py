@@ -23,7 +23,8 @@ logger = logging.get_logger(__name__)
 # Trainer uploads nothing that begins with `_`. The file of a lock means nothing by itself: the lock that the system
 # has on it ends with its process, however that ends.
 LOCK = "_lock"
-SAVING, TRIAL = "_saving", "_trial"  # the folder of what is not whole yet, and of a trial of writing
+SAVING = "_saving"  # the folder of what is not whole yet
+TRIAL = "_trial"  # the folder of a trial of writing
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.EXDEV, errno.ENODEV, errno.ENXIO)

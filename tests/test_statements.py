@@ -11,7 +11,6 @@ PACKAGE = Path(simmim_hf.__file__).parent
 HALF_A_LINE = 60
 # How many each file still has. A number may only become smaller, and a file without one has none.
 ALLOWED = {
-    "cli.py": 3,
     "comparison/budget.py": 4,
     "comparison/comparison.py": 12,
     "comparison/held_out.py": 2,
@@ -30,7 +29,6 @@ ALLOWED = {
     "evaluation/metrics.py": 6,
     "evaluation/tasks.py": 2,
     "export.py": 14,
-    "folders.py": 1,
     "model/backbones.py": 3,
     "model/configuration_simmim.py": 7,
     "model/encoder.py": 12,
@@ -40,9 +38,7 @@ ALLOWED = {
     "model/packing.py": 10,
     "model/readings.py": 3,
     "model/vectors.py": 10,
-    "options.py": 12,
-    "quantities.py": 3,
-    "records.py": 10,
+    "options.py": 11,
     "training/adaptation.py": 4,
     "training/agreement.py": 2,
     "training/arguments.py": 2,
