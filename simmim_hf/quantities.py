@@ -44,8 +44,12 @@ class Quantity:
         return as_text(value, self.digits)
 
 
-LANGUAGE, APART, SIMILARITY = "Language modelling", "Telling texts apart", "Similarity"
-TRANSFER, RETRIEVAL, GEOMETRY = "Transfer", "Retrieval", "Geometry"
+LANGUAGE = "Language modelling"
+APART = "Telling texts apart"
+SIMILARITY = "Similarity"
+TRANSFER = "Transfer"
+RETRIEVAL = "Retrieval"
+GEOMETRY = "Geometry"
 
 # In the order of every table. A key is the same wherever it is measured.
 QUANTITIES = {
@@ -92,7 +96,9 @@ BASELINES = {
 
 def as_text(value: float | None, digits: int = 3) -> str:
     """A value as it is printed; `undefined` for one that is not finite."""
-    return "undefined" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
+    if value is None or not math.isfinite(value):
+        return "undefined"
+    return f"{value:,.{digits}f}"
 
 
 def quantity(key: str) -> Quantity:
