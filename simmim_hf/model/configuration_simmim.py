@@ -135,11 +135,11 @@ def without_removed(options: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def nearest(name: str, candidates, spelling: str = "`{}`", cutoff: float = 0.6) -> str:
+def nearest(name: str, candidates, spelling: str = "`{}`") -> str:
     """` Did you mean X?` for a misspelt or shortened option, or nothing where no candidate is near."""
     candidates = list(candidates)
     near = [candidate for candidate in candidates if candidate.endswith(f"_{name}")]
-    near += difflib.get_close_matches(name, candidates, n=1, cutoff=cutoff)
+    near += difflib.get_close_matches(name, candidates, n=1, cutoff=0.7)
     return f" Did you mean {spelling.format(near[0])}?" if near else ""
 
 

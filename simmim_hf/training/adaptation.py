@@ -85,6 +85,15 @@ class AdaptationArguments(PretrainingArguments):
 
 
 ADAPTATION = (AdaptedModelArguments, AdaptationTextArguments, AdaptationArguments)
+ADAPTATION_HELP = {
+    "model": ["model_name_or_path", "objective"],
+    "text": ["train_file", "validation_file", "dataset_name", "text_column", "text_unit", "max_seq_length"],
+    "training": [
+        *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps"),
+        *("per_device_train_batch_size", "learning_rate", "head_warmup", "bf16", "seed"),
+    ],
+    "evaluation": ["similarity_file"],
+}
 
 
 class Adaptation(Pretraining):

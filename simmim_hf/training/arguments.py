@@ -432,10 +432,26 @@ def fill_defaults(model_args: ModelArguments, data_args: DataArguments, args: Pr
 PRETRAINING = (ModelArguments, DataArguments, PretrainingArguments)
 
 
+# What a newcomer needs, in the order of the questions: which text, which model, how it is trained.
+PRETRAINING_HELP = {
+    "text": [
+        *("train_file", "validation_file", "dataset_name", "text_column", "text_unit", "max_seq_length"),
+        "whole_word_mask",
+    ],
+    "model": ["model_name_or_path", "objective", "text_config", "tokenizer_name", "vocab_size"],
+    "training": [
+        *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps"),
+        *("per_device_train_batch_size", "chunk_size", "learning_rate", "bf16", "seed", "report_to", "push_to_hub"),
+    ],
+    "evaluation": ["similarity_file"],
+}
+
+
 def pretraining_parser() -> Parser:
     """The options of `simmim pretrain`."""
     return Parser(
         PRETRAINING,
+        sections=PRETRAINING_HELP,
         prog="simmim pretrain",
         usage="simmim pretrain [settings.yaml | settings.json] [options]",
         description="Pre-train a SimMIM encoder. Without options: a small one on the documentation inside Python, "
