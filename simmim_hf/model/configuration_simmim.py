@@ -252,6 +252,8 @@ class SimMIMConfig(PreTrainedConfig):
         "hidden_states",
         "attentions",
         "past_key_values",
+        "counts",
+        "num_tokens",
     ]
 
     text_config: dict | PreTrainedConfig | str | None = _option(

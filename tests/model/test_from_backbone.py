@@ -222,9 +222,9 @@ def test_vectors_of_a_real_encoder():
         weight = mask[..., None].float()
         expected = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
         torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).pooler_output, expected, **CLOSE)
-        states, packing = model.token_states(ids, mask)
-        torch.testing.assert_close(packing.unpack(states.last)[mask.bool()], hidden[mask.bool()], **CLOSE)
-        assert model._can_pack
+        states, unpadding, *_ = model.token_states(ids, mask)
+        torch.testing.assert_close(unpadding.pad(states.last)[mask.bool()], hidden[mask.bool()], **CLOSE)
+        assert model._can_unpad
 
 
 def test_an_objective_leaves_the_vectors_what_they_are(tmp_path):

@@ -475,8 +475,8 @@ def test_the_first_layers_of_a_backbone(family, tmp_path):
         model.save_pretrained(tmp_path / f"{layers}")
         again = SimMIMForPreTraining.from_pretrained(tmp_path / f"{layers}")
         assert_same_weights(again, model)
-        packed = model(**{"masked_input_ids": batch["input_ids"], "labels": batch["input_ids"], **batch})
-        assert torch.isfinite(packed.loss)
+        unpadded = model(**{"masked_input_ids": batch["input_ids"], "labels": batch["input_ids"], **batch})
+        assert torch.isfinite(unpadded.loss)
     with pytest.raises(ValueError, match="num_hidden_layers=9: give a number from 0 to 2"):
         SimMIMForPreTraining.from_backbone(tmp_path, num_hidden_layers=9)
     if family == "modernbert":

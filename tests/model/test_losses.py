@@ -44,7 +44,7 @@ def contrast(rows, candidates, hard, form, kind, temperature):
     return total / len(rows)
 
 
-# The same quantities, each sequence by itself: no padding, no packing, no batch.
+# The same quantities, each sequence by itself: no padding, no unpadding, no batch.
 
 
 def hidden_alone(model, ids, attention_mask, is_causal=False):
@@ -238,7 +238,7 @@ def test_gradient_of_the_contrastive_loss(form, kind):
 
 @pytest.mark.parametrize("options", [{}, {"contrastive_loss": "decoupled", "similarity": "dot", "pooling": "cls"}])
 def test_gradient_of_the_whole_model(options):
-    """Through packing, encoder, pooling, heads and all three terms, against finite differences in a random direction.
+    """Through unpadding, encoder, pooling, heads and all terms, against finite differences in a random direction.
 
     In double precision a wrong entry shows in almost every direction, for two forwards instead of two an entry.
     """

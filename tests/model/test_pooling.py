@@ -13,7 +13,7 @@ from simmim_hf import (
     SimMIMModel,
 )
 from simmim_hf.model.configuration_simmim import OBJECTIVES
-from simmim_hf.model.vectors import pool
+from simmim_hf.model.pooling import pool
 from simmim_hf.training.arguments import DEFAULT_OBJECTIVE, ModelArguments
 
 LENGTHS = [9, 1, 5, 14, 5]
@@ -23,10 +23,10 @@ def texts():
     return {name: x for name, x in ragged_batch(LENGTHS).items() if name in ("input_ids", "attention_mask")}
 
 
-def packed_vectors(model, batch):
+def unpadded_vectors(model, batch):
     """(rows, dim), as in training."""
-    states, packing = model.token_states(batch["input_ids"], batch["attention_mask"])
-    return model.pooler.packed(states, packing, batch["attention_mask"])
+    states, unpadding, *_ = model.token_states(batch["input_ids"], batch["attention_mask"])
+    return model.pooler.unpadded(states, unpadding, batch["attention_mask"])
 
 
 @pytest.mark.parametrize(
@@ -36,14 +36,14 @@ def packed_vectors(model, batch):
         *((family, "right", "last") for family in ("bert", "roberta")),
     ],
 )
-def test_packed_equals_padded_equals_the_formula(family, side, layers):
+def test_unpadded_equals_padded_equals_the_formula(family, side, layers):
     model = tiny_model(family, pooling="attention", pooled_layers=layers).simmim
     pad = FAMILIES[family].get("pad_token_id", 0)
     batch = ragged_batch(LENGTHS, side, pad)
     outputs = model(batch["input_ids"], batch["attention_mask"])
-    packed = packed_vectors(model, batch)
-    torch.testing.assert_close(packed, outputs.pooler_output, **CLOSE)
-    for row, vector in zip(real_rows(batch["input_ids"], batch["attention_mask"]), packed, strict=True):
+    unpadded = unpadded_vectors(model, batch)
+    torch.testing.assert_close(unpadded, outputs.pooler_output, **CLOSE)
+    for row, vector in zip(real_rows(batch["input_ids"], batch["attention_mask"]), unpadded, strict=True):
         (hidden,) = model(row).last_hidden_state  # (length, hidden)
         if layers == "first_last":
             hidden = (hidden + model(row, output_hidden_states=True).hidden_states[0][0]) / 2
@@ -99,9 +99,9 @@ def test_large_scores_stay_finite():
     with torch.no_grad():
         model.pooler.query *= 1e4
     batch = ragged_batch(LENGTHS)
-    packed = packed_vectors(model, batch)
-    assert packed.isfinite().all()
-    torch.testing.assert_close(packed, model(batch["input_ids"], batch["attention_mask"]).pooler_output, **CLOSE)
+    unpadded = unpadded_vectors(model, batch)
+    assert unpadded.isfinite().all()
+    torch.testing.assert_close(unpadded, model(batch["input_ids"], batch["attention_mask"]).pooler_output, **CLOSE)
 
 
 def test_the_query_learns_from_the_contrastive_term_alone():
@@ -148,7 +148,7 @@ def test_two_layers_in_every_pooling(pooling):
     assert outputs.hidden_states is None  # only on request
     first, *_, last = model(**batch, output_hidden_states=True).hidden_states
     torch.testing.assert_close(outputs.pooler_output, pool((first + last) / 2, batch["attention_mask"], pooling))
-    torch.testing.assert_close(packed_vectors(model, batch), outputs.pooler_output, **CLOSE)
+    torch.testing.assert_close(unpadded_vectors(model, batch), outputs.pooler_output, **CLOSE)
     torch.testing.assert_close(outputs.last_hidden_state, tiny_model().simmim(**batch).last_hidden_state)
 
 

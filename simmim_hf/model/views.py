@@ -1,0 +1,119 @@
+"""Views: what the encoder reads of a batch, and how each is made of the columns that the collator gives."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from .losses import IGNORE_INDEX
+
+Batch = Mapping[str, torch.Tensor | None]  # columns by the names of `SimMIMForPreTraining.forward`
+
+
+class View(NamedTuple):
+    """Sequences that go through the encoder together, and the tokens that are predicted in them.
+
+    Attributes:
+        name: `original`, `masked`, `positive`, `negatives`, or `causal` for a pass from left to right
+        input_ids, attention_mask, token_type_ids: (rows, length)
+        targets: (rows, length), the token to predict at each position, -100 for none
+    """
+
+    name: str
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    token_type_ids: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
+
+    @classmethod
+    def from_batch(cls, name: str, batch: Batch, prefix: str = "") -> "View":
+        """The columns of a batch whose names begin with `prefix`."""
+        input_ids = required_column(batch, f"{prefix}input_ids", "reads it")
+        attention_mask = batch.get(f"{prefix}attention_mask")
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        return cls(name, input_ids, attention_mask, batch.get(f"{prefix}token_type_ids"))
+
+    def rows(self, start: int, stop: int) -> "View":
+        """Some of the rows, (stop - start, length)."""
+        return self._map(lambda column: column[start:stop])
+
+    def with_empty_row(self) -> "View":
+        """One more row, which is real and not predicted."""
+        added = self._map(lambda column: F.pad(column, (0, 0, 0, 1)))  # (rows + 1, length)
+        added.attention_mask[-1] = 1
+        if added.targets is not None:
+            added.targets[-1] = IGNORE_INDEX
+        return added
+
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "View":
+        """The view with a function applied to every column that it has."""
+        columns = {name: function(x) for name, x in self._asdict().items() if isinstance(x, torch.Tensor)}
+        return self._replace(**columns)
+
+    @property
+    def num_tokens(self) -> torch.Tensor:
+        """Real tokens, a scalar."""
+        return self.attention_mask.sum()
+
+    @property
+    def is_predicted(self) -> torch.Tensor:
+        """(rows, length), bool"""
+        return (self.filled("targets", IGNORE_INDEX) != IGNORE_INDEX) & self.attention_mask.bool()
+
+    def filled(self, name: str, fill: int) -> torch.Tensor:
+        """(rows, length), a column, or `fill` everywhere where there is none"""
+        column = getattr(self, name)
+        if column is None:
+            column = torch.full_like(self.input_ids, fill)
+        return column
+
+
+def required_column(batch: Batch, name: str, reason: str, options: str = "") -> torch.Tensor:
+    """A column of a batch.
+
+    Args:
+        reason, options: why the objective needs it, and the options of the collator that makes it
+
+    Raises:
+        ValueError: it is missing.
+    """
+    column = batch.get(name)
+    if column is None:
+        raise ValueError(
+            f"`{name}` is missing, and the objective {reason}: make the batches with `DataCollatorForSimMIM{options}`."
+        )
+    return column
+
+
+def next_tokens(view: View) -> torch.Tensor:
+    """(rows, length): the token that follows each, -100 where there is none."""
+    ids = view.input_ids
+    is_real = view.attention_mask.bool()
+    targets = torch.full_like(ids, IGNORE_INDEX)
+    # Shifted by one to the left; nothing follows the last token, and padding is neither read nor predicted.
+    is_followed = is_real[:, :-1] & is_real[:, 1:]  # (rows, length - 1)
+    targets[:, :-1] = torch.where(is_followed, ids[:, 1:], IGNORE_INDEX)
+    return targets
+
+
+def stack(tensors: list[torch.Tensor], fill: int = 0) -> torch.Tensor:
+    """Several (rows, length) tensors below each other, padded on the right to one length: (all rows, longest)."""
+    longest = max(tensor.shape[1] for tensor in tensors)
+    padded = [F.pad(tensor, (0, longest - tensor.shape[1]), value=fill) for tensor in tensors]
+    return torch.cat(padded)
+
+
+def stack_views(views: list[View]) -> View:
+    """Views below each other as one, in their order: (rows of all views, longest length)."""
+    token_type_ids = None
+    if views[0].token_type_ids is not None:  # then a view without types, such as the negatives, has type 0
+        token_type_ids = stack([view.filled("token_type_ids", 0) for view in views])
+    return View(
+        name=" + ".join(view.name for view in views),
+        input_ids=stack([view.input_ids for view in views]),
+        attention_mask=stack([view.attention_mask for view in views]),
+        token_type_ids=token_type_ids,
+        targets=stack([view.filled("targets", IGNORE_INDEX) for view in views], IGNORE_INDEX),
+    )
