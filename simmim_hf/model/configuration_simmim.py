@@ -1,11 +1,11 @@
-"""What a SimMIM checkpoint is: a text backbone of transformers plus the options of the joint objective."""
+"""The configuration of SimMIM: a text backbone of transformers plus the options of the joint objective."""
 
 import difflib
 import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -14,18 +14,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# What a sequence can be pulled towards, in words. "masked" and "dropout" need nothing but the batch; every other view
-# is made by the collator, in its method `_make_VIEW`.
-POSITIVE_VIEWS = {
-    "masked": "its masked copy",
-    "dropout": "itself under another dropout mask",
-    "deleted": "a copy with tokens deleted",
-    "cropped": "another stretch of the same text",
-    "span": "the text on the other side of a cut",
-    "snippet": "a short stretch of the same text, which may be taken out of it",
-}
-PositiveView = Literal[tuple(POSITIVE_VIEWS)]
-PASSAGES = {"span": 2}  # of a text that a row needs, where a view needs more than one
+PositiveView = Literal["masked", "dropout", "deleted", "cropped", "span", "snippet"]
 CorruptedViews = Literal["copy", "both"]
 Negatives = Literal["other_view", "both_views"]
 Pooling = Literal["mean", "cls", "max", "attention"]
@@ -35,31 +24,47 @@ ContrastiveLoss = Literal["info_nce", "decoupled"]
 StopGradient = Literal["original", "positive"]
 ContrastiveGradient = Literal["encoder", "pooler"]
 
+# The view that a sequence is pulled towards. "masked" and "dropout" need nothing but the batch; the collator makes
+# every other view in its method `_make_VIEW`. "cropped" is random cropping, as for images (SimCLR, Chen et al. 2020)
+# and in Contriever (Izacard et al. 2022); "span" is coCondenser's (Gao & Callan 2022), with one cut; "snippet" is the
+# inverse cloze task (Lee, Chang & Toutanova 2019) on tokens: a stretch is the query, the text that it may be taken
+# out of the document.
+POSITIVE_VIEWS: dict[PositiveView, str] = {
+    "masked": "its masked copy",
+    "dropout": "itself under another dropout mask",
+    "deleted": "a copy with tokens deleted",
+    "cropped": "another stretch of the same text",
+    "span": "the text on the other side of a cut",
+    "snippet": "a short stretch of the same text, which may be taken out of it",
+}
+PASSAGES = {"span": 2}  # passages of a text in a row, for a view that needs more than one
+
 JOINT = {"mlm_weight": 1.0, "contrastive_weight": 1.0, "clm_weight": 0.0}
 # Two views, both corrupted and both predicted, whose vectors can weigh their words.
 TWO_VIEWS = {"corrupted_views": "both", "symmetric": True, "negatives": "both_views", "pooling": "attention"}
 # The weights of the loss and what it compares, by the name of the pre-training objective.
-OBJECTIVES = {
+OBJECTIVES: dict[str, dict[str, Any]] = {
     "clm": {"mlm_weight": 0.0, "contrastive_weight": 0.0, "clm_weight": 1.0},
     "mlm": {"mlm_weight": 1.0, "contrastive_weight": 0.0, "clm_weight": 0.0},
     "simcse": {"mlm_weight": 0.0, "contrastive_weight": 1.0, "clm_weight": 0.0, "positive_view": "dropout"},
     "simmim": JOINT,
     "fused": {**JOINT, "clm_weight": 1.0},
     "spans": {**JOINT, **TWO_VIEWS, "positive_view": "span"},
-    # The vectors have a token table of their own to learn. The weight keeps their gradient, at a temperature of 0.05
-    # ten times as long as the masked one, from shortening the latter where both are clipped together.
     "snippets": {
         **JOINT,
         **TWO_VIEWS,
         "positive_view": "snippet",
+        # At temperature 0.05 the contrastive gradient norm is 10 times the masked one, and both are clipped together:
+        # at weight 1 clipping would shrink the masked gradient.
         "contrastive_weight": 0.1,
+        # The contrastive gradient ends at the pooling, where a token table learns from it.
         "pooled_layers": "lexical_last",
         "contrastive_gradient": "pooler",
     },
 }
 
 WEIGHTS = tuple(JOINT)
-# What makes a vector of a text, and how; a checkpoint that is continued keeps its own.
+# Options of the vectors; a checkpoint that is continued keeps its own.
 VECTOR_OPTIONS = ("pooling", "pooled_layers", "lexicon_size", "contrastive_gradient")
 
 # Every checkpoint opens in every class, also where this package is not installed: with the files of this folder beside
@@ -85,9 +90,9 @@ def remote_files() -> list[str]:
     return sorted(path.name for path in Path(__file__).parent.glob("*.py") if path.name != "__init__.py")
 
 
-TOKEN_IDS = [f"{kind}_token_id" for kind in ("pad", "bos", "eos", "cls", "sep")]  # that a backbone is told
+TOKEN_IDS = [f"{kind}_token_id" for kind in ("pad", "bos", "eos", "cls", "sep")]  # options of a backbone
 
-# What transformers itself passes to or stores in any config, beside the fields and properties of `PreTrainedConfig`.
+# transformers itself passes these to any config, or stores them there, beside the fields of `PreTrainedConfig`.
 COMMON_OPTIONS = [
     "model_type",
     "attn_implementation",
@@ -103,7 +108,7 @@ COMMON_OPTIONS = [
 ]
 
 # Options of earlier versions: the value that changed nothing, as None does, and why each is gone.
-REMOVED_OPTIONS = {
+REMOVED_OPTIONS: dict[str, tuple[Any, str]] = {
     "queue_size": (None, "negatives of earlier batches made no better vectors; --chunk_size gives more negatives"),
     "uncertainty_weighting": (False, "learned weights gained nothing; mlm_weight and the others are chosen"),
     "conflict_steps": (None, "the gradients of the masked and the contrastive term were found nearly orthogonal"),
@@ -135,7 +140,7 @@ def without_removed(options: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def nearest(name: str, candidates, spelling: str = "`{}`", cutoff: float = 0.6) -> str:
+def nearest(name: str, candidates: Iterable[str], spelling: str = "`{}`", cutoff: float = 0.6) -> str:
     """` Did you mean X?` for a misspelt or shortened option, or nothing where no candidate is near."""
     candidates = list(candidates)
     near = [candidate for candidate in candidates if candidate.endswith(f"_{name}")]
@@ -143,11 +148,13 @@ def nearest(name: str, candidates, spelling: str = "`{}`", cutoff: float = 0.6) 
     return f" Did you mean {spelling.format(near[0])}?" if near else ""
 
 
-def choices_of(option) -> tuple:
+def choices_of(option: Field) -> tuple:
     """The values that a dataclass field of a `Literal` type takes, None among them where it may be None, else ()."""
-    kinds = [option.type] if get_origin(option.type) is Literal else get_args(option.type)
-    values = [value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
-    return (*values, None) if values and type(None) in kinds else tuple(values)
+    kinds = [option.type] if get_origin(option.type) is Literal else list(get_args(option.type))
+    values: list[Any] = [value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
+    if values and type(None) in kinds:
+        values.append(None)
+    return tuple(values)
 
 
 def described(cls):
@@ -155,13 +162,15 @@ def described(cls):
     lines = []
     for option in fields(cls):
         if "help" in option.metadata:
-            default = option.default_factory() if callable(option.default_factory) else option.default
+            default = option.default
+            if callable(option.default_factory):
+                default = option.default_factory()
             lines.append(f"        {option.name} (default: {default!r}): {option.metadata['help']}")
     cls.__doc__ = cls.__doc__.replace("        {options}", "\n".join(lines))
     return cls
 
 
-def _option(default, help: str):
+def _option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
@@ -176,10 +185,10 @@ def _of_text_config(name: str) -> property:
 
 @dataclass(frozen=True)
 class Objective:
-    """What one forward learns from: the weights of its terms, and what the contrastive term compares.
+    """The objective of one forward: the weights of its terms, and the views that the contrastive term compares.
 
-    The model takes that of its configuration unless another is given: a schedule or a measurement never changes a
-    configuration that others read.
+    The default of the model is that of its configuration. A schedule or a measurement passes another one: it never
+    changes a configuration that others read.
     """
 
     mlm_weight: float
@@ -205,8 +214,13 @@ class Objective:
 
     @property
     def directions(self) -> list[bool]:
-        """Whether text is read from left to right only, for each way in which it is read."""
-        return [True] * (self.clm_weight > 0) + [False] * (self.mlm_weight > 0 or self.contrastive_weight > 0)
+        """The directions of the passes: True from left to right only, False both ways."""
+        directions = []
+        if self.clm_weight > 0:
+            directions.append(True)
+        if self.mlm_weight > 0 or self.contrastive_weight > 0:
+            directions.append(False)
+        return directions
 
     @property
     def is_causal(self) -> bool:
@@ -256,7 +270,8 @@ class SimMIMConfig(PreTrainedConfig):
         "num_tokens",
     ]
 
-    text_config: dict | PreTrainedConfig | str | None = _option(
+    # Given as a configuration, a dict, a model type or None; a `PreTrainedConfig` from `__post_init__` on.
+    text_config: Any = _option(
         None,
         "Configuration of the backbone: any text encoder or decoder of transformers, its `model_type` alone for the "
         "default sizes, or a dict, without `model_type` of a BERT.",
@@ -269,7 +284,7 @@ class SimMIMConfig(PreTrainedConfig):
     pooled_layers: PooledLayers = _option(
         "last",
         "Whose token vectors are pooled: those of the last layer; `first_last`, the mean of them and of what the "
-        "first layer is given (`avg_first_last` of Gao et al. 2021); or `lexical_last`: those of a token table that "
+        "first layer reads (`avg_first_last` of Gao et al. 2021); or `lexical_last`: those of a token table that "
         "serves nothing but the sequence vector, and beside them those of the last layer, each dimension with a "
         "learned scale.",
     )
@@ -306,8 +321,8 @@ class SimMIMConfig(PreTrainedConfig):
     )
     negatives: Negatives = _option(
         "other_view",
-        "What a row is compared with beside its positive: the positives of the other rows, or `both_views`, these and "
-        "the other rows themselves (NT-Xent, Chen et al. 2020, where `symmetric`).",
+        "The negatives of a row: the positives of the other rows, or `both_views`, these and the other rows "
+        "themselves (NT-Xent, Chen et al. 2020, where `symmetric`).",
     )
     gather_negatives: bool = _option(
         True, "Under torch.distributed, take the sequences of all processes as negatives."
@@ -357,8 +372,8 @@ class SimMIMConfig(PreTrainedConfig):
             ValueError: an objective that does not exist.
         """
         if tokenizer is not None:
-            vocabulary = len(tokenizer), token_ids_of(tokenizer)
-            kwargs["text_config"] = with_vocabulary(kwargs.get("text_config"), *vocabulary)
+            token_ids = token_ids_of(tokenizer)
+            kwargs["text_config"] = with_vocabulary(kwargs.get("text_config"), len(tokenizer), token_ids)
         return cls(**{**options_of_objective(objective), **kwargs})
 
     @classmethod
@@ -378,8 +393,10 @@ class SimMIMConfig(PreTrainedConfig):
                 "They are ignored; if the checkpoint was made by a newer version, upgrade with "
                 "`pip install --upgrade simmim_hf`."
             )
-        loaded = super().from_dict({k: v for k, v in config_dict.items() if k not in unknown}, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._validate()  # `kwargs` are set after `__post_init__`
+        config_dict = {name: value for name, value in config_dict.items() if name not in unknown}
+        loaded = super().from_dict(config_dict, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with `return_unused_kwargs`
+        config._validate()  # again: `kwargs` are set after `__post_init__`
         return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
@@ -393,7 +410,8 @@ class SimMIMConfig(PreTrainedConfig):
             self.text_config._name_or_path = ""  # a folder of this machine, which is private
         super().save_pretrained(save_directory, **kwargs)
         for name in remote_files():
-            source, target = Path(__file__).with_name(name), Path(save_directory, name)
+            source = Path(__file__).with_name(name)
+            target = Path(save_directory, name)
             if not (target.exists() and target.samefile(source)):
                 shutil.copyfile(source, target)
 
@@ -405,7 +423,9 @@ class SimMIMConfig(PreTrainedConfig):
     @property
     def vector_size(self) -> int:
         """The width of a sequence vector."""
-        return self.hidden_size + (self.lexicon_size if self.pooled_layers == "lexical_last" else 0)
+        if self.pooled_layers == "lexical_last":
+            return self.lexicon_size + self.hidden_size
+        return self.hidden_size
 
     @property
     def teaches_encoder(self) -> bool:
@@ -427,13 +447,7 @@ class SimMIMConfig(PreTrainedConfig):
 
     def _validate(self) -> None:
         for option in fields(self):
-            value, choices = getattr(self, option.name), choices_of(option)
-            if choices and value not in choices:
-                near = nearest(str(value), filter(None, choices))
-                raise ValueError(f"`{option.name}` is {value!r}.{near} Choose from {choices}.")
-            if "help" in option.metadata and not choices and not isinstance(value, option.type):
-                kind = getattr(option.type, "__name__", option.type)
-                raise ValueError(f"`{option.name}` is {value!r}: it must be {kind}.")
+            self._validate_value(option)
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"`temperature` is {self.temperature}: it must be above 0; 0.05 is usual for cosine.")
         for name in WEIGHTS:
@@ -448,6 +462,20 @@ class SimMIMConfig(PreTrainedConfig):
         if self.projection_dim is not None and self.projection_dim < 1:
             raise ValueError(f"`projection_dim` is {self.projection_dim}: give a width of 1 or more, or None.")
 
+    def _validate_value(self, option: Field) -> None:
+        """Refuses a value that is none of the choices, or of another type."""
+        value = getattr(self, option.name)
+        choices = choices_of(option)
+        if choices:
+            if value not in choices:
+                near = nearest(str(value), filter(None, choices))
+                raise ValueError(f"`{option.name}` is {value!r}.{near} Choose from {choices}.")
+            return
+        kind: Any = option.type
+        is_own = "help" in option.metadata  # transformers has looser types than values in its own fields
+        if is_own and kind is not Any and not isinstance(value, kind):
+            raise ValueError(f"`{option.name}` is {value!r}: it must be {getattr(kind, '__name__', kind)}.")
+
 
 def options_of_objective(objective: str) -> dict[str, Any]:
     """Every option that one of `OBJECTIVES` names, as this one has it.
@@ -460,7 +488,8 @@ def options_of_objective(objective: str) -> dict[str, Any]:
             f"Unknown objective `{objective}`.{nearest(objective, OBJECTIVES)} There are: {', '.join(OBJECTIVES)}."
         )
     named = [name for options in OBJECTIVES.values() for name in options]
-    return {name: getattr(SimMIMConfig, name) for name in named} | OBJECTIVES[objective]
+    defaults = {name: getattr(SimMIMConfig, name) for name in named}
+    return defaults | OBJECTIVES[objective]
 
 
 def token_ids_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
@@ -470,7 +499,7 @@ def token_ids_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
 
 def with_vocabulary(
     text_config: dict | PreTrainedConfig | str | None, vocab_size: int, token_ids: dict[str, int | None]
-) -> dict:
+) -> dict[str, Any]:
     """The options of a backbone with another vocabulary: special tokens of its family may lie outside of a small one.
 
     Args:
@@ -484,26 +513,36 @@ def with_vocabulary(
 
 
 def as_text_config(text_config: dict | PreTrainedConfig | str | None) -> PreTrainedConfig:
-    """The backbone's config object; refuses what is not a single text model."""
+    """The configuration object of a backbone.
+
+    Args:
+        text_config: such an object, its `model_type`, or a dict of its options; None is a BERT
+
+    Raises:
+        ValueError: it is not a single text model.
+    """
     if text_config is None:
         text_config = {}
     if isinstance(text_config, str):
         text_config = {"model_type": text_config}
     if isinstance(text_config, dict):
         options = dict(text_config)
-        text_config = AutoConfig.for_model(options.pop("model_type", "bert"), **options)
-    is_text = all(isinstance(getattr(text_config, name, None), int) for name in ("vocab_size", "hidden_size"))
-    if not is_text or hasattr(text_config, "vision_config") or hasattr(text_config, "audio_config"):
+        family = options.pop("model_type", "bert")
+        config = AutoConfig.for_model(family, **options)
+    else:
+        config = text_config
+    is_text = all(isinstance(getattr(config, name, None), int) for name in ("vocab_size", "hidden_size"))
+    if not is_text or hasattr(config, "vision_config") or hasattr(config, "audio_config"):
         raise ValueError(
-            f"`text_config` is a `{text_config.model_type}`, which is not a text model with a vocabulary. "
+            f"`text_config` is a `{config.model_type}`, which is not a text model with a vocabulary. "
             "Give a text encoder such as `bert`, `roberta` or `modernbert`, or a decoder such as `llama`."
         )
-    if text_config.is_encoder_decoder:
+    if config.is_encoder_decoder:
         raise ValueError(
-            f"`text_config` is a `{text_config.model_type}`, an encoder-decoder. "
+            f"`text_config` is a `{config.model_type}`, an encoder-decoder. "
             "SimMIM shares one encoder: give a text encoder such as `bert`, or a decoder such as `llama`."
         )
-    return text_config
+    return config
 
 
 __all__ = ["SimMIMConfig"]

@@ -196,7 +196,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
             is_causal = self.config.objective.is_causal
         kwargs = {**self._requested_outputs(), **kwargs}
         is_plain = input_ids is not None and position_ids is None and not any(kwargs.values())
-        if is_plain and is_causal and not self.causal_by_nature and self.reads_unpadded(input_ids.device):
+        if is_plain and is_causal and not self.causal_by_nature and self.reads_unpadded(inputs.device):
             # An encoder with sliding windows is causal only in the attention of this package.
             encoded = self.token_states(input_ids, attention_mask, token_type_ids, is_causal)
             states = encoded.states.map(encoded.unpadding.pad)  # (tokens, hidden) -> (batch, length, hidden)

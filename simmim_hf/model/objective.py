@@ -1,6 +1,7 @@
 """The joint objective of SimMIM: the views of a batch that are read, and the terms of the loss."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -392,7 +393,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         A chunk is computed again in backward, with the same dropout, so that memory stays that of one chunk and the
         gradient is exact (GradCache, Gao et al. 2021, without a second training loop).
         """
-        read = functools.partial(self._read, **options)
+        read: Callable[[View], Pass] = functools.partial(self._read, **options)
         keeps_states = options.get("output_hidden_states") or options.get("output_attentions")
         if self.chunk_size is None or keeps_states:  # states of all chunks would need the memory that chunks save
             return read(view)
