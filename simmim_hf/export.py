@@ -254,7 +254,7 @@ def _write_sentence_transformer(
         encoder.save_pretrained(plain)
         tokenizer.save_pretrained(plain)
         transformer = Transformer(plain, model_kwargs=options)
-        modules = [transformer, Pooling(config.vector_size, pooling_mode=config.pooling)]
+        modules = [transformer, Pooling(config.embedding_dim, pooling_mode=config.pooling)]
         if config.similarity == "cosine":
             modules.append(Normalize())
         exported = SentenceTransformer(modules=modules, similarity_fn_name=config.similarity, device="cpu")

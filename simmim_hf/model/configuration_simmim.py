@@ -1,6 +1,7 @@
 """The configuration of SimMIM: a text backbone of transformers plus the options of the joint objective."""
 
 import difflib
+import functools
 import math
 import os
 import shutil
@@ -18,7 +19,7 @@ PositiveView = Literal["masked", "dropout", "deleted", "cropped", "span", "snipp
 CorruptedViews = Literal["copy", "both"]
 Negatives = Literal["other_view", "both_views"]
 Pooling = Literal["mean", "cls", "max", "attention"]
-PooledLayers = Literal["last", "first_last", "lexical_last"]
+PooledLayers = Literal["last", "first_last", "table_and_last"]
 Similarity = Literal["cosine", "dot"]
 ContrastiveLoss = Literal["info_nce", "decoupled"]
 StopGradient = Literal["original", "positive"]
@@ -58,14 +59,14 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         # at weight 1 clipping would shrink the masked gradient.
         "contrastive_weight": 0.1,
         # The contrastive gradient ends at the pooling, where a token table learns from it.
-        "pooled_layers": "lexical_last",
+        "pooled_layers": "table_and_last",
         "contrastive_gradient": "pooler",
     },
 }
 
 WEIGHTS = tuple(JOINT)
 # Options of the vectors; a checkpoint that is continued keeps its own.
-VECTOR_OPTIONS = ("pooling", "pooled_layers", "lexicon_size", "contrastive_gradient")
+VECTOR_OPTIONS = ("pooling", "pooled_layers", "token_table_dim", "contrastive_gradient")
 
 # Every checkpoint opens in every class, also where this package is not installed: with the files of this folder beside
 # its weights and `trust_remote_code=True`. The files import each other, torch and transformers only.
@@ -119,25 +120,51 @@ REMOVED_OPTIONS: dict[str, tuple[Any, str]] = {
 }
 
 
-def without_removed(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options without those of `REMOVED_OPTIONS`, as older files name them.
+# Options of earlier versions under their names of today, and the values that have another name.
+RENAMED_OPTIONS = {
+    "lexicon_size": "token_table_dim",
+    "min_span_length": "min_view_length",
+    "mean_span_length": "mean_mask_span",
+    "snippet_removal": "context_removal_prob",
+}
+RENAMED_VALUES = {"pooled_layers": {"lexical_last": "table_and_last"}}
+
+
+def current_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as any version names them, by the names of this one, and without those of `REMOVED_OPTIONS`.
 
     Raises:
-        ValueError: one of them has a value that would change something.
+        ValueError: a removed option has a value that would change something, or an option has both its names.
     """
-    for name in REMOVED_OPTIONS.keys() & options.keys():
-        unused, reason = REMOVED_OPTIONS[name]
-        if options[name] not in (None, unused):
-            raise ValueError(f"`{name}` is {options[name]!r}, and this option is gone: {reason}. Leave it out.")
-    kept = {name: value for name, value in options.items() if name not in REMOVED_OPTIONS}
-    ratio = kept.get("mlm_probability")
+    current: dict[str, Any] = {}
+    for name, value in options.items():
+        if name in REMOVED_OPTIONS:
+            _check_removed(name, value)
+            continue
+        new_name = RENAMED_OPTIONS.get(name, name)
+        if new_name != name and new_name in options:
+            raise ValueError(f"`{name}` is the old name of `{new_name}`, which is there too. Leave the old one out.")
+        current[new_name] = current_value(new_name, value)
+    ratio = current.get("mlm_probability")
     if isinstance(ratio, (list, tuple)):  # one number, or two for a schedule
         if len(ratio) > 1:
             raise ValueError(
                 f"`mlm_probability` is {ratio}, and a schedule of it is gone, which was never shown to gain. Give one."
             )
-        kept["mlm_probability"] = ratio[0]
-    return kept
+        current["mlm_probability"] = ratio[0]
+    return current
+
+
+def current_value(name: str, value: Any) -> Any:
+    """The value of an option as any version names it, by the name of this one."""
+    renamed = RENAMED_VALUES.get(name, {})
+    return renamed.get(value, value) if isinstance(value, str) else value
+
+
+def _check_removed(name: str, value: Any) -> None:
+    unused, reason = REMOVED_OPTIONS[name]
+    if value not in (None, unused):
+        raise ValueError(f"`{name}` is {value!r}, and this option is gone: {reason}. Leave it out.")
 
 
 def nearest(name: str, candidates: Iterable[str], spelling: str = "`{}`", cutoff: float = 0.6) -> str:
@@ -167,6 +194,18 @@ def described(cls):
                 default = option.default_factory()
             lines.append(f"        {option.name} (default: {default!r}): {option.metadata['help']}")
     cls.__doc__ = cls.__doc__.replace("        {options}", "\n".join(lines))
+    return cls
+
+
+def takes_old_names(cls):
+    """A class decorator: the constructor takes options under the names of earlier versions too."""
+    construct = cls.__init__
+
+    @functools.wraps(construct)
+    def __init__(self, *args, **options):
+        construct(self, *args, **current_options(options))
+
+    cls.__init__ = __init__
     return cls
 
 
@@ -228,6 +267,7 @@ class Objective:
         return self.clm_weight > 0 and self.mlm_weight == 0 and self.contrastive_weight == 0
 
 
+@takes_old_names
 @described
 class SimMIMConfig(PreTrainedConfig):
     r"""
@@ -284,12 +324,12 @@ class SimMIMConfig(PreTrainedConfig):
     pooled_layers: PooledLayers = _option(
         "last",
         "Whose token vectors are pooled: those of the last layer; `first_last`, the mean of them and of what the "
-        "first layer reads (`avg_first_last` of Gao et al. 2021); or `lexical_last`: those of a token table that "
+        "first layer reads (`avg_first_last` of Gao et al. 2021); or `table_and_last`: those of a token table that "
         "serves nothing but the sequence vector, and beside them those of the last layer, each dimension with a "
         "learned scale.",
     )
-    lexicon_size: int = _option(
-        256, "With `lexical_last`: the width of the token table, so that a sequence vector has so many more numbers."
+    token_table_dim: int = _option(
+        256, "With `table_and_last`: the width of the token table, so that a sequence vector has so many more numbers."
     )
     similarity: Similarity = _option("cosine", "Of two sequence vectors.")
     temperature: float | int = _option(0.05, "Divides the similarities.")
@@ -345,7 +385,6 @@ class SimMIMConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self.text_config = as_text_config(self.text_config)
-        kwargs = without_removed(kwargs)
         for name in self._unknown(kwargs):
             if hasattr(self.text_config, name):
                 raise ValueError(
@@ -384,7 +423,8 @@ class SimMIMConfig(PreTrainedConfig):
                 f"This is a checkpoint of `{kind}` and not of SimMIM. `SimMIMForPreTraining.from_backbone(...)` "
                 "starts from its weights."
             )
-        config_dict = without_removed(config_dict)
+        config_dict = current_options(config_dict)
+        kwargs = current_options(kwargs)
         # A folder may come from a newer version of this package: what it does not know must not stop the loading.
         unknown = cls._unknown(config_dict)
         if unknown:
@@ -421,10 +461,10 @@ class SimMIMConfig(PreTrainedConfig):
         return PASSAGES.get(self.positive_view, 1)
 
     @property
-    def vector_size(self) -> int:
+    def embedding_dim(self) -> int:
         """The width of a sequence vector."""
-        if self.pooled_layers == "lexical_last":
-            return self.lexicon_size + self.hidden_size
+        if self.pooled_layers == "table_and_last":
+            return self.token_table_dim + self.hidden_size
         return self.hidden_size
 
     @property
@@ -457,8 +497,8 @@ class SimMIMConfig(PreTrainedConfig):
             raise ValueError(
                 f"All of {', '.join(WEIGHTS)} are 0: nothing would be learned. Give one a weight above 0."
             )
-        if self.lexicon_size < 1:
-            raise ValueError(f"`lexicon_size` is {self.lexicon_size}: give a width of 1 or more; 256 is usual.")
+        if self.token_table_dim < 1:
+            raise ValueError(f"`token_table_dim` is {self.token_table_dim}: give a width of 1 or more; 256 is usual.")
         if self.projection_dim is not None and self.projection_dim < 1:
             raise ValueError(f"`projection_dim` is {self.projection_dim}: give a width of 1 or more, or None.")
 

@@ -20,7 +20,7 @@ from transformers.utils.generic import can_return_tuple
 from .backbones import NEW_HEAD, as_decoder, build_encoder, first_position, native_head
 from .configuration_simmim import SimMIMConfig
 from .loading import explaining_weights
-from .pooling import SimMIMLexicon, SimMIMPooling, TokenStates, encode
+from .pooling import SimMIMPooling, SimMIMTokenTable, TokenStates, encode
 from .st_format import write_modules
 from .unpadding import ATTENTION, Unpadding
 
@@ -38,8 +38,8 @@ class SimMIMPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # Zero-initialised modules (direct parameters only). Exception: `SimMIMLexicon.state_scale`.
-    _zero_at_first: tuple[type[nn.Module], ...] = (SimMIMPooling, SimMIMLexicon)
+    # Zero-initialised modules (direct parameters only). Exception: `SimMIMTokenTable.state_scale`.
+    _zero_at_first: tuple[type[nn.Module], ...] = (SimMIMPooling, SimMIMTokenTable)
     _reads_vectors = True  # whether the class uses the vectors of sequences, or those of tokens only
     # Other classes leave over the weights that only pre-training needs.
     _keys_to_ignore_on_load_unexpected = [r"^projection\.", r"^lm_head\.", *OF_POOLING]
@@ -81,7 +81,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         if isinstance(module, self._zero_at_first):
             for parameter in module.parameters(recurse=False):
                 nn.init.zeros_(parameter)
-        if isinstance(module, SimMIMLexicon):
+        if isinstance(module, SimMIMTokenTable):
             nn.init.constant_(module.state_scale, module.STATE_SCALE)
 
     def __getattr__(self, name: str):
@@ -182,7 +182,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
 
         Returns:
             `last_hidden_state` (batch, length, hidden) and `pooler_output` (batch, dim), the configured pooling, whose
-            width is `config.vector_size`.
+            width is `config.embedding_dim`.
 
         Raises:
             ValueError: neither `input_ids` nor `inputs_embeds`.

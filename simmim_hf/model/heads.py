@@ -316,7 +316,7 @@ class SimMIMWithNewHead(SimMIMPreTrainedModel):
         if dropout is None:
             dropout = getattr(text_config, "hidden_dropout_prob", 0.0)
         self.dropout = nn.Dropout(dropout)
-        width = config.vector_size if self._reads_vectors else config.hidden_size
+        width = config.embedding_dim if self._reads_vectors else config.hidden_size
         setattr(self, self.head_name, nn.Linear(width, self.num_outputs or config.num_labels))
         self.post_init()
 

@@ -14,7 +14,13 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .backbones import adjust_backbone
-from .configuration_simmim import VECTOR_OPTIONS, Objective, SimMIMConfig, options_of_objective
+from .configuration_simmim import (
+    VECTOR_OPTIONS,
+    Objective,
+    SimMIMConfig,
+    current_options,
+    options_of_objective,
+)
 from .encoder import SimMIMWithLMHead
 from .loading import HUB_OPTIONS, WEIGHT_OPTIONS, load_native, pop_given, take_head
 from .losses import (
@@ -95,8 +101,8 @@ class SimMIMProjection(nn.Module):
 
     def __init__(self, config: SimMIMConfig):
         super().__init__()
-        self.dense = nn.Linear(config.vector_size, config.vector_size)
-        self.out = nn.Linear(config.vector_size, config.projection_dim)
+        self.dense = nn.Linear(config.embedding_dim, config.embedding_dim)
+        self.out = nn.Linear(config.embedding_dim, config.projection_dim)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """(batch, dim) -> (batch, projection_dim)"""
@@ -124,8 +130,8 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         pooler_learns = any(True for _ in self.simmim.pooler.parameters())
         if config.contrastive_gradient == "pooler" and self.projection is None and not pooler_learns:
             raise ValueError(
-                "`contrastive_gradient` is 'pooler', which has nothing to learn: give `pooled_layers='lexical_last'`, "
-                "`pooling='attention'` or both."
+                "`contrastive_gradient` is 'pooler', which has nothing to learn: give "
+                "`pooled_layers='table_and_last'`, `pooling='attention'` or both."
             )
         self.post_init()
 
@@ -173,6 +179,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
                 made here.
         """
         name = pretrained_model_name_or_path
+        options = current_options(options)
         hub_options = pop_given(options, HUB_OPTIONS)
         loading_options = hub_options | pop_given(options, WEIGHT_OPTIONS)
         if objective is not None:
@@ -202,7 +209,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
     ) -> "SimMIMForPreTraining":
         """A SimMIM checkpoint with other options; parameters of another size are drawn anew."""
         config = SimMIMConfig(**{**source_config.to_dict(), **options})
-        sizes = ("vector_size", "lexicon_size", "projection_dim")
+        sizes = ("embedding_dim", "token_table_dim", "projection_dim")
         is_resized = any(getattr(config, size) != getattr(source_config, size) for size in sizes)
         return cls.from_pretrained(name, config=config, ignore_mismatched_sizes=is_resized, **loading_options)
 

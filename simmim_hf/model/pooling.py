@@ -54,7 +54,7 @@ class TokenStates(NamedTuple):
         return TokenStates(*(None if x is None else function(x) for x in self))
 
 
-class SimMIMLexicon(nn.Module):
+class SimMIMTokenTable(nn.Module):
     """A token table that serves sequence vectors alone: a learned vector of each token, beside its hidden state.
 
     Concatenated, not summed: in a sum the contrastive loss learns which words there are at the expense of their
@@ -65,12 +65,12 @@ class SimMIMLexicon(nn.Module):
 
     def __init__(self, config: SimMIMConfig):
         super().__init__()
-        self.table = nn.Embedding(config.vocab_size, config.lexicon_size)
-        self.norm = nn.LayerNorm(config.lexicon_size)
+        self.table = nn.Embedding(config.vocab_size, config.token_table_dim)
+        self.norm = nn.LayerNorm(config.token_table_dim)
         self.state_scale = nn.Parameter(torch.full((config.hidden_size,), self.STATE_SCALE))
         self.state_bias = nn.Parameter(torch.zeros(config.hidden_size))
         # Attention query of the table part; `SimMIMPooling.query` is that of the hidden states.
-        self.query = nn.Parameter(torch.zeros(config.lexicon_size)) if config.pooling == "attention" else None
+        self.query = nn.Parameter(torch.zeros(config.token_table_dim)) if config.pooling == "attention" else None
 
     def forward(self, input_ids: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """(...), (..., hidden) -> (..., table + hidden)"""
@@ -94,7 +94,7 @@ class SimMIMPooling(nn.Module):
         self.pooling = config.pooling
         self.query = nn.Parameter(torch.zeros(config.hidden_size)) if config.pooling == "attention" else None
         # The attribute has the name of the saved weights: `pooler.lexicon.*`.
-        self.lexicon = SimMIMLexicon(config) if config.pooled_layers == "lexical_last" else None
+        self.lexicon = SimMIMTokenTable(config) if config.pooled_layers == "table_and_last" else None
 
     def tokens(self, states: TokenStates) -> torch.Tensor:
         """The token vectors that are pooled: (..., dim)
@@ -105,7 +105,7 @@ class SimMIMPooling(nn.Module):
         if self.lexicon is not None:
             if states.input_ids is None:
                 raise ValueError(
-                    "`pooled_layers` is 'lexical_last', which looks every token up: give `input_ids`, not "
+                    "`pooled_layers` is 'table_and_last', which looks every token up: give `input_ids`, not "
                     "`inputs_embeds`."
                 )
             return self.lexicon(states.input_ids, states.last)  # (..., table + hidden)
@@ -179,7 +179,9 @@ def encode(
     rows = [texts] if isinstance(texts, str) else list(texts)
     ids = tokenizer(rows, truncation=True, max_length=max_length)["input_ids"] if rows else []
     order = sorted(range(len(rows)), key=lambda row: -len(ids[row]))  # similar lengths together, so little padding
-    vectors = torch.empty(len(rows), getattr(encoder.config, "vector_size", encoder.config.hidden_size))
+    is_simmim = encoder.config.model_type == SimMIMConfig.model_type
+    embedding_dim = encoder.config.embedding_dim if is_simmim else encoder.config.hidden_size
+    vectors = torch.empty(len(rows), embedding_dim)
     encoder.eval()
     for start in logging.tqdm(range(0, len(rows), batch_size), desc="Encoding", disable=not show_progress):
         in_batch = order[start : start + batch_size]

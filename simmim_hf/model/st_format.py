@@ -66,7 +66,7 @@ def write_modules(config: SimMIMConfig, folder: str | os.PathLike) -> None:
 def _pooling_settings(config: SimMIMConfig) -> dict[str, Any]:
     """Of the module `Pooling`, by switches such as `pooling_mode_cls_token` and `pooling_mode_mean_tokens`."""
     token = "token" if config.pooling == "cls" else "tokens"
-    return {"word_embedding_dimension": config.vector_size, f"pooling_mode_{config.pooling}_{token}": True}
+    return {"word_embedding_dimension": config.embedding_dim, f"pooling_mode_{config.pooling}_{token}": True}
 
 
 def _is_saved_by_sentence_transformers(folder: str | os.PathLike) -> bool:

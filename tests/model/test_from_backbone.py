@@ -172,9 +172,9 @@ def test_from_backbone_continues_a_simmim_checkpoint(tmp_path):
         SimMIMForPreTraining.from_backbone(tmp_path, temprature=0.7)
 
 
-@pytest.mark.parametrize("resized", [{"lexicon_size": 24}, {"projection_dim": 6}, {"pooled_layers": "last"}])
+@pytest.mark.parametrize("resized", [{"token_table_dim": 24}, {"projection_dim": 6}, {"pooled_layers": "last"}])
 def test_what_an_option_gives_another_size_is_new_and_the_rest_continued(resized, tmp_path):
-    options = {"text_config": dict(TINY), "lexicon_size": 16, "projection_dim": 8}
+    options = {"text_config": dict(TINY), "token_table_dim": 16, "projection_dim": 8}
     saved = SimMIMForPreTraining(SimMIMConfig.from_objective("snippets", **options))
     with torch.no_grad():
         for parameter in saved.parameters():
