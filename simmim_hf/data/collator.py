@@ -334,7 +334,8 @@ class DataCollatorForSimMIM:
         return rows, self._keep(rows, kept | ~rows.eligible)
 
     def _make_cropped(self, rows: Rows, rng: RowGenerator) -> tuple[Rows, Rows]:
-        """Two random crops of each sequence (as in Contriever, Izacard et al. 2022), drawn one by one, of `min_crop_ratio` of its length up to all of it."""
+        """Two random crops of each sequence (as in Contriever, Izacard et al. 2022), drawn one by one, of
+        `min_crop_ratio` of its length up to all of it."""
         place, count = self._places(rows)
         one, other = (self._keep(rows, self._stretch(place, count, rng)) for _ in range(2))
         return one, other
