@@ -37,6 +37,7 @@ class NativeHead:
         return {ours: theirs for ours, theirs in parts.items() if theirs is not None}
 
 
+# Heads that several families share.
 BERT_HEAD = NativeHead(
     dense="cls.predictions.transform.dense",
     norm="cls.predictions.transform.LayerNorm",
@@ -117,7 +118,7 @@ def build_encoder(text_config: PreTrainedConfig) -> PreTrainedModel:
         ValueError: a model that does not read text.
     """
     encoder_class = MODEL_MAPPING.get(type(text_config), None)
-    if encoder_class is None:
+    if encoder_class is None:  # with code of its own, from the Hub
         return AutoModel.from_config(text_config)
     if encoder_class.main_input_name != "input_ids":
         raise ValueError(
@@ -129,13 +130,17 @@ def build_encoder(text_config: PreTrainedConfig) -> PreTrainedModel:
 
 def first_position(encoder: nn.Module) -> int:
     """The position id of a sequence's first token: RoBERTa and its kin count from padding_idx + 1, others from 0."""
+    # None with rotary positions, which have no table.
     embedding = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
     padding_idx = getattr(embedding, "padding_idx", None)
-    return 0 if padding_idx is None else padding_idx + 1
+    if padding_idx is None:
+        return 0
+    return padding_idx + 1
 
 
 def dropouts(text_config: PreTrainedConfig) -> dict[str, float]:
     """The dropout probabilities inside a backbone, by the names that its family has for them."""
+    # A dropout on top of the encoder is not its own, and layerdrop leaves out whole layers.
     of_heads = ("classifier", "summary", "qa", "seq_classif", "pooler")
     return {
         name: value
@@ -169,6 +174,7 @@ def _keep_first_layers(text_config: PreTrainedConfig, num_hidden_layers: int) ->
     text_config.num_hidden_layers = num_hidden_layers
     if getattr(text_config, "layer_types", None):  # the kind of attention of each
         text_config.layer_types = text_config.layer_types[:num_hidden_layers]
+    # Some families cannot even be initialised without layers: found here, with a remedy.
     if num_hidden_layers == 0:
         try:
             AutoModel.from_config(text_config)
@@ -191,7 +197,7 @@ def _set_dropout(text_config: PreTrainedConfig, dropout: float) -> None:
 
 def as_decoder(text_config: PreTrainedConfig) -> PreTrainedConfig:
     """The backbone's configuration for reading from left to right, with a cache where transformers has one for it."""
-    text_config = copy.deepcopy(text_config)
+    text_config = copy.deepcopy(text_config)  # the model's own keeps both directions
     if can_be_decoder(text_config.model_type):
         text_config.is_decoder = True
     return text_config

@@ -157,8 +157,9 @@ def current_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def current_value(name: str, value: Any) -> Any:
     """The value of an option as any version names it, by the name of this one."""
-    renamed = RENAMED_VALUES.get(name, {})
-    return renamed.get(value, value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return RENAMED_VALUES.get(name, {}).get(value, value)
+    return value
 
 
 def _check_removed(name: str, value: Any) -> None:
@@ -170,14 +171,20 @@ def _check_removed(name: str, value: Any) -> None:
 def nearest(name: str, candidates: Iterable[str], spelling: str = "`{}`", cutoff: float = 0.6) -> str:
     """` Did you mean X?` for a misspelt or shortened option, or nothing where no candidate is near."""
     candidates = list(candidates)
+    # First a name of which only the end was given, such as `length` for `max_length`.
     near = [candidate for candidate in candidates if candidate.endswith(f"_{name}")]
     near += difflib.get_close_matches(name, candidates, n=1, cutoff=cutoff)
-    return f" Did you mean {spelling.format(near[0])}?" if near else ""
+    if not near:
+        return ""
+    return f" Did you mean {spelling.format(near[0])}?"
 
 
 def choices_of(option: Field) -> tuple:
     """The values that a dataclass field of a `Literal` type takes, None among them where it may be None, else ()."""
-    kinds = [option.type] if get_origin(option.type) is Literal else list(get_args(option.type))
+    # `Literal[...]` itself, or the parts of `Literal[...] | None`.
+    kinds = [option.type]
+    if get_origin(option.type) is not Literal:
+        kinds = list(get_args(option.type))
     values: list[Any] = [value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
     if values and type(None) in kinds:
         values.append(None)
@@ -316,6 +323,7 @@ class SimMIMConfig(PreTrainedConfig):
         "Configuration of the backbone: any text encoder or decoder of transformers, its `model_type` alone for the "
         "default sizes, or a dict, without `model_type` of a BERT.",
     )
+    # The vectors.
     pooling: Pooling = _option(
         "mean",
         "How token vectors become the sequence vector; `cls` is the first token, `attention` a mean weighted by a "
@@ -333,12 +341,14 @@ class SimMIMConfig(PreTrainedConfig):
     )
     similarity: Similarity = _option("cosine", "Of two sequence vectors.")
     temperature: float | int = _option(0.05, "Divides the similarities.")
+    # The loss.
     contrastive_loss: ContrastiveLoss = _option(
         "info_nce", "`decoupled` leaves the positive out of the denominator (Yeh et al. 2022)."
     )
     mlm_weight: float | int = _option(1.0, "Weight of the masked-token loss.")
     contrastive_weight: float | int = _option(1.0, "Weight of the contrastive loss.")
     clm_weight: float | int = _option(0.0, "Weight of the next-token loss.")
+    # The views, and what the contrastive loss does with them.
     positive_view: PositiveView = _option(
         "masked", f"What a sequence is pulled towards: {'; '.join(f'`{k}`, {v}' for k, v in POSITIVE_VIEWS.items())}."
     )
@@ -367,6 +377,7 @@ class SimMIMConfig(PreTrainedConfig):
     gather_negatives: bool = _option(
         True, "Under torch.distributed, take the sequences of all processes as negatives."
     )
+    # The modules on top.
     projection_dim: int | None = _option(
         None, "Width of an MLP between the pooled vector and the contrastive loss, used in training only."
     )
@@ -374,6 +385,7 @@ class SimMIMConfig(PreTrainedConfig):
         True, "Tie the output projection of the language-model head to the input embeddings."
     )
 
+    # Pass-through to the backbone, with setters: `resize_token_embeddings` and others write them.
     hidden_size = _of_text_config("hidden_size")
     vocab_size = _of_text_config("vocab_size")
     num_hidden_layers = _of_text_config("num_hidden_layers")
@@ -386,7 +398,7 @@ class SimMIMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.text_config = as_text_config(self.text_config)
         for name in self._unknown(kwargs):
-            if hasattr(self.text_config, name):
+            if hasattr(self.text_config, name):  # a likely slip: it is a level too high
                 raise ValueError(
                     f"`{name}` is an option of the backbone: give it in `text_config`, "
                     f"for example `text_config=dict(model_type='{self.text_config.model_type}', {name}=...)`."
@@ -435,7 +447,9 @@ class SimMIMConfig(PreTrainedConfig):
             )
         config_dict = {name: value for name, value in config_dict.items() if name not in unknown}
         loaded = super().from_dict(config_dict, **kwargs)
-        config = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with `return_unused_kwargs`
+        config = loaded
+        if isinstance(loaded, tuple):  # with `return_unused_kwargs`
+            config = loaded[0]
         config._validate()  # again: `kwargs` are set after `__post_init__`
         return loaded
 
@@ -445,6 +459,7 @@ class SimMIMConfig(PreTrainedConfig):
         Every way of saving or pushing a model comes through here. transformers would name only the class that is
         saved, and `AutoModel` would then refuse a pre-training checkpoint.
         """
+        # All classes, not only the one that is saved.
         self.auto_map = dict(AUTO_MAP)
         if os.path.exists(self.text_config._name_or_path):
             self.text_config._name_or_path = ""  # a folder of this machine, which is private
@@ -452,6 +467,7 @@ class SimMIMConfig(PreTrainedConfig):
         for name in remote_files():
             source = Path(__file__).with_name(name)
             target = Path(save_directory, name)
+            # A checkpoint that brought its own code may be saved where it lies.
             if not (target.exists() and target.samefile(source)):
                 shutil.copyfile(source, target)
 
@@ -463,7 +479,7 @@ class SimMIMConfig(PreTrainedConfig):
     @property
     def embedding_dim(self) -> int:
         """The width of a sequence vector."""
-        if self.pooled_layers == "table_and_last":
+        if self.pooled_layers == "table_and_last":  # beside each other
             return self.token_table_dim + self.hidden_size
         return self.hidden_size
 
@@ -546,7 +562,10 @@ def with_vocabulary(
         text_config: as in `SimMIMConfig`
         token_ids: by the names `TOKEN_IDS`, of which the backbone takes those that it has
     """
-    options = text_config if isinstance(text_config, dict) else as_text_config(text_config).to_dict()
+    options = text_config
+    if not isinstance(options, dict):
+        options = as_text_config(options).to_dict()
+    # Of its own special tokens a family has some, and passes the names of others on to any configuration.
     family = AutoConfig.for_model(options.get("model_type", "bert"))
     known = {name: token_id for name, token_id in token_ids.items() if hasattr(family, name)}
     return {**options, "vocab_size": vocab_size, **known}

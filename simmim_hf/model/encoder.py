@@ -54,7 +54,9 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         kwargs["use_safetensors"] = True
         with explaining_weights(pretrained_model_name_or_path):
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with `output_loading_info`
+        model = loaded
+        if isinstance(loaded, tuple):  # with `output_loading_info`
+            model = loaded[0]
         model._freeze_unused()  # again: loading makes every parameter trainable
         return loaded
 
@@ -135,7 +137,9 @@ class SimMIMModel(SimMIMPreTrainedModel):
 
     def __init__(self, config: SimMIMConfig, is_decoder: bool = False):
         super().__init__(config)
-        text_config = as_decoder(config.text_config) if is_decoder else config.text_config
+        text_config = config.text_config
+        if is_decoder:
+            text_config = as_decoder(text_config)
         self.encoder = build_encoder(text_config)
         self.pooler = SimMIMPooling(config)
         # Without layers there is one set of token vectors, and nothing to take the mean of.
@@ -187,10 +191,10 @@ class SimMIMModel(SimMIMPreTrainedModel):
         Raises:
             ValueError: neither `input_ids` nor `inputs_embeds`.
         """
-        inputs = inputs_embeds if input_ids is None else input_ids
+        inputs = inputs_embeds if input_ids is None else input_ids  # (batch, length) or (batch, length, embedding)
         if inputs is None:
             raise ValueError("Give `input_ids` or `inputs_embeds`.")
-        if attention_mask is None:
+        if attention_mask is None:  # no padding
             attention_mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
         if is_causal is None:
             is_causal = self.config.objective.is_causal
@@ -207,12 +211,15 @@ class SimMIMModel(SimMIMPreTrainedModel):
                 input_ids, attention_mask, token_type_ids, is_causal, compute_pooled, **kwargs
             )
             states = self._states(outputs, input_ids)  # (batch, length, hidden) each
+        pooled = None
+        if compute_pooled:
+            pooled = self.pooler(states, attention_mask)  # (batch, length, hidden) -> (batch, dim)
         hidden_states = outputs.get("hidden_states")
         if self._pools_first and not kwargs.get("output_hidden_states", self.encoder.config.output_hidden_states):
             hidden_states = None  # kept for the pooling only
         return modeling_outputs.BaseModelOutputWithPooling(
             last_hidden_state=states.last,
-            pooler_output=self.pooler(states, attention_mask) if compute_pooled else None,
+            pooler_output=pooled,
             hidden_states=hidden_states,
             attentions=outputs.get("attentions"),
         )
@@ -239,28 +246,30 @@ class SimMIMModel(SimMIMPreTrainedModel):
         self.prove_direction(is_causal, input_ids.device)
         needs_padding = output_hidden_states or output_attentions
         if self.reads_unpadded(input_ids.device) and not needs_padding:
-            return Encoded(self._encode_unpadded(input_ids, unpadding, token_type_ids, is_causal), unpadding)
+            states = self._encode_unpadded(input_ids, unpadding, token_type_ids, is_causal)  # (tokens, hidden) each
+            return Encoded(states, unpadding)
+        # With padding, which then falls away: (batch, length, hidden) -> (tokens, hidden).
         requested = {}
         if output_hidden_states:
             requested["output_hidden_states"] = True
         if output_attentions:
             requested["output_attentions"] = True
         outputs = self._encode_padded(input_ids, attention_mask, token_type_ids, is_causal, **requested)
-        states = self._states(outputs, input_ids).map(unpadding.unpad)  # (batch, length, hidden) -> (tokens, hidden)
-        return Encoded(
-            states,
-            unpadding,
-            hidden_states=outputs.get("hidden_states") if output_hidden_states else None,
-            attentions=outputs.get("attentions") if output_attentions else None,
-        )
+        encoded = Encoded(self._states(outputs, input_ids).map(unpadding.unpad), unpadding)
+        if output_hidden_states:  # the pooling may have requested them for itself
+            encoded = encoded._replace(hidden_states=outputs.get("hidden_states"))
+        if output_attentions:
+            encoded = encoded._replace(attentions=outputs.get("attentions"))
+        return encoded
 
     def _states(self, outputs: ModelOutput, input_ids: torch.Tensor | None) -> TokenStates:
         """The states of (rows, length) tokens that the heads and the pooling take of the backbone's output."""
-        first = None
+        states = TokenStates(outputs.last_hidden_state)  # (rows, length, hidden)
         if self._pools_first and outputs.get("hidden_states"):
-            first = outputs.hidden_states[0]
-        has_token_table = self.pooler.lexicon is not None
-        return TokenStates(outputs.last_hidden_state, first, input_ids if has_token_table else None)
+            states = states._replace(first=outputs.hidden_states[0])  # (rows, length, hidden)
+        if self.pooler.lexicon is not None:
+            states = states._replace(input_ids=input_ids)  # (rows, length), looked up in the token table
+        return states
 
     def _encode_unpadded(
         self,
@@ -285,7 +294,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
             unpadding=unpadding,
             **self._outputs_for_pooling(),
         )
-        states = self._states(outputs, columns["input_ids"])
+        states = self._states(outputs, columns["input_ids"])  # (1, tokens, hidden) each
         return states.map(lambda x: x[0])  # (1, tokens, hidden) -> (tokens, hidden)
 
     def _encode_padded(
@@ -300,9 +309,9 @@ class SimMIMModel(SimMIMPreTrainedModel):
     ) -> ModelOutput:
         """(rows, length) ids -> the output of the backbone, of (rows, length) positions."""
         if position_ids is None:
-            position_ids = self.positions(attention_mask)
+            position_ids = self.positions(attention_mask)  # (rows, length)
         if self.causal_by_nature:
-            kwargs["is_causal"] = is_causal
+            kwargs["is_causal"] = is_causal  # transformers makes the mask
         elif is_causal:
             attention_mask = self._causal_mask(attention_mask)  # (rows, 1, length, length)
         kwargs |= self._outputs_for_pooling(compute_pooled)
@@ -315,7 +324,9 @@ class SimMIMModel(SimMIMPreTrainedModel):
 
     def _outputs_for_pooling(self, compute_pooled: bool = True) -> dict[str, bool]:
         """The outputs that the pooling requests of the encoder."""
-        return {"output_hidden_states": True} if compute_pooled and self._pools_first else {}
+        if compute_pooled and self._pools_first:
+            return {"output_hidden_states": True}
+        return {}
 
     def positions(self, attention_mask: torch.Tensor) -> torch.Tensor:
         """(batch, length), counted over the real tokens, so that padding on the left changes nothing."""
@@ -330,8 +341,11 @@ class SimMIMModel(SimMIMPreTrainedModel):
                 "load the model without `attn_implementation`, or with 'sdpa'."
             )
         length = attention_mask.shape[1]
+        # (queries, keys), true up to the diagonal
         is_past = torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
+        # A key is visible where it is real and not ahead of the query.
         is_visible = attention_mask.bool()[:, None, None, :] & is_past  # (batch, 1, length, length)
+        # 0 where visible, and the lowest number elsewhere; -inf would be NaN in a row without any key.
         scores = torch.zeros_like(is_visible, dtype=self.dtype)
         return scores.masked_fill(~is_visible, torch.finfo(self.dtype).min)
 
@@ -372,11 +386,13 @@ class SimMIMModel(SimMIMPreTrainedModel):
             self._proven_directions.remove(is_causal)
             direction = "from left to right" if is_causal else "in both directions"
             raise ValueError(f"The backbone `{family}` cannot read a sequence {direction}: {error}") from error
-        if torch.equal(states[-1], other_states[-1]):  # of the token that differs
+        # The token that differs has to have another state.
+        if torch.equal(states[-1], other_states[-1]):
             raise ValueError(
                 f"The backbone `{family}` gives the same vectors whatever it reads: its weights are all alike, or an "
                 "option such as the epsilon of its norms is out of proportion."
             )
+        # The first token has another state exactly where it sees the last one.
         sees_last_token = not torch.equal(states[0], other_states[0])
         if is_causal and sees_last_token:
             raise ValueError(
@@ -401,7 +417,10 @@ class SimMIMModel(SimMIMPreTrainedModel):
                 unpadded = self._encode_unpadded(input_ids, unpadding).last  # (tokens, hidden)
                 padded = self._encode_padded(input_ids, attention_mask).last_hidden_state  # (2, 5, hidden)
             expected = unpadding.unpad(padded)  # (tokens, hidden)
-            tolerance = 1e-4 if unpadded.dtype in (torch.float32, torch.float64) else 5e-2
+            # Relative to the norm of all states; half precision is that much coarser.
+            tolerance = 5e-2
+            if unpadded.dtype in (torch.float32, torch.float64):
+                tolerance = 1e-4
             difference = (unpadded - expected).float().norm()
             if not difference <= tolerance * expected.float().norm():  # NaN included
                 reason = "its results differ"
@@ -428,6 +447,7 @@ class SimMIMLMHead(nn.Module):
         super().__init__()
         text_config = config.text_config
         head = native_head(text_config) or NEW_HEAD
+        # ELECTRA's embeddings are narrower than its layers, and the projection is tied to them.
         width = getattr(text_config, "embedding_size", text_config.hidden_size)
         self.has_transform = head.dense is not None
         if self.has_transform:
@@ -446,7 +466,8 @@ class SimMIMLMHead(nn.Module):
         """(..., hidden) -> (..., width of the embeddings)"""
         if not self.has_transform:
             return hidden
-        return self.norm(self.activation(self.dense(hidden)))
+        hidden = self.activation(self.dense(hidden))  # (..., width)
+        return self.norm(hidden)
 
 
 class SimMIMWithLMHead(SimMIMPreTrainedModel):
@@ -458,6 +479,7 @@ class SimMIMWithLMHead(SimMIMPreTrainedModel):
         super().__init__(config)
         self.simmim = SimMIMModel(config, is_decoder)
         self.lm_head = SimMIMLMHead(config)
+        # Per instance: the name of the embedding differs between families.
         embedding = self.get_input_embeddings().weight
         name = next(name for name, parameter in self.named_parameters() if parameter is embedding)
         self._tied_weights_keys = {"lm_head.decoder.weight": name}
@@ -474,8 +496,10 @@ class SimMIMWithLMHead(SimMIMPreTrainedModel):
         # (1, 6), the last ids of the vocabulary: none of them is padding.
         ids = self.config.vocab_size - 1 - torch.arange(6, device=native.device)[None]
         with _evaluating(native, native.device), _evaluating(self, native.device):
-            ours = self.lm_head(self.base_model(ids, is_causal=is_causal).last_hidden_state)  # (1, 6, vocab)
-            return torch.allclose(ours, native(input_ids=ids).logits, atol=1e-3, rtol=1e-3)
+            hidden = self.base_model(ids, is_causal=is_causal).last_hidden_state  # (1, 6, hidden)
+            ours = self.lm_head(hidden)  # (1, 6, vocab)
+            theirs = native(input_ids=ids).logits  # (1, 6, vocab)
+        return torch.allclose(ours, theirs, atol=1e-3, rtol=1e-3)
 
 
 @contextlib.contextmanager

@@ -51,7 +51,9 @@ class SimMIMWithLabels(SimMIMPreTrainedModel):
             "inputs_embeds": inputs_embeds,
         }
         logits, outputs = self._logits(columns, compute_pooled=self._reads_vectors, return_dict=True, **kwargs)
-        loss = None if labels is None else self._loss(logits, labels)
+        loss = None
+        if labels is not None:
+            loss = self._loss(logits, labels)
         return self.output_class(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -78,7 +80,8 @@ class SimMIMForMaskedLM(SimMIMWithLabels, SimMIMWithLMHead):
 
     def _logits(self, columns: Columns, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
         outputs = self.simmim(**columns, **kwargs)
-        return self.lm_head(outputs.last_hidden_state), outputs  # (batch, length, vocab)
+        # (batch, length, hidden) -> (batch, length, vocab)
+        return self.lm_head(outputs.last_hidden_state), outputs
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         is_predicted = labels != IGNORE_INDEX  # (batch, length)
@@ -132,7 +135,9 @@ class SimMIMForMaskedLM(SimMIMWithLabels, SimMIMWithLMHead):
                 "above, the others 1 or above."
             )
         num_gaps = gaps.sum(1)  # (batch,)
-        steps = torch.full_like(num_gaps, num_steps) if num_steps is not None else num_gaps.clamp(min=1)
+        steps = num_gaps.clamp(min=1)  # (batch,), of each text: one gap a step
+        if num_steps is not None:
+            steps = torch.full_like(num_gaps, num_steps)
         filled = input_ids.clone()
         certainty = torch.ones_like(input_ids, dtype=torch.float32)
         for step in range(1, int(steps.max()) + 1):
@@ -140,14 +145,15 @@ class SimMIMForMaskedLM(SimMIMWithLabels, SimMIMWithLMHead):
             outputs = self(filled, attention_mask, return_dict=True, **inputs)
             logits = outputs.logits[is_open].float()  # (batch, length, vocab) -> (gaps, vocab)
             logits[:, list(suppressed)] = -torch.inf
-            probabilities = logits.softmax(-1)
+            probabilities = logits.softmax(-1)  # (gaps, vocab)
             tokens = _choose_tokens(logits, temperature, top_k)  # (gaps,)
+            # Fill every open gap, and note how certain each was: (gaps,) -> (batch, length).
             filled[is_open] = tokens
             certainty[is_open] = probabilities.gather(1, tokens[:, None])[:, 0]
             # Rank the gaps of each text from the least certain; other tokens come last.
             rank = certainty.masked_fill(~gaps, torch.inf).argsort(dim=1, stable=True).argsort(1)  # (batch, length)
             num_reopened = num_gaps * (steps - step).clamp(min=0) // steps  # (batch,)
-            filled[rank < num_reopened[:, None]] = mask_token_id
+            filled[rank < num_reopened[:, None]] = mask_token_id  # none after the last step
         return filled
 
 
@@ -158,7 +164,8 @@ def _choose_tokens(logits: torch.Tensor, temperature: float, top_k: int | None) 
     if top_k is not None and top_k < logits.shape[1]:
         lowest_kept = logits.topk(top_k).values[:, -1:]  # (gaps, 1)
         logits = logits.masked_fill(logits < lowest_kept, -torch.inf)
-    return (logits / temperature).softmax(-1).multinomial(1)[:, 0]
+    probabilities = (logits / temperature).softmax(-1)  # (gaps, vocab)
+    return probabilities.multinomial(1)[:, 0]
 
 
 class SimMIMGenerationConfig(GenerationConfig):
@@ -167,7 +174,8 @@ class SimMIMGenerationConfig(GenerationConfig):
     @classmethod
     def from_model_config(cls, model_config: PreTrainedConfig | dict) -> "SimMIMGenerationConfig":
         options = model_config if isinstance(model_config, dict) else model_config.to_dict()
-        return super().from_model_config({name: value for name, value in options.items() if name != "temperature"})
+        options = {name: value for name, value in options.items() if name != "temperature"}
+        return super().from_model_config(options)
 
 
 class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
@@ -233,7 +241,7 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
         Returns:
             `logits` (batch, length, vocab), with `labels` the mean `loss`, and `past_key_values`.
         """
-        inputs = inputs_embeds if input_ids is None else input_ids
+        inputs = inputs_embeds if input_ids is None else input_ids  # (batch, length) or (batch, length, embedding)
         if inputs is None:
             raise ValueError("Give `input_ids` or `inputs_embeds`.")
         if past_key_values is not None and past_key_values.is_compileable:
@@ -243,12 +251,15 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
                 "per token. Generate with the default cache, without `cache_implementation`."
             )
         batch, length = inputs.shape[:2]
-        if attention_mask is None:
-            cached = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if attention_mask is None:  # no padding, also among the cached tokens
+            cached = 0
+            if past_key_values is not None:
+                cached = past_key_values.get_seq_length()
             attention_mask = torch.ones(batch, cached + length, dtype=torch.long, device=inputs.device)
         # No parameter of its own: `generate` would give positions from 0 to every model that names one.
         position_ids = kwargs.pop("position_ids", None)
         if position_ids is None:
+            # (batch, cached length + length) -> (batch, length), those of the new tokens
             position_ids = self.simmim.positions(attention_mask)[:, -length:]
         if self._has_native_cache:
             kwargs |= {"past_key_values": past_key_values, "use_cache": use_cache}
@@ -267,6 +278,7 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
             inputs_embeds=inputs_embeds,
             **{**self._requested_outputs(), **kwargs},
         )
+        # In generation only the last position is predicted.
         kept = logits_to_keep
         if isinstance(logits_to_keep, int):
             kept = slice(-logits_to_keep, None)  # -0 is the first position: all of them
@@ -275,10 +287,12 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
         if labels is not None:
             self._reads_from_left_to_right |= self.training
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        if self._has_native_cache:
+            past_key_values = outputs.past_key_values
         return modeling_outputs.CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values if self._has_native_cache else past_key_values,
+            past_key_values=past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -316,13 +330,16 @@ class SimMIMWithNewHead(SimMIMPreTrainedModel):
         if dropout is None:
             dropout = getattr(text_config, "hidden_dropout_prob", 0.0)
         self.dropout = nn.Dropout(dropout)
-        width = config.embedding_dim if self._reads_vectors else config.hidden_size
+        width = config.hidden_size
+        if self._reads_vectors:
+            width = config.embedding_dim  # wider by the token table
         setattr(self, self.head_name, nn.Linear(width, self.num_outputs or config.num_labels))
         self.post_init()
 
 
 def _check_labels(labels: torch.Tensor, num_labels: int) -> None:
     """Raises a ValueError for a class that does not exist; on a GPU it would end the process without a reason."""
+    # (wrong,), in any shape of labels
     wrong = labels[(labels != IGNORE_INDEX) & ((labels < 0) | (labels >= num_labels))]
     if wrong.numel():
         raise ValueError(
@@ -350,7 +367,8 @@ class SimMIMForSequenceClassification(SimMIMWithLabels, SimMIMWithNewHead):
                 "`model.config.pad_token_id`, and pass the `attention_mask` that the tokenizer makes."
             )
         outputs = self.simmim(**columns, **kwargs)
-        return self.classifier(self.dropout(outputs.pooler_output)), outputs  # (batch, labels)
+        # (batch, dim) -> (batch, labels)
+        return self.classifier(self.dropout(outputs.pooler_output)), outputs
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if self.num_labels > 1 and not labels.is_floating_point():
@@ -369,7 +387,8 @@ class SimMIMForTokenClassification(SimMIMWithLabels, SimMIMWithNewHead):
 
     def _logits(self, columns: Columns, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
         outputs = self.simmim(**columns, **kwargs)
-        return self.classifier(self.dropout(outputs.last_hidden_state)), outputs  # (batch, length, labels)
+        # (batch, length, hidden) -> (batch, length, labels)
+        return self.classifier(self.dropout(outputs.last_hidden_state)), outputs
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         _check_labels(labels, self.num_labels)
@@ -392,7 +411,7 @@ class SimMIMForMultipleChoice(SimMIMWithLabels, SimMIMWithNewHead):
         outputs = self.simmim(**rows, **kwargs)
         scores = self.classifier(self.dropout(outputs.pooler_output))  # (batch * choices, 1)
         batch, choices = next(iter(given.values())).shape[:2]
-        return scores.view(batch, choices), outputs
+        return scores.view(batch, choices), outputs  # the choices of a text compete in one softmax
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         _check_labels(labels, num_labels=logits.shape[1])

@@ -99,7 +99,7 @@ def _held_back(logger_name: str) -> Iterator[list[logging.LogRecord]]:
         yield records
     finally:
         source.removeFilter(hold_back)
-        for record in records:
+        for record in records:  # also where loading has failed
             source.handle(record)
 
 
@@ -124,12 +124,14 @@ def take_head(model: Any, native: PreTrainedModel, missing: set[str], is_causal:
     if any(name.startswith(f"{theirs}.") for name in missing for theirs in parts.values()):
         logger.warning("This checkpoint has no language-model head: a new one is trained from scratch.")
         return False
+    # The modules of the head one by one: dense, norm, decoder.
     is_untied = native.get_input_embeddings().weight is not native.get_output_embeddings().weight
     for ours, theirs in parts.items():
         weights = native.get_submodule(theirs).state_dict()
         if ours == "decoder" and is_untied and model.config.tie_word_embeddings:
             del weights["weight"]  # in `model` this is the tensor of the input embeddings
         getattr(model.lm_head, ours).load_state_dict(weights, strict=False)
+    # A family's head may compute more than these modules.
     if not model.has_logits_of(native, is_causal=is_causal):
         logger.warning(
             f"The language-model head of `{family}` is kept, but not all that it computes (such as a bias, a "

@@ -17,7 +17,9 @@ IGNORE_INDEX = -100  # as a target: nothing is predicted
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     """float32 for half-precision tensors; float32 and float64 stay as they are."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        return tensor.float()
+    return tensor
 
 
 def token_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -39,21 +41,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, tokens_at_once):
         device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        # Autocast ends at a custom function: cast by hand to the type in which it would multiply.
+        dtype = hidden.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        # The gradients are filled in part by part, each where it is needed.
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         hidden_grad = torch.zeros_like(hidden) if needs_hidden else None  # (tokens, hidden)
         weight_grad = torch.zeros_like(weight) if needs_weight else None  # (vocab, hidden)
         bias_grad = torch.zeros_like(bias) if needs_bias else None  # (vocab,)
+        # Sums are scalars in float32 at least: half precision cannot count beyond 2,048.
         loss_sum = at_least_float32(hidden.new_zeros(()))
         num_correct = hidden.new_zeros((), dtype=torch.float32)
         with torch.autocast(device, enabled=False):
-            cast_weight = weight.to(dtype)
-            cast_bias = None if bias is None else bias.to(dtype)
+            cast_weight = weight.to(dtype)  # (vocab, hidden)
+            cast_bias = None if bias is None else bias.to(dtype)  # (vocab,)
             for start in range(0, len(hidden), tokens_at_once):
                 part = slice(start, start + tokens_at_once)
                 states = hidden[part].to(dtype)  # (part, hidden)
                 answers = targets[part, None]  # (part, 1)
-                logits = at_least_float32(F.linear(states, cast_weight, cast_bias))  # (part, vocab)
+                # The one large tensor, which is why the tokens come in parts: (part, vocab).
+                logits = at_least_float32(F.linear(states, cast_weight, cast_bias))
                 highest, likeliest = logits.max(-1, keepdim=True)  # (part, 1) each
                 num_correct += (likeliest == answers).sum()
                 # From here on everything happens in the memory of the logits, which turn into their own gradient.
@@ -63,8 +71,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 loss_sum += (norm.log() - answer_logits).sum()
                 logits /= norm  # now the probabilities
                 logits.scatter_add_(-1, answers, torch.full_like(norm, -1))  # now d loss / d logits
+                # The chain rule through logits = states @ weight.T + bias.
                 if bias_grad is not None:
-                    bias_grad += logits.sum(0)
+                    bias_grad += logits.sum(0)  # (part, vocab) -> (vocab,)
                 logits = logits.to(dtype)
                 if hidden_grad is not None:
                     hidden_grad[part] = logits @ cast_weight  # (part, vocab) @ (vocab, hidden)
@@ -79,8 +88,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, scale, _):
+        # `scale` is the gradient of the sum, a scalar: 1 / count for a mean.
         gradients = [None if gradient is None else gradient * scale for gradient in ctx.saved_tensors]
-        return *gradients, None, None
+        return *gradients, None, None  # none of the targets and of the size of a part
 
 
 def linear_cross_entropy(
@@ -125,10 +135,10 @@ def similarity_matrix(rows: torch.Tensor, candidates: torch.Tensor, similarity: 
         rows = at_least_float32(rows)
         candidates = at_least_float32(candidates)
         if similarity == "cosine":
-            # Unit length, then one matrix product; a broadcast cosine would hold (rows, candidates, dim).
+            # Unit length, then one matrix product; a broadcast cosine would hold (rows, candidates, dim) in memory.
             rows = F.normalize(rows, dim=-1)
             candidates = F.normalize(candidates, dim=-1)
-        return rows @ candidates.T
+        return rows @ candidates.T  # (rows, dim) @ (dim, candidates) -> (rows, candidates)
 
 
 def contrastive_cross_entropy(
@@ -148,13 +158,19 @@ def contrastive_cross_entropy(
     Returns:
         A scalar; 0 where there is no negative at all, for nothing can be contrasted.
     """
-    no_negatives = 1 if left_out is None else 2  # candidates: the positive, and the row itself
-    if scores.shape[1] <= no_negatives:
+    # Candidates that are no negatives: the positive and, among `both_views`, the row itself.
+    not_negative = 1
+    if left_out is not None:
+        not_negative = 2
+    if scores.shape[1] <= not_negative:
         return scores.sum() * 0.0  # keeps the gradient, which DistributedDataParallel waits for
     if left_out is not None:
-        scores = scores.scatter(1, left_out[:, None], float("-inf"))  # exp(-inf) = 0 in every sum
+        # exp(-inf) = 0 in every sum below.
+        scores = scores.scatter(1, left_out[:, None], float("-inf"))
     if form == "info_nce":
+        # A classification of each row, with its positive as the class.
         return F.cross_entropy(scores, positives, reduction="sum")
+    # Decoupled: the positive is taken out of the denominator.
     positive_scores = scores.gather(1, positives[:, None])[:, 0]  # (rows,)
     negative_scores = scores.scatter(1, positives[:, None], float("-inf"))  # (rows, candidates)
     return (negative_scores.logsumexp(1) - positive_scores).sum()
@@ -226,10 +242,14 @@ def _contrast(
     gather: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One direction of `contrastive_loss`: the summed loss, and how many anchors find their positive."""
+    # The positives come first, so that the candidate of anchor i has the number i.
     both_views = negatives == "both_views"
-    candidates = [positives, anchors, hard_negatives] if both_views else [positives, hard_negatives]
+    candidates = [positives, hard_negatives]
+    if both_views:
+        candidates = [positives, anchors, hard_negatives]
     offset = 0  # of the first anchor of this process among those of all
     if gather:
+        # Of all processes, with gradient; anchors stay those of this process.
         gathered = [gather_rows(vectors) for vectors in candidates]
         candidates = [vectors for vectors, _ in gathered]
         _, offset = gathered[0]
@@ -237,11 +257,14 @@ def _contrast(
     # (batch, candidates): the positives of all processes, with `both_views` their anchors, the hard negatives
     scores = similarity_matrix(anchors, torch.cat(candidates), similarity) / temperature
     own_positive = torch.arange(offset, offset + len(anchors), device=anchors.device)  # (batch,)
-    own_anchor = num_positives + own_positive if both_views else None  # (batch,)
+    own_anchor = None
+    first_hard = num_positives
+    if both_views:
+        own_anchor = num_positives + own_positive  # (batch,), no negative of itself
+        first_hard = 2 * num_positives
     loss_sum = contrastive_cross_entropy(scores, own_positive, form, left_out=own_anchor)
     # Accuracy over positives and hard negatives only, so that it compares across `negatives`.
-    first_hard = 2 * num_positives if both_views else num_positives
-    choices = torch.cat([scores[:, :num_positives], scores[:, first_hard:]], dim=1)
+    choices = torch.cat([scores[:, :num_positives], scores[:, first_hard:]], dim=1)  # (batch, choices)
     return loss_sum, count_correct(choices, own_positive)
 
 
@@ -254,12 +277,13 @@ def alignment(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Mean squared distance of pairs on the unit sphere (Wang & Isola 2020, alpha = 2). x, y: (pairs, dim)"""
     x = F.normalize(at_least_float32(x), dim=-1)
     y = F.normalize(at_least_float32(y), dim=-1)
-    return (x - y).square().sum(-1).mean()
+    return (x - y).square().sum(-1).mean()  # (pairs, dim) -> (pairs,) -> ()
 
 
 def uniformity(x: torch.Tensor) -> torch.Tensor:
     """log mean exp(-2 |x_i - x_j|^2), i < j, on the unit sphere (Wang & Isola 2020, t = 2). x: (batch, dim)"""
-    pairs = torch.triu_indices(len(x), len(x), offset=1, device=x.device)  # (2, pairs)
+    pairs = torch.triu_indices(len(x), len(x), offset=1, device=x.device)  # (2, pairs), each pair once
+    # |x - y|^2 = 2 - 2 x.y on the unit sphere.
     squared_distance = 2 - 2 * similarity_matrix(x, x)[pairs[0], pairs[1]]  # (pairs,)
     return squared_distance.mul(-2).exp().mean().log()
 
@@ -274,12 +298,13 @@ class _AllGather(torch.autograd.Function):
     def forward(ctx, x: torch.Tensor) -> torch.Tensor:
         parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
+        return torch.cat(parts)  # (rows, dim) -> (processes * rows, dim)
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
         gradient = gradient.clone(memory_format=torch.contiguous_format)  # reduced in place: autograd owns the other
         dist.all_reduce(gradient)
+        # Every process has a loss that depends on these rows: (processes * rows, dim) -> (rows, dim).
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
@@ -301,6 +326,7 @@ def gather_rows(x: torch.Tensor) -> tuple[torch.Tensor, int]:
     """
     if not is_distributed():
         return x, 0
+    # How many rows each process has, which may differ in the last batch.
     num_rows = torch.tensor([len(x)], device=x.device)
     of_process = [torch.empty_like(num_rows) for _ in range(dist.get_world_size())]
     dist.all_gather(of_process, num_rows)
@@ -327,6 +353,7 @@ def global_means(sums: Mapping[str, tuple[torch.Tensor, int | torch.Tensor]]) ->
     Returns:
         name -> mean; 0 where the count is 0.
     """
+    # One tensor of all terms, in the type of the first.
     names = list(sums)
     dtype = sums[names[0]][0].dtype
     local = torch.stack([sums[name][0].to(dtype) for name in names])  # (names,)

@@ -96,6 +96,22 @@ class Pass(NamedTuple):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
+class Terms(NamedTuple):
+    """The terms of a batch on this process, before the means.
+
+    Attributes:
+        sums: the sum and the count of each term and accuracy, scalars
+        anchors, positives: (batch, dim), where the contrastive term is computed
+        hidden_states, attentions: of every layer, on request
+    """
+
+    sums: Sums
+    anchors: torch.Tensor | None
+    positives: torch.Tensor | None
+    hidden_states: tuple[torch.Tensor, ...] | None
+    attentions: tuple[torch.Tensor, ...] | None
+
+
 class SimMIMProjection(nn.Module):
     """MLP between the pooled vector and the contrastive loss (SimCLR, Chen et al. 2020); dropped after training."""
 
@@ -106,7 +122,8 @@ class SimMIMProjection(nn.Module):
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """(batch, dim) -> (batch, projection_dim)"""
-        return self.out(F.relu(self.dense(pooled)))
+        hidden = F.relu(self.dense(pooled))  # (batch, dim)
+        return self.out(hidden)
 
 
 class SimMIMForPreTraining(SimMIMWithLMHead):
@@ -126,7 +143,9 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
 
     def __init__(self, config: SimMIMConfig):
         super().__init__(config)
-        self.projection = SimMIMProjection(config) if config.projection_dim is not None else None
+        self.projection = None
+        if config.projection_dim is not None:
+            self.projection = SimMIMProjection(config)
         pooler_learns = any(True for _ in self.simmim.pooler.parameters())
         if config.contrastive_gradient == "pooler" and self.projection is None and not pooler_learns:
             raise ValueError(
@@ -178,6 +197,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
                 be, a backbone that is not a text model, or a sentence-transformers model whose vectors cannot be
                 made here.
         """
+        # Three kinds of options: by which files are found, for the weights, of the configuration.
         name = pretrained_model_name_or_path
         options = current_options(options)
         hub_options = pop_given(options, HUB_OPTIONS)
@@ -185,6 +205,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         if objective is not None:
             preset = options_of_objective(objective)
             options = {key: value for key, value in preset.items() if key not in VECTOR_OPTIONS} | options
+        # The backbone, or a whole SimMIM model.
         source_config = AutoConfig.from_pretrained(name, **hub_options)
         adjust_backbone(source_config.get_text_config(), num_hidden_layers, dropout)
         if source_config.model_type == SimMIMConfig.model_type:
@@ -193,11 +214,13 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         if "pooling" not in options:
             file_options = {key: value for key, value in hub_options.items() if key != "trust_remote_code"}
             options["pooling"] = source_pooling(name, **file_options) or SimMIMConfig.pooling
+        # The backbone in its own class has the head, and knows the names of its weights.
         config = SimMIMConfig(text_config=source_config, **options)
         native, missing = load_native(name, source_config, **loading_options)
         # `simmim export` writes it, so that transformers' own class reads a decoder in both directions.
         native.config.__dict__.pop("is_causal", None)
         config.text_config = native.config
+        # Ours, with the same weights: encoder and head.
         model = cls(config).to(device=native.device, dtype=native.dtype)
         model.simmim.encoder.load_state_dict(native.base_model.state_dict(), strict=False)
         model.head_is_new = not take_head(model, native, missing, is_causal=model.simmim.causal_by_nature)
@@ -252,6 +275,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             ValueError: a view that the objective needs is not given.
             TypeError: an input that only the masked LM has, such as `position_ids`, beside `labels`.
         """
+        # Without labels: a masked LM.
         if labels is None and masked_input_ids is None:
             columns = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
             return self._predict_all(columns, **kwargs)
@@ -265,6 +289,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         if unread:
             names = ", ".join(sorted(unread))
             raise TypeError(f"{type(self).__name__} with a loss does not read {names}: leave it out.")
+        # The views that the objective reads: (batch, length) each.
         objective = self._objective(objective)
         views = self.views(
             objective,
@@ -279,49 +304,17 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             negative_attention_mask=negative_attention_mask,
             token_type_ids=token_type_ids,
         )
-        bidirectional = [view for view in views if view.name != "causal"]
-        causal = [view for view in views if view.name == "causal"]
-        sums: Sums = {}
-        passes = []
-        anchors = None
-        positives = None
-        if bidirectional:
-            # One pass of all views below each other: (views * batch, longest length).
-            read = self._read_in_chunks(
-                stack_views(bidirectional),
-                rows_at_once=len(bidirectional),
-                is_causal=False,
-                compute_pooled=bool(objective.contrastive_weight),
-                compute_token_loss=bool(objective.mlm_weight),
-                **requested,
-            )
-            passes.append(read)
-            if objective.mlm_weight:
-                sums["mlm_loss"] = (read.loss_sum, read.num_predicted)
-                sums["mlm_accuracy"] = (read.num_correct, read.num_predicted)
-            if objective.contrastive_weight:
-                anchors, positives, hard_negatives = _compared(read.embeddings, bidirectional, objective)
-                sums |= self._contrast(anchors, positives, hard_negatives)
-        for view in causal:
-            read = self._read_in_chunks(
-                view,
-                rows_at_once=1,
-                is_causal=True,
-                compute_pooled=False,
-                compute_token_loss=True,
-                **({} if passes else requested),
-            )
-            passes.append(read)
-            sums["clm_loss"] = (read.loss_sum, read.num_predicted)
-        means = global_means(sums)
+        terms = self._terms(views, objective, **requested)
+        # Sums and counts -> means over all processes, scalars.
+        means = global_means(terms.sums)
         return SimMIMForPreTrainingOutput(
             loss=self.weighted_sum({name: means[name] for name in TERMS if name in means}, objective),
-            original_embeds=anchors,
-            masked_embeds=positives,
+            original_embeds=terms.anchors,
+            masked_embeds=terms.positives,
             **means,
-            hidden_states=passes[0].hidden_states,
-            attentions=passes[0].attentions,
-            counts={name: count for name, (_, count) in sums.items()},
+            hidden_states=terms.hidden_states,
+            attentions=terms.attentions,
+            counts={name: count for name, (_, count) in terms.sums.items()},
             num_tokens=torch.stack([view.num_tokens for view in views]).sum(),
         )
 
@@ -342,14 +335,17 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         objective = self._objective(objective)
         original = View.from_batch("original", batch)
         views = []
+        # The uncorrupted text is the anchor, unless both views are corrupted.
         if objective.contrastive_weight and not objective.corrupts_both:
             views.append(original)
+        # The masked copy, predicted where masked tokens are learned.
         if objective.reads_masked:
             masked = required_column(batch, "masked_input_ids", "needs the masked copy")
             targets = None
             if objective.mlm_weight:
                 targets = required_column(batch, "labels", "needs the masked copy")
             views.append(original._replace(name="masked", input_ids=masked, targets=targets))
+        # The positive, where it is not the masked copy.
         if objective.contrastive_weight and objective.positive_view == "dropout":
             views.append(views[0]._replace(name="positive"))  # the same tokens under another dropout mask
         elif objective.contrastive_weight and not objective.masked_is_positive:
@@ -383,16 +379,54 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         return counts
 
     def _objective(self, objective: Objective | None) -> Objective:
-        return self.config.objective if objective is None else objective
+        if objective is None:
+            return self.config.objective
+        return objective
 
     def _predict_all(self, columns: dict[str, torch.Tensor | None], **kwargs) -> SimMIMForPreTrainingOutput:
         """Logits of every position, (batch, length, vocab), as a masked LM."""
         outputs = self.simmim(**columns, compute_pooled=False, return_dict=True, **kwargs)
+        logits = self.lm_head(outputs.last_hidden_state)  # (batch, length, hidden) -> (batch, length, vocab)
         return SimMIMForPreTrainingOutput(
-            logits=self.lm_head(outputs.last_hidden_state),
+            logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _terms(self, views: list[View], objective: Objective, **requested: bool) -> Terms:
+        """The sums and counts of all terms, by a pass of all views together and one from left to right."""
+        bidirectional = [view for view in views if view.name != "causal"]
+        causal = [view for view in views if view.name == "causal"]
+        sums: Sums = {}
+        passes = []
+        anchors = None
+        positives = None
+        if bidirectional:
+            # One pass of all views below each other: (views * batch, longest length).
+            read = self._read_in_chunks(
+                stack_views(bidirectional),
+                rows_at_once=len(bidirectional),
+                is_causal=False,
+                compute_pooled=bool(objective.contrastive_weight),
+                compute_token_loss=bool(objective.mlm_weight),
+                **requested,
+            )
+            passes.append(read)
+            requested = {}  # the states of the first pass are those that are returned
+            if objective.mlm_weight:
+                sums["mlm_loss"] = (read.loss_sum, read.num_predicted)
+                sums["mlm_accuracy"] = (read.num_correct, read.num_predicted)
+            if objective.contrastive_weight:
+                anchors, positives, hard_negatives = _compared(read.embeddings, bidirectional, objective)
+                sums |= self._contrast(anchors, positives, hard_negatives)
+        # The causal term is a pass of its own: each token sees those on its left only.
+        for view in causal:
+            read = self._read_in_chunks(
+                view, rows_at_once=1, is_causal=True, compute_pooled=False, compute_token_loss=True, **requested
+            )
+            passes.append(read)
+            sums["clm_loss"] = (read.loss_sum, read.num_predicted)
+        return Terms(sums, anchors, positives, passes[0].hidden_states, passes[0].attentions)
 
     def _read_in_chunks(self, view: View, *, rows_at_once: int, **options: Any) -> Pass:
         """`_read` over all rows, or over `chunk_size * rows_at_once` rows at a time with only its results kept.
@@ -410,6 +444,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             # The tensors have to be a positional argument: `checkpoint` looks only there for the devices whose random
             # numbers, those of dropout, it has to replay.
             passes.append(checkpoint(read, view.rows(start, start + size), use_reentrant=False))
+        # Vectors one below the other, (rows, dim); sums and counts added up.
         return Pass(
             embeddings=torch.cat([part.embeddings for part in passes]),
             loss_sum=torch.stack([part.loss_sum for part in passes]).sum(0),
@@ -436,6 +471,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         is_predicted = view.is_predicted  # (rows, length)
         predicted = is_predicted.flatten().nonzero().squeeze(1)  # (predicted,), places in the flattened batch
         num_predicted = is_predicted.sum()
+        # The encoder, once over all real tokens.
         encoded = self.simmim.token_states(
             view.input_ids,
             view.attention_mask,
@@ -445,7 +481,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             output_attentions=output_attentions,
         )
         hidden = encoded.states.last  # (tokens, hidden), without padding
-        embeddings = hidden.new_empty(len(view.input_ids), 0)
+        embeddings = hidden.new_empty(len(view.input_ids), 0)  # (rows, 0)
         if compute_pooled:
             states = encoded.states
             if self.config.contrastive_gradient == "pooler":
@@ -455,6 +491,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             embeddings = self.simmim.pooler.unpadded(states, encoded.unpadding, view.attention_mask)
             if self.projection is not None:
                 embeddings = self.projection(embeddings)  # (rows, projection_dim)
+        # The language-model head.
         loss_sum = hidden.new_zeros(())
         num_correct = num_predicted.float()
         if compute_token_loss:
@@ -473,14 +510,18 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             logits = self.lm_head(hidden)  # (tokens, vocab)
             return token_cross_entropy(logits, targets), count_correct(logits, targets)
         # Also where nothing is predicted: the head needs its gradient of zero under DistributedDataParallel.
-        logits_at_once = LOGITS_AT_ONCE_CPU if hidden.device.type == "cpu" else LOGITS_AT_ONCE
+        logits_at_once = LOGITS_AT_ONCE
+        if hidden.device.type == "cpu":
+            logits_at_once = LOGITS_AT_ONCE_CPU
         tokens_at_once = max(1, logits_at_once // self.config.vocab_size)
+        # The transform of all tokens, and then projection and loss of a part of them at a time.
         states = self.lm_head.transform(hidden)  # (tokens, width of the embeddings)
         return linear_cross_entropy(states, decoder.weight, decoder.bias, targets, tokens_at_once)
 
     def _contrast(self, anchors: torch.Tensor, positives: torch.Tensor, hard_negatives: torch.Tensor) -> Sums:
         """The contrastive loss and accuracy of (batch, dim) anchors, as the configuration has them."""
         config = self.config
+        # One side may be held fixed (SimSiam, Chen & He 2021).
         if config.stop_gradient == "original":
             anchors = anchors.detach()
         elif config.stop_gradient == "positive":
@@ -522,8 +563,9 @@ def _compared(
     """
     parts = embeddings.split([len(view.input_ids) for view in views])  # (rows, dim) of each view
     by_name = {view.name: part for view, part in zip(views, parts, strict=True)}
-    anchors = by_name["masked" if objective.corrupts_both else "original"]
-    positives = by_name["masked" if objective.masked_is_positive else "positive"]
+    # Without an uncorrupted text the masked copy is the anchor; without a view of its own, the positive.
+    anchors = by_name["masked"] if objective.corrupts_both else by_name["original"]
+    positives = by_name["masked"] if objective.masked_is_positive else by_name["positive"]
     hard_negatives = by_name.get("negatives", embeddings[:0])
     return anchors, positives, hard_negatives
 

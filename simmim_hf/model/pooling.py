@@ -25,11 +25,13 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> to
         (batch, hidden)
     """
     if pooling == "cls":
+        # (batch, length, hidden) -> (batch, hidden), by one place in each row
         row = torch.arange(hidden.shape[0], device=hidden.device)
         first = attention_mask.long().argmax(1)  # (batch,), not 0 where padding is on the left
         return hidden[row, first]
     is_real = attention_mask.bool()[..., None]  # (batch, length, 1)
     if pooling == "max":
+        # The lowest number at padding, which is the maximum of nothing else.
         return hidden.masked_fill(~is_real, torch.finfo(hidden.dtype).min).amax(1)
     # In float32 as `Unpadding.mean` in training: half precision cannot hold the sum of a long sequence.
     total = (hidden * is_real).sum(1, dtype=torch.promote_types(hidden.dtype, torch.float32))  # (batch, hidden)
@@ -70,13 +72,15 @@ class SimMIMTokenTable(nn.Module):
         self.state_scale = nn.Parameter(torch.full((config.hidden_size,), self.STATE_SCALE))
         self.state_bias = nn.Parameter(torch.zeros(config.hidden_size))
         # Attention query of the table part; `SimMIMPooling.query` is that of the hidden states.
-        self.query = nn.Parameter(torch.zeros(config.token_table_dim)) if config.pooling == "attention" else None
+        self.query = None
+        if config.pooling == "attention":
+            self.query = nn.Parameter(torch.zeros(config.token_table_dim))
 
     def forward(self, input_ids: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """(...), (..., hidden) -> (..., table + hidden)"""
         # Both parts are normalised, so that neither outweighs the other by its length alone.
-        words = self.norm(self.table(input_ids))  # (..., table)
-        states = F.layer_norm(states, self.state_scale.shape, self.state_scale, self.state_bias)
+        words = self.norm(self.table(input_ids))  # (...) -> (..., table)
+        states = F.layer_norm(states, self.state_scale.shape, self.state_scale, self.state_bias)  # (..., hidden)
         return torch.cat([words, states], dim=-1)
 
 
@@ -92,9 +96,13 @@ class SimMIMPooling(nn.Module):
     def __init__(self, config: SimMIMConfig):
         super().__init__()
         self.pooling = config.pooling
-        self.query = nn.Parameter(torch.zeros(config.hidden_size)) if config.pooling == "attention" else None
+        self.query = None
+        if config.pooling == "attention":
+            self.query = nn.Parameter(torch.zeros(config.hidden_size))
         # The attribute has the name of the saved weights: `pooler.lexicon.*`.
-        self.lexicon = SimMIMTokenTable(config) if config.pooled_layers == "table_and_last" else None
+        self.lexicon = None
+        if config.pooled_layers == "table_and_last":
+            self.lexicon = SimMIMTokenTable(config)
 
     def tokens(self, states: TokenStates) -> torch.Tensor:
         """The token vectors that are pooled: (..., dim)
@@ -115,19 +123,22 @@ class SimMIMPooling(nn.Module):
 
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """How much each token of (..., dim) counts in `attention`, before the exponential: (...)"""
-        query = self.query
+        # Of a concatenation, so that words and states have a score each, and these are added.
+        query = self.query  # (hidden,)
         if self.lexicon is not None:
             query = torch.cat([self.lexicon.query, self.query])  # (table + hidden,)
-        return (hidden @ query).float()
+        return (hidden @ query).float()  # (..., dim) @ (dim,) -> (...), in the precision of a softmax
 
     def forward(self, states: TokenStates, attention_mask: torch.Tensor) -> torch.Tensor:
         """States (batch, length, hidden), (batch, length) -> (batch, dim)"""
         hidden = self.tokens(states)  # (batch, length, dim)
         if self.query is None:
             return pool(hidden, attention_mask, self.pooling)
-        is_real = attention_mask.bool()
-        scores = self.scores(hidden).masked_fill(~is_real, torch.finfo(torch.float32).min)
+        is_real = attention_mask.bool()  # (batch, length)
+        # No weight at padding.
+        scores = self.scores(hidden).masked_fill(~is_real, torch.finfo(torch.float32).min)  # (batch, length)
         weights = scores.softmax(1) * is_real  # (batch, length); all zero in a row without real tokens
+        # The weighted mean: (batch, length, 1) * (batch, length, dim) -> (batch, dim).
         return (weights[..., None] * hidden).sum(1).to(hidden.dtype)
 
     def unpadded(self, states: TokenStates, unpadding: Unpadding, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -136,8 +147,9 @@ class SimMIMPooling(nn.Module):
         if self.pooling == "mean":
             return unpadding.mean(hidden)
         if self.query is None:
+            # The maximum and the first token need rows: (tokens, dim) -> (rows, length, dim).
             return pool(unpadding.pad(hidden), attention_mask, self.pooling)
-        weights = unpadding.softmax(self.scores(hidden))  # (tokens,)
+        weights = unpadding.softmax(self.scores(hidden))  # (tokens,), sum 1 in each row
         return unpadding.sum(weights[:, None] * hidden).to(hidden.dtype)
 
 
@@ -176,21 +188,26 @@ def encode(
         tokenizer = AutoTokenizer.from_pretrained(encoder.config.name_or_path, config=encoder.config)
     if max_length is None:
         max_length = min(tokenizer.model_max_length, encoder.max_length)
-    rows = [texts] if isinstance(texts, str) else list(texts)
-    ids = tokenizer(rows, truncation=True, max_length=max_length)["input_ids"] if rows else []
+    is_one = isinstance(texts, str)
+    rows = [texts] if is_one else list(texts)
+    ids = []
+    if rows:  # a tokenizer takes no empty list
+        ids = tokenizer(rows, truncation=True, max_length=max_length)["input_ids"]
     order = sorted(range(len(rows)), key=lambda row: -len(ids[row]))  # similar lengths together, so little padding
-    is_simmim = encoder.config.model_type == SimMIMConfig.model_type
-    embedding_dim = encoder.config.embedding_dim if is_simmim else encoder.config.hidden_size
+    embedding_dim = encoder.config.hidden_size
+    if encoder.config.model_type == SimMIMConfig.model_type:
+        embedding_dim = encoder.config.embedding_dim  # wider by the token table
     vectors = torch.empty(len(rows), embedding_dim)
     encoder.eval()
     for start in logging.tqdm(range(0, len(rows), batch_size), desc="Encoding", disable=not show_progress):
         in_batch = order[start : start + batch_size]
+        # (batch, longest length in it)
         batch = tokenizer.pad({"input_ids": [ids[row] for row in in_batch]}, return_tensors="pt").to(encoder.device)
         pooled = encoder(**batch).pooler_output.float()  # (batch, dim)
         if normalize:
             pooled = F.normalize(pooled, dim=-1)
-        vectors[in_batch] = pooled.cpu()
+        vectors[in_batch] = pooled.cpu()  # back in the order of the texts
     model.train(was_training)
-    if isinstance(texts, str):
+    if is_one:
         return vectors[0].numpy()
     return vectors.numpy()

@@ -37,6 +37,7 @@ def write_modules(config: SimMIMConfig, folder: str | os.PathLike) -> None:
     A pooling of sentence-transformers is written as `1_Pooling`; any other is left to the forward of the model, which
     needs version 6 of sentence-transformers.
     """
+    # The encoder, then its pooling, then unit length.
     kinds = ["Transformer"]
     if is_plain(config):
         kinds.append("Pooling")
@@ -47,6 +48,7 @@ def write_modules(config: SimMIMConfig, folder: str | os.PathLike) -> None:
         path = f"{index}_{kind}" if index else ""  # the encoder is in the folder itself
         modules.append({"idx": index, "name": str(index), "path": path, "type": f"{MODULE_PREFIX}.{kind}"})
     files: dict[str, Any] = {"modules.json": modules, "sentence_bert_config.json": {}}
+    # The pooling of sentence-transformers, or that of the model's own forward.
     if is_plain(config):
         files["1_Pooling/config.json"] = _pooling_settings(config)
     else:
@@ -91,6 +93,7 @@ def source_pooling(name_or_path: str, **hub_options) -> str | None:
     if config.get("model_type") == SimMIMConfig.model_type:
         return None
     modules = _read_json(name_or_path, "modules.json", hub_options) or []
+    # The module types have a dotted name, which differs between versions; the last part is the same in all.
     folders = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
     remedy = "`pooling` mean, cls or max takes its encoder alone."
     for kind in folders:
@@ -111,7 +114,10 @@ def _pooling_modes(settings: dict[str, Any]) -> list[str]:
     """The poolings that the settings of a module `Pooling` switch on."""
     if "pooling_mode" in settings:  # from version 5.4 on
         modes = settings["pooling_mode"]
-        return [modes] if isinstance(modes, str) else modes
+        if isinstance(modes, str):
+            return [modes]
+        return modes
+    # Before that, a switch for each pooling, and the mean without any.
     switched_on = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value is True]
     return [re.sub(r"^pooling_mode_|_tokens?$", "", name) for name in switched_on] or ["mean"]
 

@@ -68,8 +68,12 @@ class Group:
 
     def flat(self, x: torch.Tensor) -> torch.Tensor:
         """(rows, heads, length, dim) of this group -> (tokens, heads, dim)."""
-        x = x.transpose(1, 2).flatten(0, 1)  # (rows * length, heads, dim)
-        return x if self.indices is None else x.index_select(0, self.indices)
+        # (rows, heads, length, dim) -> (rows * length, heads, dim)
+        x = x.transpose(1, 2).flatten(0, 1)
+        if self.indices is not None:
+            # Padding falls away: (rows * length, heads, dim) -> (tokens, heads, dim).
+            x = x.index_select(0, self.indices)
+        return x
 
     def visible(self, device: torch.device, is_causal: bool, sliding_window: int | None) -> torch.Tensor | None:
         """Which keys a query sees, (rows or 1, 1, 1 or length, length), or None where SDPA needs no mask."""
@@ -84,6 +88,7 @@ class Group:
         is_real = None
         # A causal mask hides padding by itself: it is right of the real tokens, where no real query looks.
         if self.indices is not None and not is_causal:
+            # (rows * length,), true where the grid has a token
             is_real = torch.zeros(self.rows * self.length, dtype=torch.bool, device=device)
             is_real = is_real.index_fill(0, self.indices, True)
             is_real = is_real.view(self.rows, 1, 1, self.length)  # (rows, 1, 1, keys)
@@ -91,9 +96,9 @@ class Group:
             return is_real
         place = torch.arange(self.length, device=device)
         distance = place[:, None] - place  # (queries, keys), above 0 for keys on the left
-        is_near = distance.abs() < sliding_window
+        is_near = distance.abs() < sliding_window  # (queries, keys)
         if is_causal:
-            is_near = is_near & (distance >= 0)
+            is_near = is_near & (distance >= 0)  # keys on the left only
         if is_real is None:
             return is_near[None, None]  # (1, 1, queries, keys)
         # A padded query sees itself at least: softmax over nothing is NaN, and NaN spreads in backward.
@@ -141,11 +146,13 @@ class Unpadding:
 
     def unpad(self, x: torch.Tensor) -> torch.Tensor:
         """(rows, length, ...) -> (tokens, ...)"""
+        # (rows, length, ...) -> (rows * length, ...) -> (tokens, ...)
         return x.flatten(0, 1).index_select(0, self.indices)
 
     def pad(self, x: torch.Tensor) -> torch.Tensor:
         """(tokens, ...) -> (rows, length, ...), zeros at padding"""
         rows, length = self.shape
+        # (tokens, ...) -> (rows * length, ...) -> (rows, length, ...)
         grid = x.new_zeros(rows * length, *x.shape[1:])
         return grid.index_copy(0, self.indices, x).unflatten(0, (rows, length))
 
@@ -156,14 +163,15 @@ class Unpadding:
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
         """(tokens, dim) -> (rows, dim) in float32 at least, over the tokens of each row, without a padded batch"""
+        # Half precision cannot hold the sum of a long row.
         dtype = torch.promote_types(x.dtype, torch.float32)
-        sums = torch.zeros(self.shape[0], x.shape[1], dtype=dtype, device=x.device)
+        sums = torch.zeros(self.shape[0], x.shape[1], dtype=dtype, device=x.device)  # (rows, dim)
         return sums.index_add(0, self.row, x.to(dtype))
 
     def mean(self, x: torch.Tensor) -> torch.Tensor:
         """(tokens, dim) -> (rows, dim), the mean over the tokens of each row"""
         lengths = self.row.bincount(minlength=self.shape[0])  # (rows,)
-        return (self.sum(x) / lengths.clamp(min=1)[:, None]).to(x.dtype)
+        return (self.sum(x) / lengths.clamp(min=1)[:, None]).to(x.dtype)  # (rows, dim); 0 for an empty row
 
     def softmax(self, scores: torch.Tensor) -> torch.Tensor:
         """(tokens,) -> (tokens,), over the tokens of each row"""
@@ -171,6 +179,7 @@ class Unpadding:
         highest = scores.new_full((self.shape[0],), -torch.inf)
         highest = highest.scatter_reduce(0, self.row, scores.detach(), "amax")  # (rows,)
         weights = (scores - highest[self.row]).exp()[:, None]  # (tokens, 1)
+        # The sum of each row, once for each of its tokens: (rows, 1) -> (tokens, 1).
         return (weights / self.sum(weights)[self.row])[:, 0]
 
     def select(self, x: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
@@ -197,6 +206,7 @@ def _group_similar_lengths(lengths: list[int], sorted_row: torch.Tensor, positio
             last += 1
         tokens = slice(start, end)
         rows = last - first
+        # Token t of row r has the place r * longest + t in the grid; without padding that is the identity.
         indices = None
         if end - start < rows * longest:
             indices = (sorted_row[tokens] - first) * longest + positions[tokens]
@@ -226,7 +236,7 @@ class Past:
         """(batch, heads, length, dim) of a layer -> (batch, heads, cached length + length, dim)"""
         layer = self.calls  # layers come in their order, also where one is used several times, as in ALBERT
         self.calls += 1
-        if self.cache is None:
+        if self.cache is None:  # a whole text at once, in training
             return key, value
         return self.cache.update(key, value, layer)
 
@@ -277,8 +287,10 @@ def unpadded_sdpa_attention(
     Raises:
         CannotUnpad: the backbone adds a bias, a cap or sinks to its scores.
     """
+    # From left to right, token by token.
     if past is not None:
         return _attend_with_cache(query, key, value, past, dropout, scaling, sliding_window), None
+    # A padded batch: transformers' own function.
     if unpadding is None:
         kwargs |= {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "sliding_window": sliding_window}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -293,7 +305,10 @@ def unpadded_sdpa_attention(
     # decoder hands over the causal window in both directions.
     if sliding_window is not None and causal_module and not is_causal:
         sliding_window += 1
-    kernel = None if dropout else _fitting_kernel(query, value)
+    # Without padding: by the kernel where there is one, which has no dropout.
+    kernel = None
+    if not dropout:
+        kernel = _fitting_kernel(query, value)
     if kernel is not None:
         return _attend_varlen(kernel, query, key, value, unpadding, scaling, is_causal, sliding_window), None
     return _attend_in_groups(query, key, value, unpadding, dropout, scaling, is_causal, sliding_window), None
@@ -312,7 +327,8 @@ def _attend_with_cache(
     key, value = past.update(key, value)  # (batch, key/value heads, cached length + length, dim)
     key = _for_each_head(key, query)  # (batch, heads, cached length + length, dim)
     value = _for_each_head(value, query)
-    mask = past.visible(query.shape[2], sliding_window)
+    mask = past.visible(query.shape[2], sliding_window)  # (batch, 1, length, cached length + length)
+    # (batch, heads, length, dim)
     attended = F.scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout, scale=scaling)
     return attended.transpose(1, 2)
 
@@ -329,7 +345,9 @@ def _attend_varlen(
 ) -> torch.Tensor:
     """Of (1, heads, tokens, dim) by the variable-length kernel, without any padding: (1, tokens, heads, dim)."""
     dtype = _dtype_of_products(query)
-    reach = -1 if sliding_window is None else sliding_window - 1  # keys on each side; -1: all
+    # Keys that a query sees on its left and on its right; -1 is all of them.
+    left = -1 if sliding_window is None else sliding_window - 1
+    right = 0 if is_causal else left
     # (1, heads, tokens, dim) -> (tokens, heads, dim), as the kernel takes it
     query = query[0].transpose(0, 1).to(dtype)
     key = key[0].transpose(0, 1).to(dtype)
@@ -343,10 +361,10 @@ def _attend_varlen(
         max_q=unpadding.max_seqlen,
         max_k=unpadding.max_seqlen,
         scale=scaling,
-        window_size=(reach, 0 if is_causal else reach),
+        window_size=(left, right),
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return attended[None]
+    return attended[None]  # (tokens, heads, dim) -> (1, tokens, heads, dim)
 
 
 def _attend_in_groups(
@@ -364,6 +382,7 @@ def _attend_in_groups(
     value = _for_each_head(value, query)
     outputs = []
     for group in unpadding.groups:
+        # Which keys a query of the group sees; None for all, or for those that `is_causal` leaves.
         mask = group.visible(query.device, is_causal, sliding_window)
         attended = F.scaled_dot_product_attention(
             query=group.grid(query),  # (rows, heads, length, dim), as key and value
@@ -375,6 +394,7 @@ def _attend_in_groups(
             is_causal=is_causal and mask is None,
         )
         outputs.append(group.flat(attended))  # (tokens of the group, heads, dim)
+    # Groups are consecutive, so that their tokens come in the order of the unpadded sequence.
     return torch.cat(outputs)[None]
 
 
@@ -387,7 +407,9 @@ def _dtype_of_products(query: torch.Tensor) -> torch.dtype:
     """The type in which `scaled_dot_product_attention` computes. Under autocast that is not the type of the query,
     which rotary position embeddings have turned into float32."""
     device = query.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return query.dtype
 
 
 def _fitting_kernel(query: torch.Tensor, value: torch.Tensor) -> Callable | None:
@@ -417,8 +439,9 @@ def varlen_kernel(device: torch.device, dtype: torch.dtype) -> Callable | None:
             row = row.transpose(0, 1)  # (heads, length, dim)
             attended = F.scaled_dot_product_attention(row, row, row, is_causal=True, scale=0.1)
             expected.append(attended.transpose(0, 1))
-        return varlen_attn if torch.allclose(actual, torch.cat(expected), atol=3e-2) else None
-    except (ImportError, TypeError, ValueError, RuntimeError):
+        is_right = torch.allclose(actual, torch.cat(expected), atol=3e-2)  # (tokens, heads, dim), half precision
+        return varlen_attn if is_right else None
+    except (ImportError, TypeError, ValueError, RuntimeError):  # another torch, or another device
         return None
 
 

@@ -37,12 +37,12 @@ class View(NamedTuple):
 
     def rows(self, start: int, stop: int) -> "View":
         """Some of the rows, (stop - start, length)."""
-        return self._map(lambda column: column[start:stop])
+        return self._map(lambda column: column[start:stop])  # (rows, length) -> (stop - start, length)
 
     def with_empty_row(self) -> "View":
         """One more row, which is real and not predicted."""
         added = self._map(lambda column: F.pad(column, (0, 0, 0, 1)))  # (rows + 1, length)
-        added.attention_mask[-1] = 1
+        added.attention_mask[-1] = 1  # a row of padding would have no states, and no gradient
         if added.targets is not None:
             added.targets[-1] = IGNORE_INDEX
         return added
@@ -60,7 +60,8 @@ class View(NamedTuple):
     @property
     def is_predicted(self) -> torch.Tensor:
         """(rows, length), bool"""
-        return (self.filled("targets", IGNORE_INDEX) != IGNORE_INDEX) & self.attention_mask.bool()
+        has_target = self.filled("targets", IGNORE_INDEX) != IGNORE_INDEX
+        return has_target & self.attention_mask.bool()
 
     def filled(self, name: str, fill: int) -> torch.Tensor:
         """(rows, length), a column, or `fill` everywhere where there is none"""
@@ -91,7 +92,7 @@ def next_tokens(view: View) -> torch.Tensor:
     """(rows, length): the token that follows each, -100 where there is none."""
     ids = view.input_ids
     is_real = view.attention_mask.bool()
-    targets = torch.full_like(ids, IGNORE_INDEX)
+    targets = torch.full_like(ids, IGNORE_INDEX)  # (rows, length)
     # Shifted by one to the left; nothing follows the last token, and padding is neither read nor predicted.
     is_followed = is_real[:, :-1] & is_real[:, 1:]  # (rows, length - 1)
     targets[:, :-1] = torch.where(is_followed, ids[:, 1:], IGNORE_INDEX)
@@ -101,6 +102,7 @@ def next_tokens(view: View) -> torch.Tensor:
 def stack(tensors: list[torch.Tensor], fill: int = 0) -> torch.Tensor:
     """Several (rows, length) tensors below each other, padded on the right to one length: (all rows, longest)."""
     longest = max(tensor.shape[1] for tensor in tensors)
+    # (rows, length) -> (rows, longest) each
     padded = [F.pad(tensor, (0, longest - tensor.shape[1]), value=fill) for tensor in tensors]
     return torch.cat(padded)
 
