@@ -88,7 +88,8 @@ def remote_files() -> list[str]:
 
     A configuration that was itself loaded from a Hub without its models has fewer beside it.
     """
-    return sorted(path.name for path in Path(__file__).parent.glob("*.py") if path.name != "__init__.py")
+    names = {path.name for path in Path(__file__).parent.glob("*.py")}
+    return sorted(names - {"__init__.py"})
 
 
 TOKEN_IDS = [f"{kind}_token_id" for kind in ("pad", "bos", "eos", "cls", "sep")]  # options of a backbone
@@ -185,7 +186,10 @@ def choices_of(option: Field) -> tuple:
     kinds = [option.type]
     if get_origin(option.type) is not Literal:
         kinds = list(get_args(option.type))
-    values: list[Any] = [value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
+    values: list[Any] = []
+    for kind in kinds:
+        if get_origin(kind) is Literal:
+            values += get_args(kind)
     if values and type(None) in kinds:
         values.append(None)
     return tuple(values)

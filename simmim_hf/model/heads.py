@@ -151,7 +151,8 @@ class SimMIMForMaskedLM(SimMIMWithLabels, SimMIMWithLMHead):
             filled[is_open] = tokens
             certainty[is_open] = probabilities.gather(1, tokens[:, None])[:, 0]
             # Rank the gaps of each text from the least certain; other tokens come last.
-            rank = certainty.masked_fill(~gaps, torch.inf).argsort(dim=1, stable=True).argsort(1)  # (batch, length)
+            of_gaps = certainty.masked_fill(~gaps, torch.inf)  # (batch, length)
+            rank = of_gaps.argsort(dim=1, stable=True).argsort(1)  # (batch, length)
             num_reopened = num_gaps * (steps - step).clamp(min=0) // steps  # (batch,)
             filled[rank < num_reopened[:, None]] = mask_token_id  # none after the last step
         return filled

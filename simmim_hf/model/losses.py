@@ -173,7 +173,8 @@ def contrastive_cross_entropy(
     # Decoupled: the positive is taken out of the denominator.
     positive_scores = scores.gather(1, positives[:, None])[:, 0]  # (rows,)
     negative_scores = scores.scatter(1, positives[:, None], float("-inf"))  # (rows, candidates)
-    return (negative_scores.logsumexp(1) - positive_scores).sum()
+    denominator = negative_scores.logsumexp(1)  # (rows,)
+    return (denominator - positive_scores).sum()
 
 
 class ContrastiveSums(NamedTuple):
@@ -264,13 +265,16 @@ def _contrast(
         first_hard = 2 * num_positives
     loss_sum = contrastive_cross_entropy(scores, own_positive, form, left_out=own_anchor)
     # Accuracy over positives and hard negatives only, so that it compares across `negatives`.
-    choices = torch.cat([scores[:, :num_positives], scores[:, first_hard:]], dim=1)  # (batch, choices)
+    of_positives = scores[:, :num_positives]
+    of_hard = scores[:, first_hard:]
+    choices = torch.cat([of_positives, of_hard], dim=1)  # (batch, choices)
     return loss_sum, count_correct(choices, own_positive)
 
 
 def count_correct(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """How many rows of `scores` (rows, choices) have their highest value at `targets` (rows,), a scalar."""
-    return (scores.detach().argmax(-1) == targets).sum().float()
+    is_correct = scores.detach().argmax(-1) == targets  # (rows,)
+    return is_correct.sum().float()
 
 
 def alignment(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -284,7 +288,8 @@ def uniformity(x: torch.Tensor) -> torch.Tensor:
     """log mean exp(-2 |x_i - x_j|^2), i < j, on the unit sphere (Wang & Isola 2020, t = 2). x: (batch, dim)"""
     pairs = torch.triu_indices(len(x), len(x), offset=1, device=x.device)  # (2, pairs), each pair once
     # |x - y|^2 = 2 - 2 x.y on the unit sphere.
-    squared_distance = 2 - 2 * similarity_matrix(x, x)[pairs[0], pairs[1]]  # (pairs,)
+    cosine = similarity_matrix(x, x)[pairs[0], pairs[1]]  # (batch, batch) -> (pairs,)
+    squared_distance = 2 - 2 * cosine
     return squared_distance.mul(-2).exp().mean().log()
 
 
@@ -310,7 +315,9 @@ class _AllGather(torch.autograd.Function):
 
 def is_distributed() -> bool:
     """Whether several processes train together and this is a step that they all take (a forward with gradients)."""
-    return torch.is_grad_enabled() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    return torch.is_grad_enabled() and dist.get_world_size() > 1
 
 
 def gather_rows(x: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -337,8 +344,9 @@ def gather_rows(x: torch.Tensor) -> tuple[torch.Tensor, int]:
     # A collective needs equal shapes: pad each part to the largest, gather, and cut the padding off again.
     padded = F.pad(x, (0, 0, 0, most - len(x)))  # (most, dim)
     parts = _AllGather.apply(padded).split(most)  # (most, dim) of each process
-    gathered = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])  # (all rows, dim)
-    return gathered, sum(counts[: dist.get_rank()])
+    real_parts = [part[:count] for part, count in zip(parts, counts, strict=True)]  # (rows, dim) of each process
+    offset = sum(counts[: dist.get_rank()])
+    return torch.cat(real_parts), offset
 
 
 def global_means(sums: Mapping[str, tuple[torch.Tensor, int | torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -357,7 +365,8 @@ def global_means(sums: Mapping[str, tuple[torch.Tensor, int | torch.Tensor]]) ->
     names = list(sums)
     dtype = sums[names[0]][0].dtype
     local = torch.stack([sums[name][0].to(dtype) for name in names])  # (names,)
-    counts = torch.stack([torch.as_tensor(sums[name][1], device=local.device) for name in names]).to(local.dtype)
+    counts = [torch.as_tensor(sums[name][1], device=local.device) for name in names]
+    counts = torch.stack(counts).to(dtype)  # (names,)
     if not is_distributed():
         return dict(zip(names, local / counts.clamp(min=1), strict=True))
     both = torch.stack([local.detach(), counts])  # (2, names), so that one collective is enough

@@ -285,7 +285,8 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             name: bool(kwargs.pop(name, getattr(self.config, name)))
             for name in ("output_hidden_states", "output_attentions")
         }
-        unread = {name for name, value in kwargs.items() if value is not None and value is not False} - {"return_dict"}
+        unread = {name for name, value in kwargs.items() if value is not None and value is not False}
+        unread.discard("return_dict")
         if unread:
             names = ", ".join(sorted(unread))
             raise TypeError(f"{type(self).__name__} with a loss does not read {names}: leave it out.")
@@ -307,8 +308,9 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         terms = self._terms(views, objective, **requested)
         # Sums and counts -> means over all processes, scalars.
         means = global_means(terms.sums)
+        losses = {name: means[name] for name in TERMS if name in means}
         return SimMIMForPreTrainingOutput(
-            loss=self.weighted_sum({name: means[name] for name in TERMS if name in means}, objective),
+            loss=self.weighted_sum(losses, objective),
             original_embeds=terms.anchors,
             masked_embeds=terms.positives,
             **means,
@@ -321,7 +323,8 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
     def weighted_sum(self, terms: dict[str, torch.Tensor], objective: Objective | None = None) -> torch.Tensor:
         """The loss, from its terms by name (`TERMS`)."""
         objective = self._objective(objective)
-        return sum(getattr(objective, weight_of(name)) * term for name, term in terms.items())
+        weighted = [getattr(objective, weight_of(name)) * term for name, term in terms.items()]
+        return sum(weighted)
 
     def views(self, objective: Objective | None = None, **batch: torch.Tensor | None) -> list[View]:
         """The views of a batch that a forward reads, in order: a term of weight 0 reads nothing.
@@ -365,7 +368,8 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         objective = self._objective(objective)
         counts: dict[str, torch.Tensor] = {}
         views = self.views(objective, **batch)
-        num_predicted = {view.name: view.is_predicted.sum() for view in views if view.targets is not None}
+        predicted_views = [view for view in views if view.targets is not None]
+        num_predicted = {view.name: view.is_predicted.sum() for view in predicted_views}
         causal = num_predicted.pop("causal", None)
         if num_predicted:
             counts["mlm_loss"] = torch.stack(list(num_predicted.values())).sum()

@@ -34,8 +34,10 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> to
         # The lowest number at padding, which is the maximum of nothing else.
         return hidden.masked_fill(~is_real, torch.finfo(hidden.dtype).min).amax(1)
     # In float32 as `Unpadding.mean` in training: half precision cannot hold the sum of a long sequence.
-    total = (hidden * is_real).sum(1, dtype=torch.promote_types(hidden.dtype, torch.float32))  # (batch, hidden)
-    return (total / is_real.sum(1).clamp(min=1)).to(hidden.dtype)
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    total = (hidden * is_real).sum(1, dtype=dtype)  # (batch, hidden)
+    num_tokens = is_real.sum(1).clamp(min=1)  # (batch, 1)
+    return (total / num_tokens).to(hidden.dtype)
 
 
 class TokenStates(NamedTuple):
@@ -199,10 +201,12 @@ def encode(
         embedding_dim = encoder.config.embedding_dim  # wider by the token table
     vectors = torch.empty(len(rows), embedding_dim)
     encoder.eval()
-    for start in logging.tqdm(range(0, len(rows), batch_size), desc="Encoding", disable=not show_progress):
+    starts = range(0, len(rows), batch_size)
+    for start in logging.tqdm(starts, desc="Encoding", disable=not show_progress):
         in_batch = order[start : start + batch_size]
         # (batch, longest length in it)
-        batch = tokenizer.pad({"input_ids": [ids[row] for row in in_batch]}, return_tensors="pt").to(encoder.device)
+        unpadded = {"input_ids": [ids[row] for row in in_batch]}
+        batch = tokenizer.pad(unpadded, return_tensors="pt").to(encoder.device)
         pooled = encoder(**batch).pooler_output.float()  # (batch, dim)
         if normalize:
             pooled = F.normalize(pooled, dim=-1)

@@ -118,8 +118,9 @@ def _pooling_modes(settings: dict[str, Any]) -> list[str]:
             return [modes]
         return modes
     # Before that, a switch for each pooling, and the mean without any.
-    switched_on = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value is True]
-    return [re.sub(r"^pooling_mode_|_tokens?$", "", name) for name in switched_on] or ["mean"]
+    switched_on = [name for name, value in settings.items() if value is True and name.startswith("pooling_mode_")]
+    modes = [re.sub(r"^pooling_mode_|_tokens?$", "", name) for name in switched_on]
+    return modes or ["mean"]
 
 
 def _read_json(name_or_path: str, file: str, hub_options: dict[str, Any]) -> Any:

@@ -64,7 +64,8 @@ class Group:
             grid = x.new_zeros(self.rows * self.length, *x.shape[1:])
             x = grid.index_copy(0, self.indices, x)
         # (rows * length, heads, dim) -> (rows, heads, length, dim), as attention takes it
-        return x.reshape(self.rows, self.length, *x.shape[1:]).transpose(1, 2)
+        x = x.reshape(self.rows, self.length, *x.shape[1:])
+        return x.transpose(1, 2)
 
     def flat(self, x: torch.Tensor) -> torch.Tensor:
         """(rows, heads, length, dim) of this group -> (tokens, heads, dim)."""
@@ -137,8 +138,10 @@ class Unpadding:
         # Row and column of each real token, in that order of the rows: (tokens,) each.
         sorted_row, column = is_real[order].nonzero(as_tuple=True)
         starts = lengths.cumsum(0) - lengths  # (rows,), tokens before each row
-        cu_seqlens = torch.cat([starts, lengths.sum()[None]]).to(torch.int32)  # (rows + 1,)
-        positions = torch.arange(len(sorted_row), device=is_real.device) - starts[sorted_row]  # (tokens,)
+        end = lengths.sum()[None]
+        cu_seqlens = torch.cat([starts, end]).to(torch.int32)  # (rows + 1,)
+        place = torch.arange(len(sorted_row), device=is_real.device)  # (tokens,)
+        positions = place - starts[sorted_row]  # (tokens,)
         indices = order[sorted_row] * length + column  # (tokens,)
         sizes = lengths.tolist()  # waits for a GPU
         groups = _group_similar_lengths(sizes, sorted_row, positions)
@@ -171,7 +174,8 @@ class Unpadding:
     def mean(self, x: torch.Tensor) -> torch.Tensor:
         """(tokens, dim) -> (rows, dim), the mean over the tokens of each row"""
         lengths = self.row.bincount(minlength=self.shape[0])  # (rows,)
-        return (self.sum(x) / lengths.clamp(min=1)[:, None]).to(x.dtype)  # (rows, dim); 0 for an empty row
+        lengths = lengths.clamp(min=1)[:, None]  # (rows, 1); the mean of an empty row is 0
+        return (self.sum(x) / lengths).to(x.dtype)
 
     def softmax(self, scores: torch.Tensor) -> torch.Tensor:
         """(tokens,) -> (tokens,), over the tokens of each row"""
@@ -180,7 +184,8 @@ class Unpadding:
         highest = highest.scatter_reduce(0, self.row, scores.detach(), "amax")  # (rows,)
         weights = (scores - highest[self.row]).exp()[:, None]  # (tokens, 1)
         # The sum of each row, once for each of its tokens: (rows, 1) -> (tokens, 1).
-        return (weights / self.sum(weights)[self.row])[:, 0]
+        norm = self.sum(weights)[self.row]
+        return (weights / norm)[:, 0]  # (tokens, 1) -> (tokens,)
 
     def select(self, x: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         """(tokens, ...) -> (selected, ...), the real tokens at `where`, places in the flattened padded batch"""
@@ -188,7 +193,8 @@ class Unpadding:
         # The inverse of `indices`: (rows * length,), the place of each token in the unpadded sequence.
         place = torch.zeros(rows * length, dtype=torch.long, device=x.device)
         place[self.indices] = torch.arange(len(self.indices), device=x.device)
-        return x.index_select(0, place.index_select(0, where))
+        selected = place.index_select(0, where)  # (selected,)
+        return x.index_select(0, selected)
 
 
 def _group_similar_lengths(lengths: list[int], sorted_row: torch.Tensor, positions: torch.Tensor) -> list[Group]:
@@ -430,7 +436,8 @@ def varlen_kernel(device: torch.device, dtype: torch.dtype) -> Callable | None:
 
         # Two rows of 3 and 2 tokens, causal, against the padded function. No random numbers: dropout that is replayed
         # in backward must find the generator where it left it.
-        query = torch.linspace(-2, 2, 5 * 2 * 64, device=device, dtype=dtype).view(5, 2, 64)  # (tokens, heads, dim)
+        query = torch.linspace(-2, 2, 5 * 2 * 64, device=device, dtype=dtype)
+        query = query.view(5, 2, 64)  # (tokens, heads, dim)
         cu_seqlens = torch.tensor([0, 3, 5], device=device, dtype=torch.int32)
         sizes = {"cu_seq_q": cu_seqlens, "cu_seq_k": cu_seqlens, "max_q": 3, "max_k": 3}
         actual = varlen_attn(query, query, query, **sizes, scale=0.1, window_size=(-1, 0), enable_gqa=False)

@@ -49,8 +49,11 @@ class View(NamedTuple):
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "View":
         """The view with a function applied to every column that it has."""
-        columns = {name: function(x) for name, x in self._asdict().items() if isinstance(x, torch.Tensor)}
-        return self._replace(**columns)
+        changed = {}
+        for name, column in self._asdict().items():
+            if isinstance(column, torch.Tensor):  # neither the name nor a column that is not there
+                changed[name] = function(column)
+        return self._replace(**changed)
 
     @property
     def num_tokens(self) -> torch.Tensor:
@@ -103,7 +106,9 @@ def stack(tensors: list[torch.Tensor], fill: int = 0) -> torch.Tensor:
     """Several (rows, length) tensors below each other, padded on the right to one length: (all rows, longest)."""
     longest = max(tensor.shape[1] for tensor in tensors)
     # (rows, length) -> (rows, longest) each
-    padded = [F.pad(tensor, (0, longest - tensor.shape[1]), value=fill) for tensor in tensors]
+    padded = []
+    for tensor in tensors:
+        padded.append(F.pad(tensor, (0, longest - tensor.shape[1]), value=fill))
     return torch.cat(padded)
 
 
