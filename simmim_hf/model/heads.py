@@ -174,8 +174,9 @@ class SimMIMGenerationConfig(GenerationConfig):
 
     @classmethod
     def from_model_config(cls, model_config: PreTrainedConfig | dict) -> "SimMIMGenerationConfig":
-        options = model_config if isinstance(model_config, dict) else model_config.to_dict()
-        options = {name: value for name, value in options.items() if name != "temperature"}
+        if not isinstance(model_config, dict):
+            model_config = model_config.to_dict()
+        options = {name: value for name, value in model_config.items() if name != "temperature"}
         return super().from_model_config(options)
 
 
@@ -359,7 +360,9 @@ class SimMIMForSequenceClassification(SimMIMWithLabels, SimMIMWithNewHead):
     output_class = modeling_outputs.SequenceClassifierOutput
 
     def _logits(self, columns: Columns, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
-        inputs = columns["inputs_embeds"] if columns["input_ids"] is None else columns["input_ids"]
+        inputs = columns["input_ids"]
+        if inputs is None:
+            inputs = columns["inputs_embeds"]
         padding_is_known = columns["attention_mask"] is not None or self.config.pad_token_id is not None
         if inputs is not None and len(inputs) > 1 and not padding_is_known:
             raise ValueError(

@@ -568,10 +568,10 @@ def _compared(
     parts = embeddings.split([len(view.input_ids) for view in views])  # (rows, dim) of each view
     by_name = {view.name: part for view, part in zip(views, parts, strict=True)}
     # Without an uncorrupted text the masked copy is the anchor; without a view of its own, the positive.
-    anchors = by_name["masked"] if objective.corrupts_both else by_name["original"]
-    positives = by_name["masked"] if objective.masked_is_positive else by_name["positive"]
+    anchor = "masked" if objective.corrupts_both else "original"
+    positive = "masked" if objective.masked_is_positive else "positive"
     hard_negatives = by_name.get("negatives", embeddings[:0])
-    return anchors, positives, hard_negatives
+    return by_name[anchor], by_name[positive], hard_negatives
 
 
 def _count_rows(tensor: torch.Tensor) -> torch.Tensor:

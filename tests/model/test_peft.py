@@ -139,8 +139,8 @@ def test_sequences_are_still_read_without_padding(family, folder, monkeypatch):
     model, batch = with_adapters(SimMIMForPreTraining, family, folder)
     randomize(torch.nn.ParameterList(p for p in model.parameters() if p.requires_grad), scale=0.3)
     model(**batch)  # tries once what the backbone can do
-    unpaddings, of = [], Unpadding.from_mask
-    monkeypatch.setattr(Unpadding, "of", lambda mask: unpaddings.append(of(mask)) or unpaddings[-1])
+    unpaddings, from_mask = [], Unpadding.from_mask
+    monkeypatch.setattr(Unpadding, "from_mask", lambda mask: unpaddings.append(from_mask(mask)) or unpaddings[-1])
     adapters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     unpadded = model(**batch)
     unpadded_gradients = torch.autograd.grad(unpadded.loss, adapters)
