@@ -2,9 +2,12 @@
 
 import argparse
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Sequence
+
+from simmim_cli import keep_output_from_ending_the_run
 
 from .options import REFUSED, Parser, one_line, option_names, parse, parse_given
 
@@ -37,25 +40,29 @@ def train(run_class: type, parser: Parser, argv: list[str]) -> int:
     """A run of training that signals end, of the command that the parser is of."""
     from .data.corpora import DataError
     from .export import ExportError
-    from .training.agreement import ProcessesDiffer, ProcessLost, noticing_lost_processes
-    from .training.checkpoints import DiskFull
+    from .folders import NotSaved
+    from .memory import OutOfMemory
+    from .training.checkpoints import claimed
     from .training.pretraining import NotUploaded
     from .training.signals import Interrupted
 
-    lost = ending(parser, FAILED, ProcessLost)
-    with ending(parser, REFUSED, ValueError, OSError, ImportError), lost, noticing_lost_processes():
-        run = run_class(*parse(parser, argv))
-    failed = ending(parser, FAILED, FloatingPointError, DiskFull, ExportError, NotUploaded, ProcessLost)
-    interrupted = ending(parser, TRY_AGAIN, Interrupted)
-    listening = run.signals.listening()
-    refused = ending(parser, REFUSED, DataError, ProcessesDiffer)
-    with failed, interrupted, refused, noticing_lost_processes(), listening, letting_threads_end():
-        run.run([parser.prog.split()[1], *argv])
+    with staying_together(parser), contextlib.ExitStack() as claim:
+        with ending(parser, REFUSED, ValueError, OSError, ImportError):
+            arguments = parse(parser, argv)
+            claim.enter_context(claimed(arguments[-1].output_dir))
+            run = run_class(*arguments)
+        failed = ending(parser, FAILED, FloatingPointError, OutOfMemory, NotSaved, ExportError, NotUploaded)
+        interrupted = ending(parser, TRY_AGAIN, Interrupted)
+        with failed, interrupted, ending(parser, REFUSED, DataError), run.signals.listening():
+            run.run([parser.prog.split()[1], *argv])
     return 0
 
 
 def evaluate(argv: list[str]) -> int:
     from .evaluation.command import Evaluation, EvaluationArguments
+    from .folders import NotSaved
+    from .memory import OutOfMemory
+    from .training.checkpoints import claimed
 
     parser = parser_of(
         EvaluationArguments,
@@ -63,10 +70,13 @@ def evaluate(argv: list[str]) -> int:
         "Measure encoders: similarity, retrieval, transfer, language modelling, and the geometry of its vectors. "
         "Results go to a table, results.json and results.md.",
     )
-    with ending(parser, REFUSED, ValueError, OSError):
-        run = Evaluation(*parse(parser, argv))
-    with ending(parser, FAILED, FloatingPointError):
-        run.run(["evaluate", *argv])
+    with contextlib.ExitStack() as claim:
+        with ending(parser, REFUSED, ValueError, OSError):
+            (arguments,) = parse(parser, argv)
+            claim.enter_context(claimed(arguments.output_dir))
+            run = Evaluation(arguments)
+        with ending(parser, FAILED, FloatingPointError, OutOfMemory, NotSaved):
+            run.run(["evaluate", *argv])
     return 0
 
 
@@ -86,13 +96,15 @@ def card(argv: list[str]) -> int:
 
 def export(argv: list[str]) -> int:
     from .export import ExportArguments, ExportError, run
+    from .folders import NotSaved
 
     parser = parser_of(
         ExportArguments,
         "export --model FOLDER --to FORM --output_dir FOLDER [options]",
         "Write a checkpoint in a form that other libraries open, and compare it with its source.",
     )
-    with ending(parser, REFUSED, ValueError, OSError, ImportError), ending(parser, FAILED, ExportError):
+    failed = ending(parser, FAILED, ExportError, NotSaved)
+    with ending(parser, REFUSED, ValueError, OSError, ImportError), failed:
         run(*parse(parser, argv))
     return 0
 
@@ -100,6 +112,8 @@ def export(argv: list[str]) -> int:
 def compare(argv: list[str]) -> int:
     from .comparison.arms import read_arms
     from .comparison.comparison import Comparison, ComparisonArguments
+    from .folders import NotSaved
+    from .memory import OutOfMemory
     from .training.arguments import PRETRAINING
     from .training.signals import Interrupted
 
@@ -110,13 +124,16 @@ def compare(argv: list[str]) -> int:
         "for the same budget, evaluate them, and write a report. Options of `simmim pretrain` are those of all arms. "
         "Without options: all objectives on the documentation inside Python, torch and transformers.",
     )
-    with ending(parser, REFUSED, ValueError, OSError):
-        options = {"output_dir": "simmim-comparison", **parse_given(parser, argv)}
-        own = {name: options.pop(name) for name in option_names([ComparisonArguments]) if name in options}
-        arms = read_arms(own.pop("objectives", None), own.pop("arms", None))
-        comparison = Comparison(arms, options, options.pop("output_dir"), **own)
-    with ending(parser, TRY_AGAIN, Interrupted), comparison.signals.listening(), letting_threads_end():
-        results = comparison.run(["compare", *argv])
+    with staying_together(parser):
+        failed = ending(parser, FAILED, OutOfMemory, NotSaved)
+        with failed, ending(parser, REFUSED, ValueError, OSError):
+            options = {"output_dir": "simmim-comparison", **parse_given(parser, argv)}
+            own = {name: options.pop(name) for name in option_names([ComparisonArguments]) if name in options}
+            arms = read_arms(own.pop("objectives", None), own.pop("arms", None))
+            comparison = Comparison(arms, options, options.pop("output_dir"), **own)
+        failed, interrupted = ending(parser, FAILED, OutOfMemory, NotSaved), ending(parser, TRY_AGAIN, Interrupted)
+        with failed, interrupted, comparison.signals.listening():
+            results = comparison.run(["compare", *argv])
     return 0 if any(run["status"] == "finished" for run in results["runs"]) else 1
 
 
@@ -135,6 +152,16 @@ def ending(parser: argparse.ArgumentParser, status: int, *errors: type[Exception
         # A worker of a DataLoader puts its traceback before the message.
         message = one_line(str(error).rpartition("DataError: ")[2])
         parser.exit(status, f"{parser.prog}: {'error: ' if status == REFUSED else ''}{message}\n")
+
+
+@contextlib.contextmanager
+def staying_together(parser: argparse.ArgumentParser):
+    """Ends a command of several processes in one line, where one of them is lost or does something else."""
+    from .training.agreement import ProcessesDiffer, ProcessLost, noticing_lost_processes
+
+    lost = ending(parser, FAILED, ProcessLost)
+    with lost, ending(parser, REFUSED, ProcessesDiffer), noticing_lost_processes(), letting_threads_end():
+        yield
 
 
 @contextlib.contextmanager
@@ -164,14 +191,20 @@ COMMANDS = {
 }
 
 
+OF_ONE_PROCESS = ("evaluate", "card", "export")  # what the first one does alone, however many a launcher starts
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     from importlib.metadata import version
 
+    keep_output_from_ending_the_run()
     parser = argparse.ArgumentParser(prog="simmim", description="SimMIM, the Siamese Masked Language Model for text.")
     parser.add_argument("--version", action="version", version=f"simmim_hf {version('simmim_hf')}")
     parser.add_argument("command", choices=list(COMMANDS), help="`simmim COMMAND --help` tells its options")
     parser.add_argument("options", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
+    if arguments.command in OF_ONE_PROCESS and int(os.environ.get("RANK", 0)) > 0:
+        return 0  # several processes would write the same files
     try:
         return COMMANDS[arguments.command](arguments.options)
     except KeyboardInterrupt:

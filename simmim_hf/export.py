@@ -22,12 +22,12 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 
-from . import records
+from . import folders, records
 from .data.tokenization import load_tokenizer
 from .model import modeling_simmim
 from .model.backbones import can_be_decoder, class_with_head, is_decoder_family, native_head, without_pooler
 from .model.configuration_simmim import SimMIMConfig
-from .model.encoder import SimMIMPreTrainedModel
+from .model.encoder import SimMIMPreTrainedModel, give_usual_mode
 from .model.st_format import FILES_BESIDE_WEIGHTS, is_plain
 from .options import option, reason, refusing
 
@@ -83,9 +83,10 @@ def run(arguments: ExportArguments) -> None:
     Raises:
         ValueError, OSError, ImportError: the input cannot work; the message names the remedy.
         ExportError: the export differs from its source.
+        NotSaved: a file could not be written.
     """
-    name, to, folder = arguments.model, arguments.to, Path(arguments.output_dir)
-    if folder.is_dir() and any(folder.iterdir()):
+    name, folder = arguments.model, Path(arguments.output_dir)
+    if folders.is_used(folder):
         if Path(name).is_dir() and folder.samefile(name):
             raise ValueError(f"--output_dir `{folder}` is the checkpoint itself. Give another folder.")
         if not arguments.overwrite_output_dir:
@@ -93,14 +94,24 @@ def run(arguments: ExportArguments) -> None:
                 f"--output_dir `{folder}` is not empty. Give another folder, or --overwrite_output_dir to write over "
                 "it."
             )
-    require(*NEEDED.get(to, ()))
+    require(*NEEDED.get(arguments.to, ()))
+    with folders.claimed(folder), folders.writing(folder):
+        _export(arguments)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"Saved in {folder} ({size / 1e6:.1f} MB)")
+
+
+def _export(arguments: ExportArguments) -> None:
+    name, to, folder = arguments.model, arguments.to, arguments.output_dir
     with refusing("--model"):
         model, tokenizer = load_checkpoint(name), load_tokenizer(name)
-    with tempfile.TemporaryDirectory() as staging:
+    with tempfile.TemporaryDirectory() as private:
+        staging = Path(private, "export")  # with the usual mode, which copytree gives to `folder`
+        staging.mkdir()
         if to == "safetensors-only":
             difference = export_checkpoint(model, tokenizer, staging, arguments.keep_projection)
             for file in filter(Path.is_file, (Path(name, part) for part in CARD_FILES)):
-                shutil.copy(file, staging)
+                copy_own(file, staging / file.name, Path(name))
         else:
             write = (
                 export_backbone if to == "backbone" else export_onnx if to == "onnx" else export_sentence_transformers
@@ -114,8 +125,6 @@ def run(arguments: ExportArguments) -> None:
             cosine = quantize_onnx(model, tokenizer, staging)
             print(f"int8: the cosine of its vectors and those of `{name}` is {cosine:.4f} at least")
         shutil.copytree(staging, folder, dirs_exist_ok=True)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"Saved in {folder} ({size / 1e6:.1f} MB)")
 
 
 def require(*packages: str) -> None:
@@ -160,6 +169,7 @@ def export_backbone(
         logger.warning("The pooling stays behind: transformers' own class has no place for it.")
     native = native_model(model)
     native.save_pretrained(folder)
+    give_usual_mode(Path(folder).glob("*.safetensors"))
     _fitted(model, tokenizer).save_pretrained(folder)
     native = _reload(type(native), folder, **without_pooler(type(native)))
     source, pairs = _reference(model), []
@@ -206,6 +216,7 @@ def export_sentence_transformers(
         _write_sentence_transformer(model, tokenizer, folder)
     else:
         _write_as_in(source, model, folder)
+    give_usual_mode(Path(folder).glob("*.safetensors"))
     exported = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
     tokenizer, pairs = copy.deepcopy(tokenizer), []
     tokenizer.model_max_length = exported.max_seq_length
@@ -221,9 +232,7 @@ def export_sentence_transformers(
 def _write_as_in(source: str | os.PathLike, model: SimMIMPreTrainedModel, folder: str | os.PathLike) -> None:
     """The files of a sentence-transformers model with the weights of the encoder of `model`."""
     for file in (file for pattern in FILES_BESIDE_WEIGHTS for file in Path(source).glob(pattern)):
-        target = Path(folder, file.relative_to(source))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, target)
+        copy_own(file, Path(folder, file.relative_to(source)), Path(source))
     native, info = AutoModel.from_pretrained(
         source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
     )
@@ -234,6 +243,25 @@ def _write_as_in(source: str | os.PathLike, model: SimMIMPreTrainedModel, folder
     if wrong:
         raise ExportError(f"the encoder has not the weights of `{source}`: {', '.join(wrong[:3])}.")
     native.save_pretrained(folder)
+
+
+def copy_own(file: Path, target: Path, source: Path) -> None:
+    """Copies a file of the folder `source` to `target`.
+
+    Raises:
+        ValueError: it is a link out of that folder. What is on the other end was not meant to be shared.
+    """
+    home = source.resolve()
+    owned = [home]
+    if home.parent.name == "snapshots":  # of the Hub's cache, where each file is a link to its content
+        owned.append(home.parents[1] / "blobs")
+    if not any(file.resolve().is_relative_to(folder) for folder in owned):
+        raise ValueError(
+            f"`{file}` is a link to what is outside of `{source}`, and would be copied into the new model: put the "
+            "file itself there, or remove the link."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(file, target)
 
 
 def _write_sentence_transformer(

@@ -18,6 +18,8 @@ import torch
 from datasets import Dataset
 from transformers import TrainingArguments
 
+SECRET = re.compile(r"[\w-]+[_-]token")  # an option that holds an access token, such as hub_token
+
 
 def versions() -> dict[str, str]:
     """The versions of Python and of the libraries that results depend on."""
@@ -26,9 +28,22 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
+# Line breaks and control characters, with which a name could write more than a name or move the cursor; characters
+# that turn the direction of text; bytes of a name that are not UTF-8.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
 def git_revision() -> str | None:
-    """The commit of the repository around the working directory, `-dirty` where files changed; None outside of one."""
-    words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The commit of the clone that this package runs from, `-dirty` where files changed; None where it is installed.
+
+    Never of the working directory: git runs what the configuration of a repository names, and this one may have come
+    out of an archive.
+    """
+    clone = Path(__file__).parents[1]
+    if not (clone / ".git").exists():  # a repository further up has this package as one of its files
+        return None
+    words = ["git", "-C", str(clone), "-c", "core.fsmonitor=false"]
+    words += ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     with contextlib.suppress(OSError):  # there may be no git
         return subprocess.run(words, capture_output=True, text=True).stdout.strip() or None
 
@@ -69,6 +84,25 @@ def without_folders(value):
     return _changed(value, lambda part: Path(part).name if isinstance(part, str) and os.path.isabs(part) else part)
 
 
+def without_secrets(options: dict) -> dict:
+    """Options, and the options in them, without access tokens: nothing that is written may hold one."""
+    kept = {name: value for name, value in options.items() if not SECRET.fullmatch(str(name))}
+    return {name: without_secrets(value) if isinstance(value, dict) else value for name, value in kept.items()}
+
+
+def printable(value):
+    """A text, or the texts in dicts and lists, with control characters written as in Python: `\\n`, `\\x1b`."""
+    if isinstance(value, dict):
+        return {printable(name): printable(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [printable(part) for part in value]
+    return CONTROL.sub(_escape, value) if isinstance(value, str) else value
+
+
+def _escape(found: re.Match) -> str:
+    return found[0].encode("unicode_escape").decode()
+
+
 def _changed(value, change: Callable):
     """A value, or the dicts and lists that it is made of, with every part that is neither of them changed."""
     if isinstance(value, dict):
@@ -76,12 +110,12 @@ def _changed(value, change: Callable):
     return [_changed(part, change) for part in value] if isinstance(value, (list, tuple)) else change(value)
 
 
-def command(argv: Sequence[str]) -> str:
-    """The command line of `simmim` as it may be shared: without access tokens and folders of this machine."""
-    shared, words = ["simmim"], iter(argv)
+def command(argv: Sequence[str], program: str = "simmim") -> str:
+    """A command line as it may be shared: without access tokens and folders of this machine."""
+    shared, words = [program], iter(argv)
     for word in words:
         name, equals, value = word.partition("=")
-        if re.fullmatch(r"--\w+[_-]token", name):
+        if name.startswith("--") and SECRET.fullmatch(name[2:]):
             if not equals:
                 next(words, None)
         else:

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import quantities, records
+from .. import folders, memory, quantities, records
 from ..data import tokenization
 from ..model.configuration_simmim import Pooling, SimMIMConfig
-from ..options import option, refusing
+from ..options import is_number, option, refusing
 from .bootstrap import CONFIDENCE, Sampled, paired_difference
 from .encoding import load_encoder
 from .language_modelling import load_language_model, masked_rows
@@ -59,8 +59,9 @@ class EvaluationArguments:
         if not self.tasks and not self.mteb:
             raise ValueError(f"nothing to measure: give --tasks (built in: {', '.join(BUILT_IN)}) or --mteb.")
         for name, least in (("batch_size", 1), ("max_samples", 0), ("max_seq_length", 1), ("seed", 0)):
-            if not least <= getattr(self, name) <= LARGEST:
-                raise ValueError(f"--{name} is {getattr(self, name)}: it must be {least} or more, up to {LARGEST:,}.")
+            value = getattr(self, name)
+            if not is_number(value, least, LARGEST, int):
+                raise ValueError(f"--{name} is {value!r}: it must be {least} or more, up to {LARGEST:,}.")
         if os.path.exists(os.path.join(self.output_dir, "results.json")) and not self.overwrite_output_dir:
             raise ValueError(
                 f"--output_dir `{self.output_dir}` already has a results.json. Give another folder, or "
@@ -173,8 +174,6 @@ class Evaluation:
             while name in self.contenders:
                 name = f"{short} ({len(self.contenders) + 1})"
             self.contenders[name] = contender
-        with refusing("--output_dir"):  # rather than when everything is measured
-            os.makedirs(args.output_dir, exist_ok=True)
 
     def run(self, argv: Sequence[str] | None = None) -> dict:
         """Measures everything, writes `results.json` and `results.md`, and prints the table.
@@ -188,7 +187,14 @@ class Evaluation:
 
         Raises:
             FloatingPointError: a model gives vectors that are not finite.
+            OutOfMemory: there was not enough memory.
+            NotSaved: a file could not be written.
         """
+        remedy = f"Give a smaller --batch_size (now {self.args.batch_size}) or --max_seq_length, or --bf16."
+        with folders.writing(self.args.output_dir), memory.remedied(remedy):
+            return self._measure(argv)
+
+    def _measure(self, argv: Sequence[str] | None) -> dict:
         args, samples = self.args, {}
         self.differences: dict[str, dict[str, dict]] = {}
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=args.bf16):
@@ -267,6 +273,7 @@ def table_rows(results: dict, shown: Iterable[str] = quantities.QUANTITIES) -> l
         results: of `Evaluation.run`
         shown: the keys of the metrics
     """
+    results = records.printable(results)
     models = models_of(results)
     rows = [("task", "kind", "metric", *(models if len(models) > 1 else ["value"]))]
     for part in ("tasks", "mteb"):
@@ -304,6 +311,7 @@ def markdown_table(results: dict, shown: Iterable[str] = quantities.QUANTITIES) 
 
 def markdown(results: dict) -> str:
     """`results.md`: what was measured, as a table, and with what."""
+    results = records.printable(results)
     models = models_of(results)
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     read = {name: f"{m['pooling']} pooling, at most {m['max_seq_length']} tokens" for name, m in models.items()}

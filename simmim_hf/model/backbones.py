@@ -166,9 +166,10 @@ def adjust_backbone(text_config: PreTrainedConfig, num_hidden_layers: int | None
 
 
 def _keep_first_layers(text_config: PreTrainedConfig, num_hidden_layers: int) -> None:
-    if not 0 <= num_hidden_layers <= text_config.num_hidden_layers:
+    is_number = isinstance(num_hidden_layers, int)
+    if not (is_number and 0 <= num_hidden_layers <= text_config.num_hidden_layers):
         raise ValueError(
-            f"num_hidden_layers={num_hidden_layers}: give a number from 0 to {text_config.num_hidden_layers}, "
+            f"num_hidden_layers={num_hidden_layers!r}: give a number from 0 to {text_config.num_hidden_layers}, "
             "which there are."
         )
     text_config.num_hidden_layers = num_hidden_layers
@@ -186,8 +187,8 @@ def _keep_first_layers(text_config: PreTrainedConfig, num_hidden_layers: int) ->
 
 
 def _set_dropout(text_config: PreTrainedConfig, dropout: float) -> None:
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout={dropout}: give a number from 0 to below 1.")
+    if not (isinstance(dropout, (int, float)) and 0 <= dropout < 1):
+        raise ValueError(f"dropout={dropout!r}: give a number from 0 to below 1.")
     names = dropouts(text_config)
     if not names:
         raise ValueError(f"dropout={dropout}: the backbone `{text_config.model_type}` has no dropout.")

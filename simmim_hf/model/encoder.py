@@ -6,8 +6,10 @@ Built on it: the heads of downstream tasks (`heads`) and the joint objective (`o
 import contextlib
 import inspect
 import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -23,10 +25,20 @@ from .loading import explaining_weights
 from .pooling import SimMIMPooling, SimMIMTokenTable, TokenStates, encode
 from .st_format import write_modules
 from .unpadding import ATTENTION, Unpadding
+from .views import check_integers
 
 logger = logging.get_logger(__name__)
 
 OF_POOLING = [r"pooler\.query$", r"pooler\.lexicon\."]  # weights of the pooling, as patterns
+
+
+def give_usual_mode(weights: Iterable[Path]) -> None:
+    """Lets those read saved weights who may read the configuration beside them: safetensors ignores the umask, and
+    lets no other user read what it writes."""
+    for file in weights:
+        for name in ("config.json", "adapter_config.json"):
+            if file.with_name(name).exists():
+                shutil.copymode(file.with_name(name), file)
 
 
 class SimMIMPreTrainedModel(PreTrainedModel):
@@ -65,6 +77,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         if is_main_process and self._reads_vectors and not os.path.isfile(save_directory):
             write_modules(self.config, save_directory)  # before the upload, where there is one
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        give_usual_mode(Path(save_directory).glob("*.safetensors"))
 
     encode = encode  # texts to vectors
 
@@ -194,6 +207,8 @@ class SimMIMModel(SimMIMPreTrainedModel):
         inputs = inputs_embeds if input_ids is None else input_ids  # (batch, length) or (batch, length, embedding)
         if inputs is None:
             raise ValueError("Give `input_ids` or `inputs_embeds`.")
+        if input_ids is not None:
+            check_integers("input_ids", input_ids)
         if attention_mask is None:  # no padding
             attention_mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
         if is_causal is None:

@@ -11,10 +11,12 @@ from .configuration_simmim import SimMIMConfig
 from .encoder import SimMIMModel, SimMIMPreTrainedModel, SimMIMWithLMHead
 from .losses import IGNORE_INDEX, global_means, token_cross_entropy
 from .unpadding import ATTENTION, Past
+from .views import check_integers, check_shape
 
 logger = logging.get_logger(__name__)
 
 Columns = dict[str, torch.Tensor | None]  # the inputs of `SimMIMModel.forward` by name
+ONE_A_TOKEN = "one for each token"  # the reason of a shape
 
 
 class SimMIMWithLabels(SimMIMPreTrainedModel):
@@ -84,6 +86,8 @@ class SimMIMForMaskedLM(SimMIMWithLabels, SimMIMWithLMHead):
         return self.lm_head(outputs.last_hidden_state), outputs
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        check_shape("labels", labels, logits.shape[:-1], reason=ONE_A_TOKEN)
+        check_integers("labels", labels)
         is_predicted = labels != IGNORE_INDEX  # (batch, length)
         # (batch, length, vocab) and (batch, length) -> (predicted, vocab) and (predicted,)
         total = token_cross_entropy(logits[is_predicted], labels[is_predicted])
@@ -246,6 +250,8 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
         inputs = inputs_embeds if input_ids is None else input_ids  # (batch, length) or (batch, length, embedding)
         if inputs is None:
             raise ValueError("Give `input_ids` or `inputs_embeds`.")
+        if input_ids is not None:
+            check_integers("input_ids", input_ids)
         if past_key_values is not None and past_key_values.is_compileable:
             # `generate` replaces the mask by one of four dimensions, or by none, and the padding is lost.
             raise ValueError(
@@ -287,6 +293,8 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
         logits = self.lm_head(outputs.last_hidden_state[:, kept])  # (batch, kept, hidden) -> (batch, kept, vocab)
         loss = None
         if labels is not None:
+            check_shape("labels", labels, logits.shape[:-1], reason=ONE_A_TOKEN)
+            check_integers("labels", labels)
             self._reads_from_left_to_right |= self.training
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         if self._has_native_cache:
@@ -375,6 +383,8 @@ class SimMIMForSequenceClassification(SimMIMWithLabels, SimMIMWithNewHead):
         return self.classifier(self.dropout(outputs.pooler_output)), outputs
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        a_text = (len(logits),), (len(logits), 1), logits.shape
+        check_shape("labels", labels, *a_text, reason="one for each text, or for each text and label")
         if self.num_labels > 1 and not labels.is_floating_point():
             _check_labels(labels, self.num_labels)
         return self.loss_function(pooled_logits=logits, labels=labels, config=self.config)
@@ -395,6 +405,8 @@ class SimMIMForTokenClassification(SimMIMWithLabels, SimMIMWithNewHead):
         return self.classifier(self.dropout(outputs.last_hidden_state)), outputs
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        check_shape("labels", labels, logits.shape[:-1], reason=ONE_A_TOKEN)
+        check_integers("labels", labels)
         _check_labels(labels, self.num_labels)
         return self.loss_function(logits, labels, self.config)
 
@@ -418,6 +430,8 @@ class SimMIMForMultipleChoice(SimMIMWithLabels, SimMIMWithNewHead):
         return scores.view(batch, choices), outputs  # the choices of a text compete in one softmax
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        check_shape("labels", labels, (len(logits),), reason="one for each row of choices")
+        check_integers("labels", labels)
         _check_labels(labels, num_labels=logits.shape[1])
         return nn.functional.cross_entropy(logits.float(), labels)
 
@@ -463,6 +477,10 @@ class SimMIMForQuestionAnswering(SimMIMWithNewHead):
         start_logits, end_logits = logits.unbind(-1)  # (batch, length) each
         loss = None
         if start_positions is not None and end_positions is not None:
+            for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):
+                a_text = (len(start_logits),), (len(start_logits), 1)
+                check_shape(name, positions, *a_text, reason="one for each text")
+                check_integers(name, positions)
             loss = self.loss_function(start_logits, end_logits, start_positions, end_positions)
         return modeling_outputs.QuestionAnsweringModelOutput(
             loss=loss,

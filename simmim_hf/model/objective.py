@@ -32,7 +32,7 @@ from .losses import (
     token_cross_entropy,
 )
 from .st_format import source_pooling
-from .views import View, next_tokens, required_column, stack_views
+from .views import View, check_batch, next_tokens, required_column, stack_views
 
 TERMS = ("mlm_loss", "contrastive_loss", "clm_loss")
 # Logits that are in memory together. A CPU takes few, which stay in its caches and need no new memory; a GPU many.
@@ -272,7 +272,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             and all at once.
 
         Raises:
-            ValueError: a view that the objective needs is not given.
+            ValueError: a view that the objective needs is not given, or a column is of another shape or type.
             TypeError: an input that only the masked LM has, such as `position_ids`, beside `labels`.
         """
         # Without labels: a masked LM.
@@ -333,9 +333,10 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             objective, batch: as in `forward`
 
         Raises:
-            ValueError: a view that the objective needs is not given.
+            ValueError: a view that the objective needs is not given, or a column is of another shape or type.
         """
         objective = self._objective(objective)
+        check_batch(batch)
         original = View.from_batch("original", batch)
         views = []
         # The uncorrupted text is the anchor, unless both views are corrupted.

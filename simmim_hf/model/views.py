@@ -74,6 +74,60 @@ class View(NamedTuple):
         return column
 
 
+# The columns of a batch that have one shape, behind the ids that they belong to.
+ALIKE = {
+    "input_ids": ("attention_mask", "masked_input_ids", "labels", "token_type_ids"),
+    "positive_input_ids": ("positive_attention_mask", "positive_labels"),
+    "negative_input_ids": ("negative_attention_mask",),
+}
+
+
+def check_batch(batch: Batch) -> None:
+    """Refuses columns of other shapes or types than those of one batch: they would be read, and mean something else.
+
+    Raises:
+        ValueError: the message names the column.
+    """
+    given = {name: column for name, column in batch.items() if column is not None}
+    for ids_name, others in ALIKE.items():
+        if ids_name not in given:
+            continue
+        for name in (ids_name, *others):
+            if name in given:
+                check_integers(name, given[name])
+                check_shape(name, given[name], given[ids_name].shape, reason=f"as `{ids_name}` has")
+    if {"input_ids", "positive_input_ids"} <= given.keys():
+        num_rows = len(given["input_ids"])
+        num_positives = len(given["positive_input_ids"])
+        if num_positives != num_rows:
+            raise ValueError(
+                f"`positive_input_ids` has {num_positives} rows: give as many as `input_ids` has, {num_rows}."
+            )
+
+
+def check_shape(name: str, column: torch.Tensor, *shapes: tuple[int, ...], reason: str) -> None:
+    """Refuses a column of none of the shapes.
+
+    Raises:
+        ValueError: the message names the column, its shape and the shapes.
+    """
+    if column.shape not in shapes:
+        expected = " or ".join(str(tuple(shape)) for shape in dict.fromkeys(shapes))
+        raise ValueError(f"`{name}` has the shape {tuple(column.shape)}: it must be {expected}, {reason}.")
+
+
+def check_integers(name: str, column: torch.Tensor) -> None:
+    """Refuses ids that are no whole numbers. A mask may be of any type.
+
+    Raises:
+        ValueError: the message names the column and its type.
+    """
+    if name.endswith("attention_mask"):
+        return
+    if column.is_floating_point() or column.is_complex() or column.dtype == torch.bool:
+        raise ValueError(f"`{name}` is {column.dtype}: it must hold integers, such as torch.int64.")
+
+
 def required_column(batch: Batch, name: str, reason: str, options: str = "") -> torch.Tensor:
     """A column of a batch.
 

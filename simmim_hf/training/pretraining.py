@@ -6,7 +6,6 @@ What a run is made of stands in parts.py, each part a function that a script can
 import dataclasses
 import math
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from datasets import Dataset
 from transformers import TrainerCallback, TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput
 
-from .. import records
+from .. import folders, memory, records
 from ..data import docstrings
 from ..evaluation.bootstrap import Sampled, paired_difference
 from ..evaluation.encoding import encode
@@ -32,7 +31,7 @@ from .arguments import DataArguments, ModelArguments, PretrainingArguments, fill
 from .checks import check, make_optimizer
 from .parts import build_model, build_trainer, get_tokenizer, read_text, tokenize_text
 from .signals import Interrupted, StopAtSignal
-from .trainer import SimMIMTrainer
+from .trainer import SimMIMTrainer, less_memory
 
 
 class NotUploaded(Exception):
@@ -52,9 +51,7 @@ class Pretraining:
         self.checkpoint = _checkpoint_to_resume(args)
         # The first evaluation is part of training, which has prepared the model for all processes by then.
         args.eval_on_start = args.eval_on_start or self.checkpoint is None
-        sharding.keep_models_whole()
         check(model_args, data_args, args)
-        os.makedirs(args.output_dir, exist_ok=True)  # where it cannot be made, nothing is read
         with refusing("--similarity_file"):
             self.scored_pairs = load_scored_pairs(data_args.similarity_file) if data_args.similarity_file else None
         set_seed(args.seed)
@@ -80,6 +77,11 @@ class Pretraining:
         self.trainer.add_callback(self.signals)
         self.trainer.add_callback(StopAtNonFiniteEvaluation())
 
+    @property
+    def folder(self) -> Path:
+        """Where everything is written."""
+        return Path(self.args.output_dir)
+
     def _build_trainer(self) -> SimMIMTrainer:
         return build_trainer(self.model, self.tokenizer, self.text, self.data_args, self.args)
 
@@ -95,34 +97,33 @@ class Pretraining:
         Raises:
             Interrupted: a signal came while `signals.listening()`; what was learned is saved.
             FloatingPointError: too many losses, or that of the held-out text, are not finite.
-            DiskFull: there is no room to save in.
+            OutOfMemory: there was not enough memory.
+            NotSaved: a file could not be written; what was saved before is whole.
             NotUploaded: `push_to_hub` failed; everything is saved.
         """
         try:
-            return self._run(argv)
-        except Interrupted as end:
-            raise Interrupted(self._saved_at_a_signal()) from end
-        except Exception as error:
-            if not checkpoints.is_full_disk(error):
-                raise
-            raise checkpoints.DiskFull(
-                f"the disk of `{self.args.output_dir}` is full, or a quota used up ({_first_line(error)}). What was "
-                "saved before is whole: make room, and the same command with `--resume_from_checkpoint last` goes on."
-            ) from error
+            with folders.writing(self.folder), memory.remedied(less_memory(self.args)):
+                try:
+                    return self._run(argv)
+                except Interrupted as end:
+                    raise Interrupted(self._saved_at_a_signal()) from end
+        except folders.NotSaved as error:
+            raise folders.NotSaved(f"{error} {self._after_not_saving()}") from error
 
     def _run(self, argv: Sequence[str] | None) -> dict:
         start = self._initial_weights()  # a checkpoint to resume may be gone when training has ended
         samples = self._samples(self.model)
         if self.trainer.is_world_process_zero() and not _continues(self.checkpoint, self.args.output_dir):
             for overwritten in checkpoints.checkpoints_in(Path(self.args.output_dir)):
-                shutil.rmtree(overwritten)  # or `last` would mean one of them
+                checkpoints.remove_checkpoint(overwritten)  # or `last` would mean one of them
         trained = self.train()
         if self.signals.came(self.args.device):
             raise Interrupted
         measured = self.trainer.evaluate()
-        self.trainer.save_model(_internal_call=True)  # it would push, and there is no card yet
-        self.trainer.save_state()
-        model = self._whole_model()
+        with checkpoints.saving(self.folder):
+            self.trainer.save_model(_internal_call=True)  # it would push, and there is no card yet
+            self.trainer.save_state()
+        model = sharding.whole_model(self.trainer, self.args.output_dir)
         samples_after = {} if model is None else self._samples(model)
         before = _at_start(self.trainer.state.log_history) | _values(samples)
         after = _held_out_metrics(measured) | _values(samples_after)
@@ -137,8 +138,9 @@ class Pretraining:
             "after": after,
             "differences": {name: found._asdict() for name, found in differences.items() if found},
         }
-        if self.trainer.is_world_process_zero():
-            self._report(results, model)
+        with checkpoints.saving(self.folder):
+            if self.trainer.is_world_process_zero():
+                self._report(results, model)
         if self.args.push_to_hub:
             self._upload()
         return results
@@ -182,14 +184,16 @@ class Pretraining:
         more = "The same command with `--resume_from_checkpoint last` goes on from it."
         return f"{name}: ended with a checkpoint of step {step}. {more}"
 
-    def _whole_model(self) -> SimMIMForPreTraining | None:
-        """The trained model; where its weights are in shards, in the main process alone and as it was saved."""
-        if not sharding.is_sharded(self.trainer):
-            return self.model
-        if not self.trainer.is_world_process_zero():
-            return None
-        sharding.keep_models_whole()
-        return SimMIMForPreTraining.from_pretrained(self.args.output_dir).eval()
+    def _after_not_saving(self) -> str:
+        """How to go on where a file could not be written."""
+        if checkpoints.checkpoints_in(Path(self.args.output_dir)):
+            return (
+                "What was saved before is whole: when there is room and it can be written, the same command with "
+                "`--resume_from_checkpoint last` goes on."
+            )
+        return (
+            "No checkpoint was: when there is room and it can be written, add --overwrite_output_dir and begin anew."
+        )
 
     def _samples(self, model: SimMIMForPreTraining) -> dict[str, Sampled]:
         """What the embeddings of a model are worth, as functions of the queries and pairs."""
@@ -319,11 +323,9 @@ def _checkpoint_to_resume(args: PretrainingArguments) -> str | None:
     checkpoint = None
     if args.resume_from_checkpoint:
         checkpoint = checkpoints.to_resume(args.resume_from_checkpoint, args.output_dir)
-    found = os.listdir(args.output_dir) if os.path.isdir(args.output_dir) else []
-    if args.resume_from_checkpoint == checkpoints.LAST_IF_ANY:  # killed before its first checkpoint
-        found = [name for name in found if name not in checkpoints.BEFORE_THE_FIRST]
-    is_empty = not found
-    if not (is_empty or _continues(checkpoint, args.output_dir) or args.overwrite_output_dir):
+    before_the_first = checkpoints.BEFORE_THE_FIRST if args.resume_from_checkpoint == checkpoints.LAST_IF_ANY else ()
+    is_used = folders.is_used(args.output_dir, *before_the_first)
+    if is_used and not (_continues(checkpoint, args.output_dir) or args.overwrite_output_dir):
         raise ValueError(
             f"--output_dir `{args.output_dir}` is not empty. Give another folder, --overwrite_output_dir to write "
             "over it, or --resume_from_checkpoint last to continue the run in it."
@@ -334,7 +336,3 @@ def _checkpoint_to_resume(args: PretrainingArguments) -> str | None:
 def _continues(checkpoint: str | None, output_dir: str) -> bool:
     """Whether a checkpoint is one of the run in a folder."""
     return bool(checkpoint) and Path(checkpoint).resolve().parent == Path(output_dir).resolve()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
