@@ -26,7 +26,7 @@ def pretrain(argv: list[str]) -> int:
 
 
 def adapt(argv: list[str]) -> int:
-    from .training.adaptation import ADAPTATION, ADAPTATION_HELP, KEPT, Adaptation
+    from .training.adaptation import ADAPTATION, ADAPTATION_HELP, NOT_OPTIONS, Adaptation
 
     parser = parser_of(
         ADAPTATION,
@@ -34,7 +34,7 @@ def adapt(argv: list[str]) -> int:
         "Adapt a sentence-transformers model, or any encoder, to text of your own without labels. The result is a "
         "model of the same kind, and a table of what it was worth before and is after.",
         sections=ADAPTATION_HELP,
-        hidden=KEPT,
+        hidden=NOT_OPTIONS,
     )
     return train(Adaptation, parser, argv)
 

@@ -16,7 +16,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from . import records
-from .model.configuration_simmim import REMOVED_OPTIONS, nearest, without_removed
+from .model.configuration_simmim import REMOVED_OPTIONS, RENAMED_OPTIONS, current_options, current_value, nearest
 
 MODEL_SPELLINGS = ("model", "model_name_or_path")
 SETTINGS_FILES = (".yaml", ".yml", ".json")
@@ -227,7 +227,7 @@ def build(dataclasses: Sequence[type], options: Mapping) -> tuple:
     Raises:
         ValueError: an option that none of them has, with the nearest that one of them has.
     """
-    options = without_removed(options)
+    options = current_options(options)
     _check_names(options, option_names(dataclasses))
     return tuple(
         cls(**{each.name: options[each.name] for each in fields(cls) if each.init and each.name in options})
@@ -247,6 +247,7 @@ def known_words(parser: Parser, argv: Sequence[str]) -> list[str]:
     """
     if argv and argv[0].endswith(SETTINGS_FILES):
         argv = [*words_of(read_settings(argv[0])), *argv[1:]]
+    argv = current_words(argv)
     names = option_names(parser.dataclass_types)
     argv = [_in_spelling_of(names, word) for word in argv]
     given = [word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
@@ -272,6 +273,23 @@ def _in_spelling_of(names: Sequence[str], word: str) -> str:
         if name.replace("-", "_") == f"__{spelling}" and spelling not in names and other in names:
             return f"--{other}{equals}{value}"
     return word
+
+
+def current_words(argv: Sequence[str]) -> list[str]:
+    """The words of a command line, with options and values of earlier versions by their names of today."""
+    words = []
+    option = ""
+    for word in argv:
+        if word.startswith("--"):
+            given, equals, value = word.partition("=")
+            name = given[2:].replace("-", "_")
+            option = RENAMED_OPTIONS.get(name, name)
+            if option != name:
+                given = f"--{option}"
+            words.append(f"{given}{equals}{current_value(option, value)}")
+        else:
+            words.append(current_value(option, word))
+    return words
 
 
 def _check_names(given: Iterable[str], names: Sequence[str]) -> None:
@@ -320,7 +338,7 @@ def words_of(settings: Mapping) -> list[str]:
         ValueError: an option of an earlier version that is gone, at a value that would change something.
     """
     words = []
-    for name, value in without_removed(settings).items():
+    for name, value in current_options(settings).items():
         values = value if isinstance(value, list) else [value]
         if value is not None:
             words += [f"--{name}", *(json.dumps(v) if isinstance(v, (dict, bool)) else str(v) for v in values)]

@@ -24,7 +24,7 @@ from ..model.configuration_simmim import (
     SimMIMConfig,
     choices_of,
     described,
-    without_removed,
+    takes_old_names,
 )
 from ..model.losses import IGNORE_INDEX
 from ..options import is_number, option
@@ -67,6 +67,7 @@ def _is_ratio(value) -> bool:
 PROBABILITY = {"allows": lambda value: is_number(value, 0, 1), "choose": "a probability from 0 to 1"}
 
 
+@takes_old_names
 @described
 @dataclass
 class DataCollatorForSimMIM:
@@ -103,7 +104,7 @@ class DataCollatorForSimMIM:
         allows=lambda value: isinstance(value, bool),
         choose="True or False",
     )
-    mean_span_length: float | None = option(
+    mean_mask_span: float | None = option(
         None,
         "Corrupt spans with geometric lengths of this mean, in tokens or, with whole_word_mask, words.",
         allows=lambda value: value is None or is_number(value, 1, 4096),
@@ -141,7 +142,7 @@ class DataCollatorForSimMIM:
         choose="a share above 0, up to 1, such as 0.5",
     )
     corrupted_views: CorruptedViews = option("copy", "As in `SimMIMConfig`.")
-    min_span_length: int = option(
+    min_view_length: int = option(
         4,
         "With positive_view span or snippet: tokens of the shortest stretch. A text too short for two of them gives "
         "two views of all of it.",
@@ -160,7 +161,7 @@ class DataCollatorForSimMIM:
         allows=_is_ratio,
         choose="a number between 0 and 1, or a pair (shortest, longest)",
     )
-    snippet_removal: float = option(
+    context_removal_prob: float = option(
         0.25,
         "With positive_view snippet: how often it is taken out of the text that it is compared with: at 0 the views "
         "share all of its words, at 1 none.",
@@ -285,7 +286,7 @@ class DataCollatorForSimMIM:
         """Reads what `save_pretrained` wrote, from a folder or a Hub repository, and there also the tokenizer if none
         is given."""
         with open(cached_file(directory, CONFIG_NAME), encoding="utf-8") as file:
-            settings = without_removed(json.load(file))
+            settings = json.load(file)
         return cls(AutoTokenizer.from_pretrained(directory) if tokenizer is None else tokenizer, **settings)
 
     def _encode(self, texts: list[str], max_length: int | None, **options) -> dict[str, list[list[int]]]:
@@ -341,7 +342,8 @@ class DataCollatorForSimMIM:
         return rows, self._keep(rows, kept | ~rows.eligible)
 
     def _make_cropped(self, rows: Rows, rng: RowGenerator) -> tuple[Rows, Rows]:
-        """Two stretches of each sequence, drawn one by one, of `min_crop_ratio` of its length up to all of it."""
+        """Two random crops of each sequence (as in Contriever, Izacard et al. 2022), drawn one by one, of
+        `min_crop_ratio` of its length up to all of it."""
         place, count = self._places(rows)
         one, other = (self._keep(rows, self._stretch(place, count, rng)) for _ in range(2))
         return one, other
@@ -353,9 +355,10 @@ class DataCollatorForSimMIM:
         return (place < 0) | (place >= start) & (place < start + length)
 
     def _make_span(self, rows: Rows, rng: RowGenerator) -> tuple[Rows, Rows]:
-        """What stands on the two sides of a cut through each sequence; two views of all of one too short to cut."""
+        """The two sides of a cut through each sequence (coCondenser, Gao & Callan 2022, has such pairs of spans); two
+        views of all of one too short to cut."""
         place, count = self._places(rows)
-        shortest, longest = self.min_span_length, count.max(initial=1)
+        shortest, longest = self.min_view_length, count.max(initial=1)
         if self.max_length is not None:
             longest = self._room()
         count = np.minimum(count, 2 * longest)  # (batch, 1)
@@ -369,15 +372,16 @@ class DataCollatorForSimMIM:
         return self._keep(rows, one), self._keep(rows, other | (place < 0))
 
     def _make_snippet(self, rows: Rows, rng: RowGenerator) -> tuple[Rows, Rows]:
-        """Each sequence, some without the snippet, and a snippet of it."""
+        """Each sequence, some without the snippet, and a snippet of it: the inverse cloze task (Lee, Chang & Toutanova
+        2019) on tokens instead of sentences."""
         place, count = self._places(rows)
         if self.max_length is not None:
             count = np.minimum(count, self._room())
-        shortest, ratio = self.min_span_length, np.broadcast_to(self.snippet_ratio, 2)
+        shortest, ratio = self.min_view_length, np.broadcast_to(self.snippet_ratio, 2)
         length = np.ceil(rng.uniform(*ratio, count.shape) * count)  # (batch, 1)
         length = np.where(count < 2 * shortest, count, np.clip(length, shortest, np.maximum(count - shortest, 1)))
         start = np.floor(rng.random(count.shape) * (count - length + 1))
-        removed = (rng.random(count.shape) < self.snippet_removal) & (length < count)
+        removed = (rng.random(count.shape) < self.context_removal_prob) & (length < count)
         sentence = self._first_sentence(rows, place, count - shortest, rng)
         start, length = np.where(sentence > 0, 0, start), np.where(sentence > 0, sentence, length)
         removed |= sentence > 0
@@ -389,7 +393,7 @@ class DataCollatorForSimMIM:
         if not self.first_sentence_probability:
             return np.zeros_like(longest)
         length = place + 1  # of the text up to a token
-        ends = np.isin(rows.input_ids, self._sentence_ends) & (length >= self.min_span_length) & (length <= longest)
+        ends = np.isin(rows.input_ids, self._sentence_ends) & (length >= self.min_view_length) & (length <= longest)
         parted = ends.any(1, keepdims=True) & (rng.random(longest.shape) < self.first_sentence_probability)
         return np.where(parted, np.take_along_axis(length, ends.argmax(1, keepdims=True), axis=1), 0)
 
@@ -440,10 +444,10 @@ class DataCollatorForSimMIM:
             joined = (place == CONTINUES) & (shift_right(place) != ALONE)
             han = np.where(eligible, self._han_table[ids], ord(" "))
             starts = eligible & ~joined & ~inside_han_word(han)
-        if self.mean_span_length is not None:
+        if self.mean_mask_span is not None:
             # A boundary before each token (or word) with probability 1 / mean makes the lengths geometric; there
             # always is one behind special tokens, so that no span runs across them.
-            starts = starts & ((rng.random(ids.shape) < 1 / self.mean_span_length) | ~shift_right(eligible))
+            starts = starts & ((rng.random(ids.shape) < 1 / self.mean_mask_span) | ~shift_right(eligible))
         return starts
 
 
