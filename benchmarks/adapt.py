@@ -39,8 +39,8 @@ from simmim_hf.comparison.statistics import differ, estimate
 from simmim_hf.data.corpora import load_text
 from simmim_hf.data.tokenization import load_tokenizer
 from simmim_hf.evaluation.encoding import load_encoder
-from simmim_hf.evaluation.measure import measure
 from simmim_hf.evaluation.metrics import tfidf_reciprocal_rank
+from simmim_hf.evaluation.run_task import EvalSettings, measure
 from simmim_hf.evaluation.tasks import Task, halves, load_task
 from simmim_hf.options import build, read_settings, reason
 from simmim_hf.quantities import QUANTITIES
@@ -137,10 +137,10 @@ def finish(folder: Path, arguments, tasks: dict[str, Task], seed: int, adapt) ->
         logger.warning(f"{folder}: {error}")
         facts = {"failed": str(error)}
     else:
-        options = {"max_length": arguments.max_seq_length, "seed": seed}
+        settings = EvalSettings(tokenizer, arguments.max_seq_length, seed=seed)
         facts["tasks"] = {}
         for name, task in tasks.items():
-            facts["tasks"][name] = {"kind": task.kind, **measure(task, model, tokenizer, **options)}
+            facts["tasks"][name] = {"kind": task.kind, **measure(task, model, settings)}
             if task.kind == "retrieval" and folder.name == BEFORE:
                 pairs = task.test
                 facts["tfidf"] = tfidf_reciprocal_rank(list(pairs["query"]), list(pairs["document"]))

@@ -22,8 +22,8 @@ from transformers.utils import logging
 from .. import records
 from ..data import tokenization
 from ..evaluation.language_modelling import load_language_model, unigram_cross_entropy
-from ..evaluation.measure import measure
 from ..evaluation.metrics import tfidf_reciprocal_rank
+from ..evaluation.run_task import EvalSettings, measure
 from ..evaluation.tasks import load_tasks
 from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig, without_removed
 from ..model.modeling_simmim import SimMIMForPreTraining
@@ -407,8 +407,8 @@ class Comparison:
         for name, task in self.tasks.items():
             if self.signals.received:  # only the main process is here
                 raise Interrupted
-            options = {"max_length": self.max_length, "language_model": language_model, "seed": self.seeds[0]}
-            metrics[name] = measure(task, model, self.tokenizer, **options)
+            settings = EvalSettings(self.tokenizer, self.max_length, seed=self.seeds[0])
+            metrics[name] = measure(task, model, settings, language_model)
         return metrics
 
     def _measure_initial_weights(self, seed: int) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jinja2
 
+from .. import tables
 from ..quantities import APART, GEOMETRY, LANGUAGE, RETRIEVAL, SIMILARITY, TRANSFER, listed
 from .plots import draw
 from .statistics import COST, Metric, mean_costs, metrics_of, without_masked_term
@@ -175,8 +176,9 @@ def as_markdown(title: str, sections: list[Section]) -> str:
 def _markdown(table: Table) -> list[str]:
     """The caption, the table and the note, as far as there are any."""
     marks = {"best": "**{}**", "same": "{} ≈", "": "{}"}
-    rows = [table.head, ["---"] * len(table.head)]
+    rows = [table.head]
     for row in table.rows:
         cells = [cell if isinstance(cell, tuple) else (cell, "") for cell in row]
-        rows.append([marks[mark].format(" ".join(text.replace("|", "\\|").split())) for text, mark in cells])
-    return list(filter(None, [table.caption, "\n".join(f"| {' | '.join(row)} |" for row in rows), table.note]))
+        rows.append([marks[mark].format(text) for text, mark in cells])
+    lines = tables.markdown(rows, align="<" * len(table.head))
+    return list(filter(None, [table.caption, "\n".join(lines), table.note]))

@@ -14,10 +14,10 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import Trainer
 from transformers.utils import logging
 
-from .. import records
+from .. import records, tables
 from ..data.collator import DataCollatorForSimMIM
 from ..evaluation.bootstrap import CONFIDENCE
-from ..evaluation.command import markdown_table
+from ..evaluation.results import markdown_table
 from ..model.configuration_simmim import POSITIVE_VIEWS, SimMIMConfig
 from ..options import option, refusing
 from ..quantities import QUANTITIES, listed, quantity, title
@@ -381,7 +381,7 @@ def save_adapted_card(facts: dict, folder: Path, run: str) -> None:
         tags=["sentence-transformers", "simmim", "feature-extraction"],
         base_model=source,
     )
-    table = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] + ["---:"] * (len(head) - 1), *rows)]
+    table = tables.markdown([head, *rows], align="<" + ">" * (len(head) - 1))
     body = [
         f"---\n{data.to_yaml()}\n---\n",
         f"# {name}\n",

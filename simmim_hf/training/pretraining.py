@@ -21,8 +21,8 @@ from ..data import docstrings
 from ..evaluation.bootstrap import Sampled, paired_difference
 from ..evaluation.encoding import encode
 from ..evaluation.language_modelling import unigram_cross_entropy
-from ..evaluation.measure import retrieval_samples, similarity_samples
 from ..evaluation.metrics import tfidf_reciprocal_rank
+from ..evaluation.run_task import retrieval_samples, similarity_samples
 from ..evaluation.tasks import load_scored_pairs
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import reason, refusing

@@ -2,6 +2,7 @@
 
 import textwrap
 
+from .. import tables
 from ..data import corpora
 from ..quantities import BASELINES, as_text, quantity, title
 
@@ -38,12 +39,9 @@ def held_out_rows(results: dict) -> list[list[str]]:
 def before_after_table(results: dict) -> str:
     """A plain-text table of held-out metrics for the weights before and after training, and of the baselines."""
     rows = [["held out", "before", "after", "baseline", ""], *held_out_rows(results)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for name, *values, note in rows:
-        aligned = (value.rjust(width) for value, width in zip(values, widths[1:-1], strict=True))
-        lines.append("  ".join([name.ljust(widths[0]), *aligned, note]).rstrip())
-    return "\n".join(["", lines[0], "-" * max(map(len, lines)), *lines[1:], ""])
+    head, *lines = tables.plain(rows, align="<>>><")
+    rule = "-" * max(map(len, [head, *lines]))
+    return "\n".join(["", head, rule, *lines, ""])
 
 
 def notes(results: dict) -> list[str]:
