@@ -67,7 +67,9 @@ def scan_docstrings(folders: dict[str, str | Path]) -> list[dict[str, str]]:
         The rows of [`built_in_corpus`].
     """
     files = [(f"{name}/{path}", Path(folder, path)) for name, folder in folders.items() for path in _modules(folder)]
-    rows, raw_seen, seen = [], set(), set()
+    rows: list[dict[str, str]] = []
+    raw_seen: set[str] = set()
+    seen: set[str | tuple[str, str]] = set()
     for source, file in tqdm(sorted(files), desc="Reading docstrings", unit=" files"):
         for docstring in _docstrings(file):
             if docstring in raw_seen:
@@ -81,7 +83,7 @@ def scan_docstrings(folders: dict[str, str | Path]) -> list[dict[str, str]]:
             # only plain lower-case words. A repeated summary, or a repeated start of the body, is a repeat.
             keys = {("summary", _plain_words(summary)), ("body", _plain_words(body)[:100])}
             keys = {(part, words) for part, words in keys if len(words) >= 20}
-            if text in seen or keys & seen:
+            if text in seen or not seen.isdisjoint(keys):
                 continue
             seen |= keys | {text}
             rows.append({"text": text, "summary": summary, "body": body, "source": source})
@@ -109,24 +111,25 @@ def _docstrings(file: Path) -> Iterator[str]:
     finally:
         if collecting:
             gc.enable()
-    pending = [tree]
+    pending: list[ast.AST] = [tree]
     while pending:  # statements only: walking the expressions too would take three times as long
         node = pending.pop()
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             docstring = ast.get_docstring(node, clean=False)
             if docstring:
                 yield docstring
-        children = [
-            child for field in ("body", "handlers", "orelse", "finalbody") for child in getattr(node, field, [])
-        ]
-        pending.extend(child for child in reversed(children) if isinstance(child, (ast.stmt, ast.excepthandler)))
+        children: list[ast.AST] = []
+        for block in ("body", "handlers", "orelse", "finalbody"):
+            children += getattr(node, block, [])
+        pending += [child for child in reversed(children) if isinstance(child, (ast.stmt, ast.excepthandler))]
 
 
 def clean_docstring(docstring: str) -> str:
     """The prose of a docstring: no code, doctests, formulas, headings, underlines or markup; one line a paragraph."""
     paragraphs: list[list[str]] = [[]]
     block: int | None = None  # the indent that a block of code has to exceed
-    fenced = doctest = False
+    fenced = False
+    doctest = False
     for line in inspect.cleandoc(docstring).splitlines():
         stripped = line.strip()
         indent = len(line) - len(line.lstrip())
@@ -145,12 +148,14 @@ def clean_docstring(docstring: str) -> str:
         if stripped.startswith(".."):
             if _CODE_DIRECTIVE.match(stripped):
                 block = indent
-            stripped = stripped.partition("::")[2].strip() if block is None else ""
+            stripped = "" if block is not None else stripped.partition("::")[2].strip()
         elif stripped.endswith("::"):
             block = indent
             stripped = stripped[:-1]
         parameter = _PARAMETER.match(stripped)
-        stripped = stripped[parameter.end() if parameter else 0 :].lstrip("-*+# ")
+        if parameter:
+            stripped = stripped[parameter.end() :]
+        stripped = stripped.lstrip("-*+# ")
         stripped = _NOISE.sub("", _ROLE.sub(r"\1\2", stripped))
         letters = sum(character.isalpha() or character.isspace() for character in stripped)
         if letters > 0.7 * len(stripped):
@@ -161,7 +166,9 @@ def clean_docstring(docstring: str) -> str:
 
 def _split_summary(text: str) -> tuple[str, str]:
     end = re.search(r"\n|(?<!e\.g\.)(?<!i\.e\.)(?<=[.!?])\s+(?=[A-Z])", text)
-    return (text[: end.start()], text[end.end() :]) if end else (text, "")
+    if end is None:
+        return text, ""
+    return text[: end.start()], text[end.end() :]
 
 
 def _plain_words(text: str) -> str:
