@@ -1,6 +1,9 @@
 """The command `simmim` up to the choice of what it does. The package behind it imports torch, which takes seconds."""
 
 import argparse
+import errno
+import io
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -15,7 +18,63 @@ COMMANDS = {
 }
 
 
+class Output(io.RawIOBase):
+    """Standard output or error: what nobody reads, or has no room, is dropped, and the run goes on.
+
+    Args:
+        raw: the stream without buffer and encoding
+        name: how a warning names it; None for no warning
+    """
+
+    def __init__(self, raw: io.RawIOBase, name: str | None):
+        self.raw = raw
+        self.name = name
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.raw.fileno()
+
+    def isatty(self) -> bool:
+        return self.raw.isatty()
+
+    def write(self, data) -> int | None:
+        try:
+            return self.raw.write(data)
+        except OSError as error:
+            self._drop_from_now_on(error)
+            return len(data)
+
+    def _drop_from_now_on(self, error: OSError) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())  # libraries in C and Rust write there without Python
+        os.close(nowhere)
+        if self.name and error.errno != errno.EPIPE:  # `| head` closes a pipe on purpose
+            print(f"simmim: {self.name} cannot be written ({error.strerror}): it is left out.", file=sys.stderr)
+
+
+def keep_output_from_ending_the_run() -> None:
+    """A closed pipe, a full device or a character that the terminal does not have costs output, and no run."""
+    sys.stdout = _lasting(sys.stdout, sys.__stdout__, "standard output")
+    sys.stderr = _lasting(sys.stderr, sys.__stderr__, None)
+
+
+def _lasting(stream, own, name: str | None):
+    if stream is None or stream is not own:  # closed, or replaced by whoever calls, such as a notebook
+        return stream
+    buffer = stream.buffer
+    raw = Output(getattr(buffer, "raw", buffer), name)  # `python -u` has no buffer
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=stream.line_buffering or stream.write_through,
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
+    keep_output_from_ending_the_run()
     parser = argparse.ArgumentParser(
         prog="simmim",
         usage="simmim [--help] [--version] command [options]",

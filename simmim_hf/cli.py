@@ -2,9 +2,12 @@
 
 import argparse
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Sequence
+
+from simmim_cli import keep_output_from_ending_the_run
 
 from .options import REFUSED, Parser, one_line, option_names, parse, parse_given
 
@@ -37,20 +40,17 @@ def train(run_class: type, parser: Parser, argv: list[str]) -> int:
     """A run of training that signals end, of the command that the parser is of."""
     from .data.corpora import DataError
     from .export import ExportError
-    from .training.agreement import ProcessesDiffer, ProcessLost, noticing_lost_processes
     from .training.checkpoints import DiskFull
     from .training.pretraining import NotUploaded
     from .training.signals import Interrupted
 
-    lost = ending(parser, FAILED, ProcessLost)
-    with ending(parser, REFUSED, ValueError, OSError, ImportError), lost, noticing_lost_processes():
-        run = run_class(*parse(parser, argv))
-    failed = ending(parser, FAILED, FloatingPointError, DiskFull, ExportError, NotUploaded, ProcessLost)
-    interrupted = ending(parser, TRY_AGAIN, Interrupted)
-    listening = run.signals.listening()
-    refused = ending(parser, REFUSED, DataError, ProcessesDiffer)
-    with failed, interrupted, refused, noticing_lost_processes(), listening, letting_threads_end():
-        run.run([parser.prog.split()[1], *argv])
+    with staying_together(parser):
+        with ending(parser, REFUSED, ValueError, OSError, ImportError):
+            run = run_class(*parse(parser, argv))
+        failed = ending(parser, FAILED, FloatingPointError, DiskFull, ExportError, NotUploaded)
+        interrupted = ending(parser, TRY_AGAIN, Interrupted)
+        with failed, interrupted, ending(parser, REFUSED, DataError), run.signals.listening():
+            run.run([parser.prog.split()[1], *argv])
     return 0
 
 
@@ -110,13 +110,14 @@ def compare(argv: list[str]) -> int:
         "for the same budget, evaluate them, and write a report. Options of `simmim pretrain` are those of all arms. "
         "Without options: all objectives on the documentation inside Python, torch and transformers.",
     )
-    with ending(parser, REFUSED, ValueError, OSError):
-        options = {"output_dir": "simmim-comparison", **parse_given(parser, argv)}
-        own = {name: options.pop(name) for name in option_names([ComparisonArguments]) if name in options}
-        arms = read_arms(own.pop("objectives", None), own.pop("arms", None))
-        comparison = Comparison(arms, options, options.pop("output_dir"), **own)
-    with ending(parser, TRY_AGAIN, Interrupted), comparison.signals.listening(), letting_threads_end():
-        results = comparison.run(["compare", *argv])
+    with staying_together(parser):
+        with ending(parser, REFUSED, ValueError, OSError):
+            options = {"output_dir": "simmim-comparison", **parse_given(parser, argv)}
+            own = {name: options.pop(name) for name in option_names([ComparisonArguments]) if name in options}
+            arms = read_arms(own.pop("objectives", None), own.pop("arms", None))
+            comparison = Comparison(arms, options, options.pop("output_dir"), **own)
+        with ending(parser, TRY_AGAIN, Interrupted), comparison.signals.listening():
+            results = comparison.run(["compare", *argv])
     return 0 if any(run["status"] == "finished" for run in results["runs"]) else 1
 
 
@@ -135,6 +136,16 @@ def ending(parser: argparse.ArgumentParser, status: int, *errors: type[Exception
         # A worker of a DataLoader puts its traceback before the message.
         message = one_line(str(error).rpartition("DataError: ")[2])
         parser.exit(status, f"{parser.prog}: {'error: ' if status == REFUSED else ''}{message}\n")
+
+
+@contextlib.contextmanager
+def staying_together(parser: argparse.ArgumentParser):
+    """Ends a command of several processes in one line, where one of them is lost or does something else."""
+    from .training.agreement import ProcessesDiffer, ProcessLost, noticing_lost_processes
+
+    lost = ending(parser, FAILED, ProcessLost)
+    with lost, ending(parser, REFUSED, ProcessesDiffer), noticing_lost_processes(), letting_threads_end():
+        yield
 
 
 @contextlib.contextmanager
@@ -164,14 +175,20 @@ COMMANDS = {
 }
 
 
+OF_ONE_PROCESS = ("evaluate", "card", "export")  # what the first one does alone, however many a launcher starts
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     from importlib.metadata import version
 
+    keep_output_from_ending_the_run()
     parser = argparse.ArgumentParser(prog="simmim", description="SimMIM, the Siamese Masked Language Model for text.")
     parser.add_argument("--version", action="version", version=f"simmim_hf {version('simmim_hf')}")
     parser.add_argument("command", choices=list(COMMANDS), help="`simmim COMMAND --help` tells its options")
     parser.add_argument("options", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
+    if arguments.command in OF_ONE_PROCESS and int(os.environ.get("RANK", 0)) > 0:
+        return 0  # several processes would write the same files
     try:
         return COMMANDS[arguments.command](arguments.options)
     except KeyboardInterrupt:

@@ -27,7 +27,7 @@ from .data.tokenization import load_tokenizer
 from .model import modeling_simmim
 from .model.backbones import can_be_decoder, class_with_head, is_decoder_family, native_head, without_pooler
 from .model.configuration_simmim import SimMIMConfig
-from .model.encoder import SimMIMPreTrainedModel
+from .model.encoder import SimMIMPreTrainedModel, give_usual_mode
 from .model.vectors import is_plain
 from .options import option, reason, refusing
 
@@ -100,11 +100,13 @@ def run(arguments: ExportArguments) -> None:
     require(*NEEDED.get(to, ()))
     with refusing("--model"):
         model, tokenizer = load_checkpoint(name), load_tokenizer(name)
-    with tempfile.TemporaryDirectory() as staging:
+    with tempfile.TemporaryDirectory() as private:
+        staging = Path(private, "export")  # with the usual mode, which copytree gives to `folder`
+        staging.mkdir()
         if to == "safetensors-only":
             difference = export_checkpoint(model, tokenizer, staging, arguments.keep_projection)
             for file in filter(Path.is_file, (Path(name, part) for part in CARD_FILES)):
-                shutil.copy(file, staging)
+                copy_own(file, staging / file.name, Path(name))
         else:
             write = (
                 export_backbone if to == "backbone" else export_onnx if to == "onnx" else export_sentence_transformers
@@ -164,6 +166,7 @@ def export_backbone(
         logger.warning("The pooling stays behind: transformers' own class has no place for it.")
     native = native_model(model)
     native.save_pretrained(folder)
+    give_usual_mode(Path(folder).glob("*.safetensors"))
     _fitted(model, tokenizer).save_pretrained(folder)
     native = _reload(type(native), folder, **without_pooler(type(native)))
     source, pairs = _reference(model), []
@@ -210,6 +213,7 @@ def export_sentence_transformers(
         _write_sentence_transformer(model, tokenizer, folder)
     else:
         _write_as_in(source, model, folder)
+    give_usual_mode(Path(folder).glob("*.safetensors"))
     exported = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
     tokenizer, pairs = copy.deepcopy(tokenizer), []
     tokenizer.model_max_length = exported.max_seq_length
@@ -225,9 +229,7 @@ def export_sentence_transformers(
 def _write_as_in(source: str | os.PathLike, model: SimMIMPreTrainedModel, folder: str | os.PathLike) -> None:
     """The files of a sentence-transformers model with the weights of the encoder of `model`."""
     for file in (file for pattern in KEPT for file in Path(source).glob(pattern)):
-        target = Path(folder, file.relative_to(source))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, target)
+        copy_own(file, Path(folder, file.relative_to(source)), Path(source))
     native, info = AutoModel.from_pretrained(
         source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
     )
@@ -238,6 +240,25 @@ def _write_as_in(source: str | os.PathLike, model: SimMIMPreTrainedModel, folder
     if wrong:
         raise ExportError(f"the encoder has not the weights of `{source}`: {', '.join(wrong[:3])}.")
     native.save_pretrained(folder)
+
+
+def copy_own(file: Path, target: Path, source: Path) -> None:
+    """Copies a file of the folder `source` to `target`.
+
+    Raises:
+        ValueError: it is a link out of that folder. What is on the other end was not meant to be shared.
+    """
+    home = source.resolve()
+    owned = [home]
+    if home.parent.name == "snapshots":  # of the Hub's cache, where each file is a link to its content
+        owned.append(home.parents[1] / "blobs")
+    if not any(file.resolve().is_relative_to(folder) for folder in owned):
+        raise ValueError(
+            f"`{file}` is a link to what is outside of `{source}`, and would be copied into the new model: put the "
+            "file itself there, or remove the link."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(file, target)
 
 
 def _write_sentence_transformer(

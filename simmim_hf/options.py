@@ -3,7 +3,9 @@
 import argparse
 import contextlib
 import inspect
+import itertools
 import json
+import math
 import os
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,11 +15,13 @@ from typing import Union, get_args, get_origin
 import yaml
 from transformers import HfArgumentParser
 
+from . import records
 from .model.configuration_simmim import REMOVED_OPTIONS, nearest, without_removed
 
 SETTINGS_FILES = (".yaml", ".yml", ".json")
 NOT_GIVEN = object()
 REFUSED = 2  # the exit code where the input cannot work, as in argparse
+MOST_VALUES = 100_000  # of a settings file; a few aliases of aliases in YAML stand for more than fit into memory
 LONGEST_LINE, LONGEST_REASON = 1200, 600  # characters of a refusal, and of what a library says in it
 
 
@@ -82,8 +86,9 @@ def _inherited(cls: type, module: str) -> set[str]:
 
 
 def one_line(message: str) -> str:
-    """A message without line breaks, and without the middle of a very long one: a value may be of any length."""
-    message = " ".join(message.split())
+    """A message without line breaks and control characters, and without the middle of a very long one: a value may
+    be of any length."""
+    message = records.printable(" ".join(message.split()))
     return message if len(message) <= LONGEST_LINE else f"{message[: LONGEST_LINE - 300]} ... {message[-300:]}"
 
 
@@ -241,14 +246,26 @@ def read_settings(path: str) -> dict:
     """A YAML or JSON file of options and their values."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no settings file `{path}`.")
-    with open(path, encoding="utf-8") as file:
-        try:
-            settings = yaml.safe_load(file)  # every JSON file is a YAML file
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"`{path}` is not valid YAML or JSON: {error}") from error
+    with open(path, encoding="utf-8") as file, refusing(f"`{path}` is not valid YAML or JSON"):
+        loader = yaml.SafeLoader(file)  # every JSON file is a YAML file
+        root = loader.get_single_node()
+        if _count(root, {}) > MOST_VALUES:
+            raise ValueError(f"with its aliases written out it has more than {MOST_VALUES:,} values; use fewer")
+        settings = loader.construct_document(root) if root else None
     if not isinstance(settings, dict):
         raise ValueError(f"`{path}` must hold options and their values, for example `temperature: 0.05`.")
     return settings
+
+
+def _count(node: yaml.Node | None, known: dict[yaml.Node, float]) -> float:
+    """The values of a YAML document with its aliases written out; infinite where one is inside of itself."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if node not in known:
+        known[node] = math.inf
+        inside = itertools.chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
+        known[node] = 1 + sum(_count(part, known) for part in inside)
+    return known[node]
 
 
 def words_of(settings: Mapping) -> list[str]:

@@ -26,9 +26,22 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
+# Line breaks and control characters, with which a name could write more than a name or move the cursor; characters
+# that turn the direction of text; bytes of a name that are not UTF-8.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
 def git_revision() -> str | None:
-    """The commit of the repository around the working directory, `-dirty` where files changed; None outside of one."""
-    words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The commit of the clone that this package runs from, `-dirty` where files changed; None where it is installed.
+
+    Never of the working directory: git runs what the configuration of a repository names, and this one may have come
+    out of an archive.
+    """
+    clone = Path(__file__).parents[1]
+    if not (clone / ".git").exists():  # a repository further up has this package as one of its files
+        return None
+    words = ["git", "-C", str(clone), "-c", "core.fsmonitor=false"]
+    words += ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     with contextlib.suppress(OSError):  # there may be no git
         return subprocess.run(words, capture_output=True, text=True).stdout.strip() or None
 
@@ -67,6 +80,19 @@ def _cpu_name() -> str:
 def without_folders(value):
     """An option with absolute paths cut to their last part: what is shared names no folder of this machine."""
     return _changed(value, lambda part: Path(part).name if isinstance(part, str) and os.path.isabs(part) else part)
+
+
+def printable(value):
+    """A text, or the texts in dicts and lists, with control characters written as in Python: `\\n`, `\\x1b`."""
+    if isinstance(value, dict):
+        return {printable(name): printable(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [printable(part) for part in value]
+    return CONTROL.sub(_escape, value) if isinstance(value, str) else value
+
+
+def _escape(found: re.Match) -> str:
+    return found[0].encode("unicode_escape").decode()
 
 
 def _changed(value, change: Callable):

@@ -221,3 +221,15 @@ def launch(*words, config="ddp_cpu.yaml", **options):
     """`run_python` by `accelerate launch` with a file of examples/accelerate_configs, on two processes by default."""
     command = ["-m", "accelerate.commands.launch", "--config_file", EXAMPLES / "accelerate_configs" / config]
     return run_python(*command, *words, env=environment(GLOO_SOCKET_IFNAME="lo", ACCELERATE_USE_CPU="true"), **options)
+
+
+def torchrun(count, *words, launcher=(), variables=None, **options):
+    """`run_python` by torchrun with so many processes; words of a module begin with `-m`.
+
+    Args:
+        launcher: more options of torchrun
+        variables: more of the environment
+    """
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count, *launcher]
+    env = environment(GLOO_SOCKET_IFNAME="lo", **(variables or {}))
+    return run_python(*command, *words, env=env, **options)

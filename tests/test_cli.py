@@ -1,9 +1,13 @@
 """The command `simmim` before it knows what to do: it answers without torch, whose import takes seconds."""
 
 import contextlib
+import json
+import os
+import subprocess
+import sys
 
 import pytest
-from helpers import run_python
+from helpers import TINY, environment, run_python
 from torch import distributed
 
 import simmim_cli
@@ -72,3 +76,44 @@ def test_threads_of_several_processes_have_time_to_end(error, monkeypatch):
     finally:
         distributed.destroy_process_group()
     assert waits == [1]
+
+
+PRINT = "import simmim_cli; simmim_cli.keep_output_from_ending_the_run(); print('河' * 100_000); print('the end')"
+
+
+@pytest.mark.parametrize("options", [[], ["-u"]])
+@pytest.mark.parametrize("full", [True, False])
+def test_output_that_nobody_can_read_ends_nothing(options, full):
+    if full and not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open("/dev/full", "wb") if full else open(writing, "wb") as output:
+        command = [sys.executable, *options, "-c", PRINT]
+        ended = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, env=environment(), text=True)
+    warning = "simmim: standard output cannot be written (No space left on device): it is left out.\n"
+    assert (ended.returncode, ended.stderr) == (0, warning if full else "")
+
+
+def test_a_character_that_the_terminal_does_not_have_is_escaped():
+    ended = run_python("-c", PRINT, env=environment(PYTHONIOENCODING="ascii"))
+    assert ended.stdout.startswith(r"\u6cb3\u6cb3") and ended.stdout.endswith("the end\n")
+
+
+@pytest.mark.slow
+def test_a_run_keeps_its_model_and_its_exit_code_where_nothing_can_be_printed(tmp_path):
+    """The tokenizer prints from Rust, and aborted; the texts of neighbours have characters that ASCII has not."""
+    river = "老河在小石桥下流过绿色的鸟在安静的水面上歌唱"
+    lines = [river[i % 20 :] + river[: i % 7] + str(i) for i in range(60)]
+    (tmp_path / "text.txt").write_text("\n".join(lines), encoding="utf-8")
+    backbone = json.dumps({"model_type": "bert", **TINY})
+    words = ["--train_file", tmp_path / "text.txt", "--text_config", backbone, "--vocab_size", 100, "--max_steps", 1]
+    words += ["--per_device_train_batch_size", 4, "--use_cpu", "--output_dir", tmp_path / "run"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as closed:
+        command = [sys.executable, "-m", "simmim_hf.cli", "pretrain", *map(str, words)]
+        environ = environment(PYTHONIOENCODING="ascii")
+        ended = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, env=environ, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "run/model.safetensors").exists() and (tmp_path / "run/README.md").exists()

@@ -1,8 +1,13 @@
 """What is recorded of a run: its command without secrets, and a checksum of its text."""
 
+import shutil
+import subprocess
+
+import pytest
 from datasets import Dataset
 
 from simmim_hf import records
+from simmim_hf.options import one_line
 
 
 def test_a_command_is_recorded_without_folders_and_tokens():
@@ -26,3 +31,48 @@ def test_files_of_one_name_are_told_apart_by_their_folders():
     assert records.distinct_names(["/a/wiki/train.txt", "/a/books/held.txt"]) == ["train.txt", "held.txt"]
     expected = ["wiki/train.txt", "books/train.txt", "train.txt"]
     assert records.distinct_names(["/a/wiki/train.txt", "books/train.txt", "train.txt"]) == expected
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """One whose configuration names a command, as one out of an archive may; git runs it to look for changes."""
+    if shutil.which("git") is None:
+        pytest.skip("there is no git")
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # of a hook that runs the tests
+        monkeypatch.delenv(name, raising=False)
+    path = tmp_path / "repository"
+    path.mkdir()
+    (path / "file").write_text("text")
+    author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    hook = f"touch {tmp_path / 'was_run'}; false"
+    for words in (["init"], ["add", "."], [*author, "commit", "-m", "a"], ["config", "core.fsmonitor", hook]):
+        subprocess.run(["git", "-C", str(path), *words], check=True, capture_output=True)
+    return path
+
+
+def test_the_revision_is_of_this_package_and_runs_nothing(repository, tmp_path, monkeypatch):
+    here = records.git_revision()
+    monkeypatch.chdir(repository)
+    assert records.git_revision() == here
+    monkeypatch.setattr(records, "__file__", str(repository / "simmim_hf/records.py"))
+    revision = records.git_revision()
+    assert len(revision) == 40 and revision != here
+    (repository / "file").write_text("other text")
+    assert records.git_revision() == f"{revision}-dirty"
+    assert not (tmp_path / "was_run").exists()
+    installed = repository / "env/site-packages/simmim_hf/records.py"
+    monkeypatch.setattr(records, "__file__", str(installed))
+    assert records.git_revision() is None, "the repository around an installed package is another one"
+
+
+def test_what_could_write_more_than_a_name_is_escaped():
+    name = "we\nird \x1b[31m\u202e\udcff.txt"
+    expected = r"we\nird \x1b[31m\u202e\udcff.txt"
+    assert records.printable(name) == expected
+    assert records.printable({name: [name, 1, None], "a": {"b": (name,)}}) == {
+        expected: [expected, 1, None],
+        "a": {"b": [expected]},
+    }
+    text = "naïve 河 \u200d ü"
+    assert records.printable(text) == text
+    assert one_line(f"there is no `{name}`") == r"there is no `we ird \x1b[31m\u202e\udcff.txt`"

@@ -97,10 +97,15 @@ def training_flops(
     predicted = sum(reading.is_predicted.sum().item() for reading in readings)
     text_config, encoder = model.config.text_config, model.simmim.encoder
     tables = {id(p) for module in encoder.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-    parameters = sum(p.numel() for p in encoder.parameters() if id(p) not in tables)
+    parameters = sum(_size(p) for p in encoder.parameters() if id(p) not in tables)
     attention = 12 * text_config.num_hidden_layers * text_config.hidden_size * lengths.square().sum().item()
-    head = sum(p.numel() for p in model.lm_head.parameters())
+    head = sum(_size(p) for p in model.lm_head.parameters())
     return 6 * parameters * lengths.sum().item() + attention + 6 * head * predicted
+
+
+def _size(parameter: nn.Parameter) -> int:
+    """Numbers in a parameter, also in one of which DeepSpeed holds a shard here."""
+    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def tokens_of_steps(trainer: SimMIMTrainer) -> Iterator[int]:

@@ -28,9 +28,9 @@ from ..evaluation.tasks import load_tasks
 from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig, without_removed
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import build, option, refusing
-from ..training import parts
+from ..training import parts, sharding
 from ..training.arguments import PRETRAINING, default_dropout, fill_defaults
-from ..training.checkpoints import in_all_processes, last_checkpoint
+from ..training.checkpoints import in_all_processes, last_checkpoint, remove_checkpoint
 from ..training.checks import check
 from ..training.signals import Interrupted, StopAtSignal
 from ..training.trainer import SimMIMTrainer
@@ -355,7 +355,9 @@ class Comparison:
         outcome, model = {"status": "finished"}, trainer.accelerator.unwrap_model(trainer.model)
         try:
             if state.global_step < len(tokens) - 1:
-                held_out = self.curve_text if self.is_main else None
+                # All processes gather the weights that one of them measures.
+                measures = self.is_main or sharding.is_sharded(trainer)
+                held_out = self.curve_text if measures else None
                 recorder = Recorder(trainer, held_out, tokens, title=f"{arm}, seed {seed}")
                 quieten(trainer, recorder, self.signals).train(resume_from_checkpoint=checkpoint)
                 state = trainer.state
@@ -372,6 +374,7 @@ class Comparison:
         memory = budget.peak_memory(self.device)
         if outcome["status"] == "finished":
             trainer.save_model()
+            model = sharding.whole_model(trainer, folder)
         if self.is_main:
             if outcome["status"] == "finished":
                 outcome["figures"] = self._measure(model, folder)
@@ -387,7 +390,7 @@ class Comparison:
             }
             records.write_json(folder / "result.json", outcome)
             for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-                shutil.rmtree(path)
+                remove_checkpoint(path)
         trainer.accelerator.free_memory()
 
     def _schedule(self, steps: int) -> dict:
@@ -413,6 +416,7 @@ class Comparison:
 
     def _measure_initial_weights(self, seed: int) -> None:
         path = self._initial(seed) / "result.json"
+        sharding.keep_models_whole()
         if self.is_main and not path.is_file():
             model = SimMIMForPreTraining.from_pretrained(self._initial(seed)).to(self.device)
             records.write_json(path, {"figures": self._measure(model, path.parent)})

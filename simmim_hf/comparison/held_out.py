@@ -69,7 +69,7 @@ class Recorder(TrainerCallback):
         steps = np.linspace(0, state.max_steps, CURVE_POINTS + 1).round().astype(int)
         self.due = {int(step) for step in steps if step >= state.global_step}
         place = {"total": self.tokens[-1], "initial": self.tokens[state.global_step]}
-        hidden = self.held_out is None or args.disable_tqdm
+        hidden = not state.is_world_process_zero or args.disable_tqdm
         self.bar = tqdm(desc=self.title, **place, unit="tok", unit_scale=True, disable=hidden)
         if state.global_step == 0:
             self._measure(state, control)

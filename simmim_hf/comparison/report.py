@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from .. import tables
+from .. import records, tables
 from ..quantities import APART, GEOMETRY, LANGUAGE, RETRIEVAL, SIMILARITY, TRANSFER, listed
 from .plots import draw
 from .statistics import COST, Metric, mean_costs, metrics_of, without_masked_term
@@ -144,6 +144,7 @@ def _pairs(options: dict) -> str:
 
 def write(results: dict, folder: Path) -> None:
     """Writes `report.md`, its plots, and `report.html` with everything inside it."""
+    results = records.printable(results)
     plots = draw(results, folder)
     sections, arms = sections_of(results, plots), list(results["arms"])
     title = f"Comparison of {listed(arms) if len(arms) <= MANY_ARMS else f'{len(arms)} arms'}"

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import csv
+import functools
 import glob
 import hashlib
 import importlib.util
@@ -10,6 +11,7 @@ import io
 import itertools
 import json
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -35,9 +37,24 @@ LINES_A_BLOCK = 20
 STRING_TYPES = ("string", "large_string", "string_view")
 ROWS_AT_ONCE = 1000  # of a stream
 
+# A small compressed file can hold gigabytes without a line break, and a line is read as a whole.
+LONGEST = 64 * 2**20  # bytes of a line, a row, a paragraph, or a file that is one document
+LARGEST_WHOLE = 512 * 2**20  # bytes of a JSON array, and of Parquet inside .gz, .xz or .zst
+BLOCK = 2**20
+SEPARATORS = {"line": b"\n", "row": b"\n", "paragraph": b"\n\n"}
+IN_WORDS = {"line": "a line", "row": "a row", "paragraph": "a paragraph (text_unit)", "file": "the file (text_unit)"}
+QUOTED = re.compile(rb'"[^"]*"?')
+
 
 class DataError(ValueError):
     """Text that cannot be read; the message names the file, where in it, and the remedy."""
+
+
+class TooLong(ValueError):
+    """A document that does not fit into memory by far."""
+
+    def __init__(self, what: str, limit: int):
+        super().__init__(f"{what} is longer than {limit / 2**20:g} MiB, which is the most that is read at once")
 
 
 # Files and the Hub
@@ -65,8 +82,9 @@ def load_text(
 
     Raises:
         FileNotFoundError: a path that does not exist, or a glob or folder without a supported file.
-        ValueError: an unsupported or unreadable file (a `DataError`, which a stream raises when it comes to it), no
-            text in the files, no such text column, or a unit that these files do not have.
+        ValueError: an unsupported or unreadable file, or a document beyond `LONGEST` (a `DataError`, which a stream
+            raises when it comes to it), no text in the files, no such text column, or a unit that these files do not
+            have.
     """
     groups: dict[tuple[str, bool, str], list[str]] = {}
     for file, unit in text_units(paths, text_unit).items():
@@ -75,6 +93,8 @@ def load_text(
     parts = []
     for (ending, compressed, unit), files in groups.items():
         where = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+        for file in files[:1] if streaming else files:
+            check_lengths(file, unit)
         with naming(files[0]), _no_field_left_out():
             features = _features(read_files(ending, compressed, files[:1], True, unit))
         source, columns = _choose_columns(features, text_column, where)
@@ -132,21 +152,90 @@ def check_file(file: str) -> None:
     with naming(file), fsspec.open(file, "rb", compression="infer") as opened:
         stream = io.BufferedReader(opened)  # not every compression gives lines
         if ending == ".parquet":
-            content = io.BytesIO(stream.read()) if compression else stream
-            first = [*range(pyarrow.parquet.ParquetFile(content).metadata.num_rows)][:1]
+            content = _read_whole(stream) if compression else stream
+            has_rows = pyarrow.parquet.ParquetFile(content).metadata.num_rows > 0
         elif FORMATS[ending] == "csv":
-            first = list(itertools.islice(filter(bytes.strip, stream), 1, 2))  # under the header
+            has_rows = any(itertools.islice(filter(bytes.strip, _lines(stream)), 1, 2))  # under the header
         else:
-            first = list(itertools.islice(stream, 1))
-    if not first:
+            has_rows = bool(stream.read(1))
+    if not has_rows:
         raise ValueError(f"{file!r} has no rows: remove it from the data")
 
 
 def _unit_of_lines(file: str) -> str:
-    with naming(file), fsspec.open(file, "rt", compression="infer", encoding="utf-8") as lines:
-        first = [line.strip() for line in itertools.islice(lines, 10_000)]
-    blank = sum(not line for line in first)
-    return "paragraph" if blank * LINES_A_BLOCK >= len(first) and any(first) and blank else "line"
+    with naming(file), fsspec.open(file, "rt", compression="infer", encoding="utf-8") as stream:
+        is_blank = [not line.strip() for line in itertools.islice(_lines(stream), 10_000)]
+    blank = sum(is_blank)
+    return "paragraph" if blank * LINES_A_BLOCK >= len(is_blank) and not all(is_blank) and blank else "line"
+
+
+def check_lengths(file: str, unit: str) -> None:
+    """Refuses a file with a document that is too long to be read, by reading a block of it at a time.
+
+    Args:
+        file: what `check_file` has found usable
+        unit: what `text_units` says of it
+
+    Raises:
+        DataError: a line, row, paragraph or file beyond `LONGEST`, or a JSON array beyond `LARGEST_WHOLE`.
+    """
+    with naming(file):
+        state = os.stat(file)
+        _scan(file, unit, state.st_size, state.st_mtime_ns)
+
+
+@functools.cache  # a stream begins again for every epoch
+def _scan(file: str, unit: str, size: int, changed: int) -> None:
+    ending, compression = file_format(file)
+    if ending == ".parquet" or (size <= LONGEST and not compression):
+        return
+    is_whole = FORMATS[ending] == "json" and not _begins_with_row(file)
+    separator = None if is_whole else SEPARATORS.get(unit)
+    limit = LARGEST_WHOLE if is_whole else LONGEST
+    what = "JSON with other than a row in each line" if is_whole else IN_WORDS[unit]
+    length = 0  # of what is not known to have ended
+    before = b""
+    in_cell = False
+    with fsspec.open(file, "rb", compression="infer") as stream:
+        while block := stream.read(BLOCK):
+            text = before + block
+            if ending == ".csv":  # a line break between quotation marks ends no row
+                text = b'"' + text if in_cell else text
+                in_cell = text.count(b'"') % 2 == 1
+                text = QUOTED.sub(b"", text)
+            if FORMATS[ending] != "json":
+                text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+            before = block[-3:] if unit == "paragraph" else b""  # its end may be cut by that of the block
+            length = 0 if separator and separator in text else length + len(block)
+            if length > limit:
+                raise TooLong(what, limit)
+
+
+def _begins_with_row(file: str) -> bool:
+    """Whether JSON has a row in each line, rather than all of them in one array."""
+    with fsspec.open(file, "rb", compression="infer") as opened:
+        stream = io.BufferedReader(opened)
+        lines = iter(functools.partial(stream.readline, LONGEST), b"")
+        first = next(filter(bytes.strip, lines), b"")
+    try:
+        return first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{") and bool(json.loads(first.decode("utf-8-sig")))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _lines(stream) -> Iterator:
+    """The lines of a stream of bytes or text; one beyond `LONGEST` is `TooLong`."""
+    while line := stream.readline(LONGEST + 1):
+        if len(line) > LONGEST:
+            raise TooLong("a line", LONGEST)
+        yield line
+
+
+def _read_whole(stream) -> io.BytesIO:
+    content = stream.read(LARGEST_WHOLE + 1)
+    if len(content) > LARGEST_WHOLE:
+        raise TooLong("the file", LARGEST_WHOLE)
+    return io.BytesIO(content)
 
 
 def load_hub_text(
@@ -172,6 +261,9 @@ def load_hub_text(
         FileNotFoundError: no such dataset, or the Hub cannot be reached.
         ValueError: no such configuration, split or text column, or no text.
     """
+    if not streaming:
+        for file in _text_files(os.path.join(glob.escape(name), "**", "*")):
+            check_lengths(file, "row")
     try:
         dataset = load_dataset(name, config_name, split=split, streaming=streaming)
         features = _features(dataset)
@@ -204,9 +296,7 @@ def _find_files(paths: list[str]) -> list[str]:
             pattern = path
         else:
             raise FileNotFoundError(f"no such file or folder: {path!r}")
-        files = [
-            file for file in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(file) and file_format(file)
-        ]
+        files = _text_files(pattern)
         if any(file_format(file)[0] != ".md" for file in files):
             files = [file for file in files if os.path.basename(file).lower() != "readme.md"]
         if not files:
@@ -215,6 +305,11 @@ def _find_files(paths: list[str]) -> list[str]:
     if not found:
         raise ValueError("no text files given")
     return list(found)
+
+
+def _text_files(pattern: str) -> list[str]:
+    files = sorted(glob.glob(pattern, recursive=True))
+    return [file for file in files if os.path.isfile(file) and file_format(file)]
 
 
 def read_files(
@@ -230,7 +325,7 @@ def read_files(
         tables = []
         for file in files:
             with fsspec.open(file, compression="infer") as stream:
-                tables.append(Dataset(pyarrow.parquet.read_table(io.BytesIO(stream.read()))))
+                tables.append(Dataset(pyarrow.parquet.read_table(_read_whole(stream))))
         dataset = concatenate_datasets(tables)
         return dataset.to_iterable_dataset() if streaming else dataset
     options = {"sample_by": TEXT_UNITS[unit]} if FORMATS[ending] == "text" else {}
@@ -259,6 +354,7 @@ def _tables(files: list[str], form: tuple[str, bool, str], columns: tuple[str, .
     """The texts, and negatives where a second column is named, as keys and tables; the error of a file names it."""
     ending, compressed, unit = form
     for file in files:
+        check_lengths(file, unit)
         with naming(file):
             tables = read_files(ending, compressed, [file], True, unit).with_format("arrow").iter(ROWS_AT_ONCE)
         for number in itertools.count():
@@ -277,6 +373,8 @@ def naming(file: str):
     """Makes any error of reading a file, of which each format and compression has its own, one that names the file."""
     try:
         yield
+    except TooLong as error:
+        raise DataError(f"cannot read text from {file}: {error}; break it up or leave it out") from error
     except Exception as error:
         remedy = "convert it to UTF-8" if "utf-8" in _one_line(error) else "correct it or leave it out"
         where = f"{file}{_first_bad_line(file)}"
@@ -298,7 +396,7 @@ def _first_bad_line(file: str) -> str:
     """Where a file stops being text, or .jsonl JSON, as far as it can be read."""
     is_json = file_format(file)[0] == ".jsonl"
     with contextlib.suppress(Exception), fsspec.open(file, "rb", compression="infer") as stream:
-        lines = io.BufferedReader(stream) if file_format(file)[0] != ".parquet" else ()
+        lines = _lines(io.BufferedReader(stream)) if file_format(file)[0] != ".parquet" else ()
         for number, line in enumerate(lines, start=1):
             try:
                 text = line.decode("utf-8-sig")

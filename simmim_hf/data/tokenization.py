@@ -1,5 +1,6 @@
 """Tokenizers, and the token ids of documents."""
 
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,7 +27,7 @@ def train_tokenizer(
         texts: the texts to learn from.
         vocab_size: the number of tokens, the five special ones included. Little text gives fewer.
         lowercase: lower-case the text and strip its accents.
-        show_progress: show the progress bars of the training.
+        show_progress: show the progress bars of the training, in a terminal.
 
     Returns:
         The tokenizer, ready for `save_pretrained`.
@@ -61,7 +62,9 @@ def train_tokenizer(
     # The trainer numbers the characters in the order of a random hash and breaks ties by these numbers. So let it
     # find the characters alone (`a` and `##a`), and then train with those numbered beforehand.
     characters = train(0, SPECIAL_TOKENS, show_progress=False).keys() - set(SPECIAL_TOKENS)
-    vocab = train(vocab_size, SPECIAL_TOKENS + sorted(characters), show_progress)
+    # It aborts where it cannot print, which a pipe or a file may come to.
+    has_terminal = sys.stdout is not None and sys.stdout.isatty()
+    vocab = train(vocab_size, SPECIAL_TOKENS + sorted(characters), show_progress and has_terminal)
     return BertTokenizer(vocab=vocab, do_lower_case=lowercase)
 
 

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterable
 
-from .. import quantities, tables
+from .. import quantities, records, tables
 from .bootstrap import CONFIDENCE
 
 
@@ -22,6 +22,7 @@ def table_rows(results: dict, shown: Iterable[str] = quantities.QUANTITIES) -> l
         shown: the keys of the metrics
     """
     keys = list(shown)
+    results = records.printable(results)
     models = models_of(results)
     titles = list(models) if len(models) > 1 else ["value"]
     rows = [("task", "kind", "metric", *titles)]
@@ -51,6 +52,7 @@ def markdown_table(results: dict, shown: Iterable[str] = quantities.QUANTITIES) 
 
 def markdown(results: dict) -> str:
     """`results.md`: a table of the metrics, and how they were measured."""
+    results = records.printable(results)
     models = models_of(results)
     how = [f"{model['pooling']} pooling, at most {model['max_seq_length']} tokens" for model in models.values()]
     if len(models) > 1:

@@ -240,6 +240,7 @@ def read_file(path: str) -> Dataset:
     if corpora.FORMATS[ending] == "text":
         return corpora.load_text(path)
     corpora.check_file(path)
+    corpora.check_lengths(path, "row")
     with corpora.naming(path):
         if corpora.FORMATS[ending] == "csv":
             rows = _read_sts_benchmark(path)

@@ -6,7 +6,10 @@ Built on it: the heads of downstream tasks (`heads`) and the joint objective (`o
 import contextlib
 import inspect
 import os
+import shutil
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -25,6 +28,15 @@ logger = logging.get_logger(__name__)
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 OF_POOLING = [r"pooler\.query$", r"pooler\.lexicon\."]  # that another pooling does not have
 STATES = {"hidden_states": "output_hidden_states", "attentions": "output_attentions"}  # and what asks for them
+
+
+def give_usual_mode(weights: Iterable[Path]) -> None:
+    """Lets those read saved weights who may read the configuration beside them: safetensors ignores the umask, and
+    lets no other user read what it writes."""
+    for file in weights:
+        for name in ("config.json", "adapter_config.json"):
+            if file.with_name(name).exists():
+                shutil.copymode(file.with_name(name), file)
 
 
 class SimMIMPreTrainedModel(PreTrainedModel):
@@ -62,6 +74,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         if is_main_process and self._reads_vectors and not os.path.isfile(save_directory):
             write_modules(self.config, save_directory)  # before the upload, where there is one
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        give_usual_mode(Path(save_directory).glob("*.safetensors"))
 
     encode = encode  # texts to vectors
 

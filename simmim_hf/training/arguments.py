@@ -23,6 +23,7 @@ from ..model.configuration_simmim import (
     with_vocabulary,
 )
 from ..options import Parser, option, options_of, reason
+from . import sharding
 
 
 @dataclass
@@ -322,6 +323,7 @@ class PretrainingArguments(SimMIMTrainingArguments):
             super().__post_init__()
         except Exception as error:
             raise ValueError(f"the options of the training: {reason(error)}") from error
+        sharding.keep_models_whole()
 
 
 # The least and the most of options that are numbers, where nothing else refuses what cannot work.
@@ -372,7 +374,7 @@ def read_text_config(text_config: str | dict | None) -> dict:
             with open(text_config, encoding="utf-8") as file:
                 return dict(json.load(file))
         return AutoConfig.for_model(text_config).to_dict()
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, RecursionError) as error:
         raise ValueError(
             f"--text_config `{text_config}` is neither a JSON object, nor a JSON file, nor a model type of "
             f"transformers: {reason(error)}"

@@ -142,6 +142,7 @@ def model_card(
         ValueError: a language or an id that the Hub does not accept, or no results of an evaluation.
     """
     check_options(hub_model_id, language)
+    facts, name = records.printable(facts), records.printable(name)
     objective, data = _learned_by_all(facts), facts.get("data", {})
     results = _eval_results(facts.get("after", {}), data)
     learned = [tag for weight, tags_of_term in TAGS.items() if objective[weight] for tag in tags_of_term]
@@ -302,7 +303,7 @@ def _metrics(facts: dict) -> list[list[str]]:
 def _evaluation(folder: Path) -> str:
     """What `simmim evaluate` measured, by the metrics that lead: a table and how it was made."""
     with refusing(f"--evaluation: there are no results of `simmim evaluate` in `{folder}`"):
-        results = records.read_json(folder / "results.json")
+        results = records.printable(records.read_json(folder / "results.json"))
         table = markdown_table(results, [key for key, found in QUANTITIES.items() if found.leads or found.hub])
     lines = [*table, ""]
     if results.get("differences"):
@@ -372,7 +373,8 @@ def save_adapted_card(facts: dict, folder: Path, run: str) -> None:
         facts: what `results.json` holds
         run: the folder in that of the model that has the card of the run
     """
-    name, source = _name(None, folder), facts.get("base_model")
+    facts = records.printable(facts)
+    name, source = records.printable(_name(None, folder)), facts.get("base_model")
     origin = f"[{source}](https://huggingface.co/{source})" if source else facts["initial_weights"]
     text, head, *rows = _text(facts.get("data", {})) or "text that was not recorded", *_metrics(facts)
     data = ModelCardData(

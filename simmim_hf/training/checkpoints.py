@@ -1,5 +1,6 @@
 """Checkpoints that are whole or absent: written aside, listed in a manifest, renamed; and which one to resume."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -16,6 +17,7 @@ from transformers.utils import CONFIG_NAME, logging
 
 from .. import records
 from ..model.configuration_simmim import without_removed
+from ..model.encoder import give_usual_mode
 
 logger = logging.get_logger(__name__)
 
@@ -51,7 +53,7 @@ def seal(folder: Path) -> None:
 
 def publish(folder: Path, target: Path) -> None:
     """Renames a sealed checkpoint from the folder `SAVING`, in place of an earlier one of that name."""
-    if target.exists():
+    if os.path.lexists(target):
         os.replace(target, folder.with_name("replaced"))
     os.replace(folder, target)
     _make_durable(target.parent)
@@ -64,6 +66,7 @@ def replace_model(source: Path, target: Path) -> None:
     `config.json`, without which nothing loads, is taken away first and put there last: whenever the process ends, the
     target holds one whole model or none, and never the weights of one with the configuration of another.
     """
+    give_usual_mode(source.rglob("*.safetensors"))
     files = sorted(filter(Path.is_file, source.rglob("*")), key=lambda path: path.name == CONFIG_NAME)
     for path in files:
         _make_durable(path)
@@ -115,7 +118,8 @@ def _newest_whole(folder: Path) -> str | None:
             break
         skipped.append(f"{path.name} ({reason})")
     if skipped:
-        logger.warning(f"Skipped {', '.join(skipped)}: going on from {newest.name if newest else 'no checkpoint'}.")
+        named = records.printable(", ".join(skipped))  # a manifest names files as it likes
+        logger.warning(f"Skipped {named}: going on from {newest.name if newest else 'no checkpoint'}.")
     return newest and str(newest)
 
 
@@ -161,7 +165,7 @@ def changes(checkpoint: str, record: dict) -> list[str]:
         for name, value in options.items():
             old = before.get(part, {}).get(name, value)
             if old != value:
-                found.append(f"{part} {name} was {old} and is {value}")
+                found.append(records.printable(f"{part} {name} was {old} and is {value}"))
     return found
 
 
@@ -184,7 +188,16 @@ def rotate(folder: Path, limit: int | None, keep: Iterable[Path]) -> None:
     whole = [path for path in checkpoints_in(folder) if damage(path, checksums=False) is None]
     surplus = len(whole) - limit if limit and limit > 0 else 0
     for path in [path for path in whole if path not in keep][: max(surplus, 0)]:
-        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove_checkpoint(path)
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Removes a checkpoint; of one that is linked from elsewhere the link alone."""
+    if checkpoint.is_symlink():
+        checkpoint.unlink()
+    else:
+        shutil.rmtree(checkpoint)
 
 
 def in_all_processes(value):

@@ -6,7 +6,6 @@ What a run is made of stands in parts.py, each part a function that a script can
 import dataclasses
 import math
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,7 +51,6 @@ class Pretraining:
         self.checkpoint = _checkpoint_to_resume(args)
         # The first evaluation is part of training, which has prepared the model for all processes by then.
         args.eval_on_start = args.eval_on_start or self.checkpoint is None
-        sharding.keep_models_whole()
         check(model_args, data_args, args)
         os.makedirs(args.output_dir, exist_ok=True)  # where it cannot be made, nothing is read
         with refusing("--similarity_file"):
@@ -115,14 +113,14 @@ class Pretraining:
         samples = self._samples(self.model)
         if self.trainer.is_world_process_zero() and not _continues(self.checkpoint, self.args.output_dir):
             for overwritten in checkpoints.checkpoints_in(Path(self.args.output_dir)):
-                shutil.rmtree(overwritten)  # or `last` would mean one of them
+                checkpoints.remove_checkpoint(overwritten)  # or `last` would mean one of them
         trained = self.train()
         if self.signals.came(self.args.device):
             raise Interrupted
         measured = self.trainer.evaluate()
         self.trainer.save_model(_internal_call=True)  # it would push, and there is no card yet
         self.trainer.save_state()
-        model = self._whole_model()
+        model = sharding.whole_model(self.trainer, self.args.output_dir)
         samples_after = {} if model is None else self._samples(model)
         before = _at_start(self.trainer.state.log_history) | _values(samples)
         after = _held_out_metrics(measured) | _values(samples_after)
@@ -181,15 +179,6 @@ class Pretraining:
         self.trainer.ensure_checkpoint()
         more = "The same command with `--resume_from_checkpoint last` goes on from it."
         return f"{name}: ended with a checkpoint of step {step}. {more}"
-
-    def _whole_model(self) -> SimMIMForPreTraining | None:
-        """The trained model; where its weights are in shards, in the main process alone and as it was saved."""
-        if not sharding.is_sharded(self.trainer):
-            return self.model
-        if not self.trainer.is_world_process_zero():
-            return None
-        sharding.keep_models_whole()
-        return SimMIMForPreTraining.from_pretrained(self.args.output_dir).eval()
 
     def _samples(self, model: SimMIMForPreTraining) -> dict[str, Sampled]:
         """What the embeddings of a model are worth, as functions of the queries and pairs."""

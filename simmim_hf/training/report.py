@@ -2,7 +2,7 @@
 
 import textwrap
 
-from .. import tables
+from .. import records, tables
 from ..data import corpora
 from ..quantities import BASELINES, as_text, quantity, title
 
@@ -81,7 +81,7 @@ def text_report(text, data_args, max_length: int) -> str:
         )
         for source, part in zip(data_args.train_file or [], counts.sources, strict=False):
             lines.append(
-                f"  of {source}: {part.documents:,} documents, {part.tokens:,} tokens "
+                f"  of {records.printable(source)}: {part.documents:,} documents, {part.tokens:,} tokens "
                 f"({part.tokens / counts.tokens:.1%} of all)."
             )
     lines.append(f"Held out: {held_out.documents:,} documents, {held_out.tokens:,} tokens in {held_out.rows:,} rows.")
@@ -146,7 +146,7 @@ and a model card. Search with
 
 
 def _start(text: str, width: int) -> str:
-    text = " ".join(text.split())
+    text = records.printable(" ".join(text.split()))
     return text if len(text) <= width else text[: width - 1] + "…"
 
 

@@ -21,6 +21,7 @@ from simmim_hf.data.corpora import (
     split_held_out,
 )
 from simmim_hf.data.tokenization import load_tokenizer, tokenize, train_tokenizer
+from simmim_hf.evaluation.tasks import read_file
 
 TEXTS = ["a first line", "None", "the last one"]  # "None" is a word, not a missing value
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
@@ -167,6 +168,74 @@ def test_a_fault_late_in_a_folder_names_its_file(tmp_path, streaming):
         write(tmp_path / f"other/{name}.csv", rows)
     with pytest.raises(DataError, match=r"b\.csv: there is no column 'text'"):
         list(load_text(str(tmp_path / "other"), streaming=streaming))
+
+
+LONG = b"words and " * 1000
+TOO_LONG = {
+    "line.txt": (b"first\n" * 1000 + LONG, "a line"),
+    "paragraph.txt": (b"a\r\n\r\n" * 1000 + b"words and\r\n" * 1000, r"a paragraph \(text_unit\)"),
+    "row.jsonl": (b'{"text": "a"}\n{"text": "' + LONG + b'"}\n', "a row"),
+    "array.json": (b'[{"text": "' + LONG + LONG + b'"}]', "JSON with other than a row in each line"),
+    "nothing.jsonl": (bytes(20_000), "JSON with other than a row in each line"),
+    "row.csv": (b"text,n\na,1\n" + LONG, "a row"),
+    "cell.csv": (b'text,n\na,1\n"' + b"words and\n" * 1000, "a row"),
+    "whole.parquet.gz": (bytes(20_000), "the file"),
+}
+
+
+@pytest.fixture
+def small_limits(monkeypatch):
+    for name, size in (("LONGEST", 6000), ("LARGEST_WHOLE", 12_000), ("BLOCK", 1000)):
+        monkeypatch.setattr(corpora, name, size)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", TOO_LONG)
+def test_what_does_not_fit_into_memory_is_refused(tmp_path, small_limits, name, streaming):
+    """Two gigabytes of zeros are a file of nine megabytes in gzip, and were read as one line."""
+    content, what = TOO_LONG[name]
+    path = write(tmp_path / name, gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(DataError, match=rf"cannot read text from .*{name}: {what} is longer than .* leave it out"):
+        load_text(path, streaming=streaming)
+    with pytest.raises(DataError, match="is longer than"):
+        read_file(path)
+
+
+def test_a_file_that_is_one_document_has_a_limit_too(tmp_path, small_limits):
+    path = write(tmp_path / "book.txt", b"words and\n" * 1000)
+    assert len(load_text(path)) == 1000
+    with pytest.raises(DataError, match=r"book.txt: the file \(text_unit\) is longer than"):
+        load_text(path, text_unit="file")
+    with pytest.raises(DataError, match="long.txt: a row is longer than"):
+        load_hub_text(str(Path(write(tmp_path / "folder/long.txt", LONG)).parent))
+
+
+def test_a_file_of_any_size_is_read_where_its_documents_are_short(tmp_path, small_limits):
+    rows = [{"text": f"row {number}"} for number in range(2000)]
+    cells = "".join(f'"{row["text"]}\nof ""two"" lines",1\n' for row in rows)
+    lines = "\n".join(map(json.dumps, rows))
+    assert len(load_text(write(tmp_path / "rows.jsonl", lines))) == 2000
+    assert len(load_text(write(tmp_path / "rows.csv", f"text,n\n{cells}"))) == 2000
+    assert len(load_text(write(tmp_path / "rows.txt", "a\r\nb\r\n\r\n" * 2000))) == 2000
+    with pytest.raises(DataError, match="is longer than"):
+        load_text(write(tmp_path / "array.json", f"[{lines}]".replace("\n", ",")))
+    small = ",".join(map(json.dumps, rows[:500]))
+    assert len(load_text(write(tmp_path / "small.json", f"[{small}]"))) == 500
+
+
+@pytest.mark.slow
+def test_a_long_line_is_refused_in_little_memory(tmp_path):
+    with gzip.open(tmp_path / "zeros.txt.gz", "wb", compresslevel=1) as file:
+        for _ in range(256):
+            file.write(bytes(2**20))
+    code = (
+        "import resource, sys; from simmim_hf.data.corpora import load_text\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
+        "before = peak()\n"
+        "try: load_text(sys.argv[1], streaming=True)\n"
+        "except ValueError: print(peak() - before)"
+    )
+    assert int(run_python("-c", code, tmp_path / "zeros.txt.gz").stdout) < 300  # MiB
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -371,3 +371,61 @@ def test_what_cannot_be_exported_is_refused(checkpoint, tmp_path, capsys, monkey
     assert "pip install onnx onnxscript onnxruntime" in message
     assert "pip install sentence-transformers" in refused(capsys, *to("sentence-transformers", checkpoint, out))
     assert not out.exists()
+
+
+# ------------------------------------------------------------------------------------------- what is copied, and how
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["backbone", "sentence-transformers", "safetensors-only"])
+def test_an_export_has_the_modes_that_the_umask_leaves(checkpoint, tmp_path, form):
+    umask = os.umask(0o027)
+    try:
+        assert main(to(form, checkpoint, tmp_path / "out")) == 0
+    finally:
+        os.umask(umask)
+    paths = [tmp_path / "out", *(tmp_path / "out").rglob("*")]
+    assert {path.stat().st_mode & 0o777 for path in paths if path.is_file()} <= {0o640, 0o644}  # those of the source
+    assert (tmp_path / "out/model.safetensors").stat().st_mode & 0o777 == 0o640
+    assert {path.stat().st_mode & 0o777 for path in paths if path.is_dir()} == {0o750}
+
+
+@pytest.fixture
+def exported(checkpoint, tmp_path):
+    """A checkpoint, its tokenizer, and a sentence-transformers model of it."""
+    model, tokenizer = export.load_checkpoint(str(checkpoint)), export.load_tokenizer(str(checkpoint))
+    export.export_sentence_transformers(model, tokenizer, tmp_path / "source")
+    return model, tokenizer, tmp_path / "source"
+
+
+def as_links(folder, blobs):
+    """Makes each file a link to its content, as in the Hub's cache."""
+    blobs.mkdir()
+    for number, file in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
+        file.rename(blobs / str(number))
+        file.symlink_to(os.path.relpath(blobs / str(number), file.parent))
+
+
+@pytest.mark.slow
+def test_a_snapshot_of_the_hub_is_copied_and_a_link_to_elsewhere_is_not(exported, tmp_path):
+    model, tokenizer, source = exported
+    snapshot = tmp_path / "models--a--b/snapshots/0123"
+    snapshot.parent.mkdir(parents=True)
+    source.rename(snapshot)
+    as_links(snapshot, tmp_path / "models--a--b/blobs")
+    export.export_sentence_transformers(model, tokenizer, tmp_path / "out", snapshot)
+    assert files_in(tmp_path / "out") == files_in(snapshot)
+    assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
+    (tmp_path / "private").write_text("secret")
+    (snapshot / "vocab.txt").symlink_to(tmp_path / "private")
+    with pytest.raises(ValueError, match=r"vocab\.txt` is a link to what is outside of"):
+        export.export_sentence_transformers(model, tokenizer, tmp_path / "other", snapshot)
+    assert not any("secret" in path.read_text(errors="replace") for path in (tmp_path / "other").rglob("*.txt"))
+
+
+def test_the_card_of_an_export_is_no_link_to_elsewhere(checkpoint, tmp_path, capsys):
+    (tmp_path / "private").write_text("secret")
+    (checkpoint / "README.md").unlink()
+    (checkpoint / "README.md").symlink_to(tmp_path / "private")
+    said = refused(capsys, *to("safetensors-only", checkpoint, tmp_path / "out"))
+    assert "README.md` is a link to what is outside of" in said and not (tmp_path / "out").exists()

@@ -216,3 +216,11 @@ def test_a_classifier_learns_with_adapters(tmp_path):
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
     assert type(loaded) is SimMIMForSequenceClassification
     torch.testing.assert_close(loaded(ids).logits, expected(ids).logits)
+
+
+def test_saved_adapters_have_the_mode_of_their_configuration(tmp_path):
+    model = peft.get_peft_model(tiny_model(), options_of("bert"))
+    args = TrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none")
+    SimMIMTrainer(model, args, DataCollatorForSimMIM(tiny_tokenizer())).save_model()
+    saved = [tmp_path / "run" / name for name in ("adapter_model.safetensors", "adapter_config.json")]
+    assert len({path.stat().st_mode for path in saved}) == 1

@@ -21,6 +21,7 @@ from simmim_hf.cli import COMMANDS, main
 from simmim_hf.model.configuration_simmim import POSITIVE_VIEWS
 from simmim_hf.quantities import quantity, title
 from simmim_hf.training import card as hub
+from simmim_hf.training import report
 
 pytestmark = pytest.mark.slow  # it trains
 
@@ -218,6 +219,20 @@ def test_what_did_not_help_is_said(results):
     assert "No better than the baseline: MLM loss." in text
     better = {**worse, "after": {"mlm_loss": 1.5, "similarity_spearman": 60.0}}
     assert "No better" not in str(hub.model_card(better, "better"))
+
+
+def test_a_name_writes_no_more_than_a_name(results, tmp_path):
+    """Into the card, and to the terminal."""
+    name = "a.txt`\n\n# Another title\n\x1b[2J"
+    facts = {**results, "command": f"simmim pretrain --train_file '{name}'"}
+    facts["data"] = {**results["data"], "files": [name], "similarity_file": name}
+    for written in (hub.model_card(facts, name), hub.model_card({**facts, "earlier_runs": [facts]}, name)):
+        assert "\n# Another" not in str(written) and "\x1b" not in str(written)
+        assert r"\n\n# Another title\n\x1b[2J" in str(written)
+    hub.save_adapted_card(facts, tmp_path, "simmim")
+    assert "\n# Another" not in (tmp_path / "README.md").read_text()
+    shown = report.neighbours(f"a text {name}", [(name, 0.5)])
+    assert shown.count("\n") == 1 and "\x1b" not in shown
 
 
 def test_a_figure_that_is_not_finite_is_not_in_the_metadata(results):

@@ -1,6 +1,7 @@
 """Checkpoints are whole or absent, the newest whole one is resumed, and no other run is written over."""
 
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -13,14 +14,14 @@ from helpers import TINY, corpus_lines, files_in, ragged_batch, refused, tiny_mo
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
-from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining, SimMIMTrainer
+from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining, SimMIMTrainer, SimMIMTrainingArguments
 from simmim_hf.cli import main
 from simmim_hf.training import checkpoints
 
 pytestmark = pytest.mark.slow  # it trains
 
 
-def make_trainer(folder: Path, **options) -> SimMIMTrainer:
+def make_trainer(folder: Path, args_class=TrainingArguments, **options) -> SimMIMTrainer:
     """Six steps of tiny batches, a checkpoint after every second one."""
     defaults = {"output_dir": str(folder), "use_cpu": True, "report_to": "none", "disable_tqdm": True}
     defaults |= {"per_device_train_batch_size": 4, "max_steps": 6, "save_steps": 2, "logging_steps": 1}
@@ -30,7 +31,7 @@ def make_trainer(folder: Path, **options) -> SimMIMTrainer:
     tokenizer = tiny_tokenizer()
     return SimMIMTrainer(
         model=tiny_model(),
-        args=TrainingArguments(**{**defaults, **options}),
+        args=args_class(**{**defaults, **options}),
         train_dataset=data,
         eval_dataset=data.select(range(8)),
         data_collator=DataCollatorForSimMIM(tokenizer),
@@ -77,6 +78,17 @@ def test_a_damaged_checkpoint_is_skipped_in_one_line(run, caplog, kind):
         checkpoints.to_resume(str(run / "checkpoint-6"), run)
 
 
+def test_what_a_checkpoint_names_moves_no_cursor(run, caplog):
+    manifest, record = (run / "checkpoint-6" / name for name in (checkpoints.MANIFEST, checkpoints.RECORD))
+    meaning = json.loads(record.read_text())["meaning"]
+    record.write_text(json.dumps({"meaning": {"training": {"seed": "\x1b[2J"}}}))
+    assert r"was \x1b[2J and is" in checkpoints.changes(str(record.parent), {"meaning": meaning})[0]
+    files = json.loads(manifest.read_text())["files"]
+    manifest.write_text(json.dumps({"files": {"\x1b[2J": {"bytes": 1, "sha256": ""}, **files}}))
+    checkpoints.last_checkpoint(run)
+    assert r"\x1b[2J is missing" in caplog.text and "\x1b" not in caplog.text
+
+
 def test_one_of_an_earlier_version_resumes(run):
     (run / "checkpoint-6" / checkpoints.MANIFEST).unlink()
     assert checkpoints.to_resume("last", run) == str(run / "checkpoint-6")
@@ -115,6 +127,44 @@ def test_rotation_keeps_what_is_whole(run):
     shutil.copytree(run / "checkpoint-4", run / "checkpoint-5")
     checkpoints.rotate(run, 1, keep=[run / "checkpoint-4"])
     assert names(run) == ["checkpoint-4", "checkpoint-6"]
+
+
+@pytest.fixture
+def linked(run, tmp_path) -> Path:
+    """A run whose second checkpoint lies elsewhere, such as on a larger disk."""
+    elsewhere = shutil.move(run / "checkpoint-4", tmp_path / "elsewhere")
+    (run / "checkpoint-4").symlink_to(elsewhere)
+    return Path(elsewhere)
+
+
+def test_of_a_linked_checkpoint_the_link_alone_is_removed(run, linked):
+    before = files_in(linked)
+    checkpoints.rotate(run, 1, keep=[])
+    assert names(run) == ["checkpoint-6"] and not (run / "checkpoint-4").is_symlink()
+    assert files_in(linked) == before
+
+
+def test_a_linked_checkpoint_is_written_over_and_its_target_stays(run, linked, tmp_path):
+    before = {path: path.read_bytes() for path in linked.rglob("*") if path.is_file()}
+    (run / "checkpoint-2").rename(tmp_path / "moved")
+    (run / "checkpoint-2").symlink_to(tmp_path / "gone")
+    make_trainer(run, max_steps=4).train()
+    assert not any((run / name).is_symlink() for name in ("checkpoint-2", "checkpoint-4"))
+    assert {path: path.read_bytes() for path in linked.rglob("*") if path.is_file()} == before
+
+
+def test_all_files_of_a_run_have_the_mode_that_the_umask_leaves(tmp_path):
+    """safetensors lets no other user read the weights."""
+    umask = os.umask(0o027)
+    try:
+        trainer = make_trainer(tmp_path / "run", args_class=SimMIMTrainingArguments, queue_size=8, max_steps=2)
+        trainer.train()
+        trainer.save_model()
+    finally:
+        os.umask(umask)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert {"model.safetensors", "queue.safetensors", "optimizer.pt"} < modes.keys()
+    assert set(modes.values()) == {0o640}, modes
 
 
 def test_the_best_checkpoint_is_found_and_kept(tmp_path):
@@ -189,6 +239,15 @@ def test_another_run_is_not_resumed_into_or_after_it_was_overwritten(commanded, 
     assert main(options(other, *resumed, "--overwrite_output_dir")) == 0
     assert names(other) == ["checkpoint-2"]
     assert (other / "model.safetensors").read_bytes() == (commanded / "model.safetensors").read_bytes()
+
+
+def test_overwriting_a_run_with_a_linked_checkpoint_leaves_the_target(commanded, tmp_path):
+    run = shutil.copytree(commanded, tmp_path / "run")
+    elsewhere = Path(shutil.move(run / "checkpoint-2", tmp_path / "elsewhere"))
+    (run / "checkpoint-2").symlink_to(elsewhere)
+    before = files_in(elsewhere)
+    assert main(options(run, "--overwrite_output_dir", "--max_steps", "1")) == 0
+    assert names(run) == ["checkpoint-1"] and files_in(elsewhere) == before
 
 
 def test_a_changed_run_is_resumed_only_where_that_is_allowed(commanded, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The command `simmim pretrain` as a user meets it: what it makes, and what it says to input that cannot work."""
 
+import itertools
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForPreTraining, PreTrainedTokenizerFast, pipeline
 
 from simmim_hf.cli import main
-from simmim_hf.options import Parser, parse
+from simmim_hf.options import Parser, parse, read_settings
 from simmim_hf.training.arguments import PRETRAINING, fill_defaults
 
 
@@ -198,6 +199,30 @@ def test_unknown_settings_in_a_file_are_refused(tmp_path, capsys):
     assert "settings.json` is not valid YAML or JSON" in refused(capsys, "pretrain", str(tmp_path / "settings.json"))
     (tmp_path / "list.yaml").write_text("- 1\n")
     assert "must hold options" in refused(capsys, "pretrain", str(tmp_path / "list.yaml"))
+
+
+NAMES = "abcdefghij"
+LISTS = "".join(f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in itertools.pairwise(NAMES))
+MERGES = LISTS.replace("[", "{<<: [").replace("]", "]}")
+
+
+@pytest.mark.parametrize("content", [f"a: &a [x]\n{LISTS}", f"a: &a {{x: 1}}\n{MERGES}", "a: &a [*a]\n", "[" * 9999])
+@pytest.mark.parametrize("command", [["pretrain"], ["compare", "--arms"]])
+def test_settings_that_stand_for_more_than_memory_holds_are_refused(tmp_path, capsys, command, content):
+    (tmp_path / "settings.yaml").write_text(content)
+    message = refused(capsys, *command, tmp_path / "settings.yaml")
+    assert "settings.yaml` is not valid YAML or JSON" in message
+    assert "more than 100,000 values" in message or "recursion" in message
+
+
+def test_an_alias_in_settings_is_what_it_stands_for(tmp_path):
+    (tmp_path / "arms.yaml").write_text("one: &one {objective: mlm, seed: 1}\ntwo: {<<: *one, objective: simmim}\n")
+    arms = read_settings(str(tmp_path / "arms.yaml"))
+    assert arms == {"one": {"objective": "mlm", "seed": 1}, "two": {"objective": "simmim", "seed": 1}}
+
+
+def test_a_network_nested_too_deeply_is_refused(capsys):
+    assert "neither a JSON object" in refused(capsys, "pretrain", "--text_config", '{"a":' * 9999)
 
 
 @pytest.mark.parametrize(
