@@ -233,10 +233,7 @@ def read_file(path: str) -> Dataset:
     Raises:
         ValueError: an ending that is not supported, or a file that is empty or damaged.
     """
-    found = corpora.file_format(path)
-    if found is None:
-        raise ValueError(f"`{path}` has an unsupported ending; supported: {corpora.SUPPORTED}.")
-    ending, compression = found
+    ending, compression = corpora.format_of(path)
     if corpora.FORMATS[ending] == "text":
         return corpora.load_text(path)
     corpora.check_file(path)
@@ -246,7 +243,8 @@ def read_file(path: str) -> Dataset:
             rows = _read_sts_benchmark(path)
             if rows:
                 return Dataset.from_list(rows)
-        return corpora.read_files(ending, bool(compression), [path], streaming=False)
+        form = corpora.Form(ending, bool(compression), "row")
+        return corpora.read_files([path], form, streaming=False)
 
 
 def _read_sts_benchmark(path: str) -> list[dict]:
