@@ -31,8 +31,9 @@ from pathlib import Path
 from children import prepare, run_command
 
 from simmim_hf import records
+from simmim_hf.folders import SAVING
 from simmim_hf.training import report
-from simmim_hf.training.checkpoints import MANIFEST, SAVING, checkpoints_in, damage
+from simmim_hf.training.checkpoints import MANIFEST, checkpoints_in, damage
 
 STEPS, SAVE_STEPS = 8, 2
 NETWORK = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
@@ -168,7 +169,7 @@ class Faults:
         self.seconds = time.monotonic() - begun
         operations = Path(f"{self.unbroken.folder}.operations").read_text().splitlines()
         self.operations = len(operations)
-        self.saving = [number for number, operation in enumerate(operations) if SAVING in operation]
+        self.saving = [number for number, operation in enumerate(operations) if f"{SAVING}/checkpoint" in operation]
         print(f"the unbroken run: {self.seconds:.1f} s, {self.operations} operations on files")
 
     def kill(self, number: int) -> None:

@@ -5,7 +5,6 @@ import glob
 import itertools
 import json
 import os
-import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -197,7 +196,7 @@ def save_results(args, **results) -> None:
     if not PartialState().is_main_process:
         return
     results = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": records.command(sys.argv, program="python"),
         "seed": args.seed,
         "versions": records.versions(),
         **json.loads(json.dumps(results), parse_float=lambda number: round(float(number), 4)),

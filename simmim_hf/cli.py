@@ -40,14 +40,18 @@ def train(run_class: type, parser: Parser, argv: list[str]) -> int:
     """A run of training that signals end, of the command that the parser is of."""
     from .data.corpora import DataError
     from .export import ExportError
-    from .training.checkpoints import DiskFull
+    from .folders import NotSaved
+    from .memory import OutOfMemory
+    from .training.checkpoints import claimed
     from .training.pretraining import NotUploaded
     from .training.signals import Interrupted
 
-    with staying_together(parser):
+    with staying_together(parser), contextlib.ExitStack() as claim:
         with ending(parser, REFUSED, ValueError, OSError, ImportError):
-            run = run_class(*parse(parser, argv))
-        failed = ending(parser, FAILED, FloatingPointError, DiskFull, ExportError, NotUploaded)
+            arguments = parse(parser, argv)
+            claim.enter_context(claimed(arguments[-1].output_dir))
+            run = run_class(*arguments)
+        failed = ending(parser, FAILED, FloatingPointError, OutOfMemory, NotSaved, ExportError, NotUploaded)
         interrupted = ending(parser, TRY_AGAIN, Interrupted)
         with failed, interrupted, ending(parser, REFUSED, DataError), run.signals.listening():
             run.run([parser.prog.split()[1], *argv])
@@ -56,6 +60,9 @@ def train(run_class: type, parser: Parser, argv: list[str]) -> int:
 
 def evaluate(argv: list[str]) -> int:
     from .evaluation.command import Evaluation, EvaluationArguments
+    from .folders import NotSaved
+    from .memory import OutOfMemory
+    from .training.checkpoints import claimed
 
     parser = parser_of(
         EvaluationArguments,
@@ -63,10 +70,13 @@ def evaluate(argv: list[str]) -> int:
         "Measure encoders: similarity, retrieval, transfer, language modelling, and the geometry of its vectors. "
         "Results go to a table, results.json and results.md.",
     )
-    with ending(parser, REFUSED, ValueError, OSError):
-        run = Evaluation(*parse(parser, argv))
-    with ending(parser, FAILED, FloatingPointError):
-        run.run(["evaluate", *argv])
+    with contextlib.ExitStack() as claim:
+        with ending(parser, REFUSED, ValueError, OSError):
+            (arguments,) = parse(parser, argv)
+            claim.enter_context(claimed(arguments.output_dir))
+            run = Evaluation(arguments)
+        with ending(parser, FAILED, FloatingPointError, OutOfMemory, NotSaved):
+            run.run(["evaluate", *argv])
     return 0
 
 
@@ -86,13 +96,15 @@ def card(argv: list[str]) -> int:
 
 def export(argv: list[str]) -> int:
     from .export import ExportArguments, ExportError, run
+    from .folders import NotSaved
 
     parser = parser_of(
         ExportArguments,
         "export --model FOLDER --to FORM --output_dir FOLDER [options]",
         "Write a checkpoint in a form that other libraries open, and compare it with its source.",
     )
-    with ending(parser, REFUSED, ValueError, OSError, ImportError), ending(parser, FAILED, ExportError):
+    failed = ending(parser, FAILED, ExportError, NotSaved)
+    with ending(parser, REFUSED, ValueError, OSError, ImportError), failed:
         run(*parse(parser, argv))
     return 0
 
@@ -100,6 +112,8 @@ def export(argv: list[str]) -> int:
 def compare(argv: list[str]) -> int:
     from .comparison.arms import read_arms
     from .comparison.comparison import Comparison, ComparisonArguments
+    from .folders import NotSaved
+    from .memory import OutOfMemory
     from .training.arguments import PRETRAINING
     from .training.signals import Interrupted
 
@@ -111,12 +125,14 @@ def compare(argv: list[str]) -> int:
         "Without options: all objectives on the documentation inside Python, torch and transformers.",
     )
     with staying_together(parser):
-        with ending(parser, REFUSED, ValueError, OSError):
+        failed = ending(parser, FAILED, OutOfMemory, NotSaved)
+        with failed, ending(parser, REFUSED, ValueError, OSError):
             options = {"output_dir": "simmim-comparison", **parse_given(parser, argv)}
             own = {name: options.pop(name) for name in option_names([ComparisonArguments]) if name in options}
             arms = read_arms(own.pop("objectives", None), own.pop("arms", None))
             comparison = Comparison(arms, options, options.pop("output_dir"), **own)
-        with ending(parser, TRY_AGAIN, Interrupted), comparison.signals.listening():
+        failed, interrupted = ending(parser, FAILED, OutOfMemory, NotSaved), ending(parser, TRY_AGAIN, Interrupted)
+        with failed, interrupted, comparison.signals.listening():
             results = comparison.run(["compare", *argv])
     return 0 if any(run["status"] == "finished" for run in results["runs"]) else 1
 

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 
-from . import records
+from . import folders, records
 from .data.tokenization import load_tokenizer
 from .model import modeling_simmim
 from .model.backbones import can_be_decoder, class_with_head, is_decoder_family, native_head, without_pooler
@@ -87,9 +87,10 @@ def run(arguments: ExportArguments) -> None:
     Raises:
         ValueError, OSError, ImportError: the input cannot work; the message names the remedy.
         ExportError: the export differs from its source.
+        NotSaved: a file could not be written.
     """
-    name, to, folder = arguments.model, arguments.to, Path(arguments.output_dir)
-    if folder.is_dir() and any(folder.iterdir()):
+    name, folder = arguments.model, Path(arguments.output_dir)
+    if folders.is_used(folder):
         if Path(name).is_dir() and folder.samefile(name):
             raise ValueError(f"--output_dir `{folder}` is the checkpoint itself. Give another folder.")
         if not arguments.overwrite_output_dir:
@@ -97,7 +98,15 @@ def run(arguments: ExportArguments) -> None:
                 f"--output_dir `{folder}` is not empty. Give another folder, or --overwrite_output_dir to write over "
                 "it."
             )
-    require(*NEEDED.get(to, ()))
+    require(*NEEDED.get(arguments.to, ()))
+    with folders.claimed(folder), folders.writing(folder):
+        _export(arguments)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"Saved in {folder} ({size / 1e6:.1f} MB)")
+
+
+def _export(arguments: ExportArguments) -> None:
+    name, to, folder = arguments.model, arguments.to, arguments.output_dir
     with refusing("--model"):
         model, tokenizer = load_checkpoint(name), load_tokenizer(name)
     with tempfile.TemporaryDirectory() as private:
@@ -120,8 +129,6 @@ def run(arguments: ExportArguments) -> None:
             cosine = quantize_onnx(model, tokenizer, staging)
             print(f"int8: the cosine of its vectors and those of `{name}` is {cosine:.4f} at least")
         shutil.copytree(staging, folder, dirs_exist_ok=True)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"Saved in {folder} ({size / 1e6:.1f} MB)")
 
 
 def require(*packages: str) -> None:

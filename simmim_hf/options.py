@@ -10,6 +10,7 @@ import os
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
+from numbers import Integral, Real
 from typing import Union, get_args, get_origin
 
 import yaml
@@ -106,6 +107,23 @@ def reason(error: BaseException) -> str:
     words = f"there is no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
     words = " ".join(words.split()).partition(" Exception raised from ")[0]  # torch's own stack
     return words if len(words) <= LONGEST_REASON else f"{words[:LONGEST_REASON]} ..."
+
+
+def is_number(value, least: float = -math.inf, most: float = math.inf, kind: type = float) -> bool:
+    """Whether a value is a number in a range, whole where `kind` is int; a truth value and nan are none."""
+    numbers = Integral if kind is int else Real
+    return isinstance(value, numbers) and not isinstance(value, bool) and least <= value <= most
+
+
+def check_number(name: str, value, least: float = -math.inf, most: float = math.inf, kind: type = float) -> None:
+    """Refuses what `is_number` says is none.
+
+    Raises:
+        ValueError: the message names the option, its value and the range.
+    """
+    if not is_number(value, least, most, kind):
+        ends = f"{least:g} or more" if most == math.inf else f"{least:g} to {most:g}"
+        raise ValueError(f"{name}={value!r}: give a {'whole ' if kind is int else ''}number, {ends}.")
 
 
 def option(default=MISSING, help: str = "", **metadata):

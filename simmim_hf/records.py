@@ -18,6 +18,8 @@ import torch
 from datasets import Dataset
 from transformers import TrainingArguments
 
+SECRET = re.compile(r"[\w-]+[_-]token")  # an option that holds an access token, such as hub_token
+
 
 def versions() -> dict[str, str]:
     """The versions of Python and of the libraries that results depend on."""
@@ -82,6 +84,12 @@ def without_folders(value):
     return _changed(value, lambda part: Path(part).name if isinstance(part, str) and os.path.isabs(part) else part)
 
 
+def without_secrets(options: dict) -> dict:
+    """Options, and the options in them, without access tokens: nothing that is written may hold one."""
+    kept = {name: value for name, value in options.items() if not SECRET.fullmatch(str(name))}
+    return {name: without_secrets(value) if isinstance(value, dict) else value for name, value in kept.items()}
+
+
 def printable(value):
     """A text, or the texts in dicts and lists, with control characters written as in Python: `\\n`, `\\x1b`."""
     if isinstance(value, dict):
@@ -102,12 +110,12 @@ def _changed(value, change: Callable):
     return [_changed(part, change) for part in value] if isinstance(value, (list, tuple)) else change(value)
 
 
-def command(argv: Sequence[str]) -> str:
-    """The command line of `simmim` as it may be shared: without access tokens and folders of this machine."""
-    shared, words = ["simmim"], iter(argv)
+def command(argv: Sequence[str], program: str = "simmim") -> str:
+    """A command line as it may be shared: without access tokens and folders of this machine."""
+    shared, words = [program], iter(argv)
     for word in words:
         name, equals, value = word.partition("=")
-        if re.fullmatch(r"--\w+[_-]token", name):
+        if name.startswith("--") and SECRET.fullmatch(name[2:]):
             if not equals:
                 next(words, None)
         else:

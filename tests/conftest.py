@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import contextlib
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +23,20 @@ def pytest_collection_modifyitems(items):
     """Files with slow tests first, so that small ones fill what time is left at the end."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture(autouse=True, scope="session")
+def folder_of_the_session(tmp_path_factory):
+    """The working directory of fixtures that several tests share: not the clone, where runs may have left theirs."""
+    with contextlib.chdir(tmp_path_factory.mktemp("session")):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def folder_of_the_test(folder_of_the_session, tmp_path):
+    """The working directory of each test, and of the processes that it starts."""
+    with contextlib.chdir(tmp_path):
+        yield
 
 
 @pytest.fixture(scope="session")

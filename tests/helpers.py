@@ -1,6 +1,9 @@
 """What several test files share: tiny random models of every claimed family, ragged batches, text, and processes."""
 
+import contextlib
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +15,7 @@ from transformers import AutoConfig, BertTokenizer
 import simmim_hf
 from simmim_hf import SimMIMConfig, SimMIMForCausalLM, SimMIMForPreTraining
 from simmim_hf.cli import main
+from simmim_hf.folders import claimed
 from simmim_hf.model.configuration_simmim import remote_files
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -164,6 +168,14 @@ def files_in(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+SECRET = "hf_a_secret"  # that no file may hold
+
+
+def with_the_secret(folder: Path) -> list[str]:
+    """The files that hold it."""
+    return [name for name in sorted(files_in(folder)) if SECRET.encode() in (folder / name).read_bytes()]
+
+
 TINY = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 WORDS = "the old river runs under a small stone bridge while green birds sing above quiet water every morning".split()
 
@@ -194,6 +206,38 @@ def refused(capsys, *words, code=2):
         main([*map(str, words)])
     assert refusal.value.code == code
     return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def _hold(folder, holds):
+    with claimed(folder):
+        holds.set()
+        signal.pause()
+
+
+@contextlib.contextmanager
+def another_command_in(folder: Path):
+    """A process that writes to a folder."""
+    forked = multiprocessing.get_context("fork")
+    holds = forked.Event()
+    process = forked.Process(target=_hold, args=(folder, holds))
+    process.start()
+    assert holds.wait(30)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+def failing(number: int, function, only=lambda *arguments: True):
+    """A function of the system that answers this error, for some arguments."""
+
+    def answer(*arguments, **options):
+        if only(*arguments):
+            raise OSError(number, os.strerror(number))
+        return function(*arguments, **options)
+
+    return answer
 
 
 def environment(inherited=os.environ, **more):

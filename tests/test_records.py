@@ -17,6 +17,11 @@ def test_a_command_is_recorded_without_folders_and_tokens():
     assert records.command(words) == expected + """ '{"a": 1}'"""
 
 
+def test_options_are_recorded_without_tokens():
+    options = {"hub_token": "a", "arm": {"push_to_hub_token": "b", "seed": 1}, "budget_tokens": 5, "files": ["c"]}
+    assert records.without_secrets(options) == {"arm": {"seed": 1}, "budget_tokens": 5, "files": ["c"]}
+
+
 def test_a_fingerprint_is_that_of_the_content():
     rows = {"text": ["a", "b", None], "input_ids": [[1, 2], [3], []], "length": [2, 1, 0]}
     first = records.fingerprint(Dataset.from_dict(rows))

@@ -19,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from .. import records
+from .. import folders, memory, records
 from ..data import tokenization
 from ..evaluation.language_modelling import load_language_model, unigram_cross_entropy
 from ..evaluation.metrics import tfidf_reciprocal_rank
@@ -27,10 +27,10 @@ from ..evaluation.run_task import EvalSettings, measure
 from ..evaluation.tasks import load_tasks
 from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig, without_removed
 from ..model.modeling_simmim import SimMIMForPreTraining
-from ..options import build, option, refusing
+from ..options import build, is_number, option, reason, refusing
 from ..training import parts, sharding
 from ..training.arguments import PRETRAINING, default_dropout, fill_defaults
-from ..training.checkpoints import in_all_processes, last_checkpoint, remove_checkpoint
+from ..training.checkpoints import claimed, in_all_processes, last_checkpoint, remove_checkpoint
 from ..training.checks import check
 from ..training.signals import Interrupted, StopAtSignal
 from ..training.trainer import SimMIMTrainer
@@ -47,6 +47,7 @@ CURVE_SEQUENCES, LOG_LINES = 256, 20
 HELD_OUT = "held-out text"  # the task that every comparison has
 # What may be in the folder after a start that was refused.
 BEFORE_TRAINING = ("initial", "trial")
+ONCE_MENDED = "When there is room and it can be written,"
 
 
 @dataclass
@@ -74,8 +75,8 @@ class ComparisonArguments:
     tasks: list[str] | None = option(None, "What the encoders are evaluated on: tasks of `simmim evaluate`.")
 
     def __post_init__(self):
-        if self.seeds < 1:
-            raise ValueError(f"--seeds is {self.seeds}: give 1 or more; an interval needs 2.")
+        if not is_number(self.seeds, least=1, kind=int):
+            raise ValueError(f"--seeds is {self.seeds!r}: give 1 or more; an interval needs 2.")
         units = ("tokens", "text", "flops")
         self.budget = budget.Budget.of(**{unit: getattr(self, f"budget_{unit}") for unit in units})
 
@@ -115,20 +116,28 @@ class Comparison:
         refuse_decided(self.options)
         settings = ComparisonArguments(**settings)
         is_new = not (self.folder / "comparison.json").is_file()
-        if is_new and self.folder.is_dir() and any(name not in BEFORE_TRAINING for name in os.listdir(self.folder)):
+        if is_new and folders.is_used(self.folder, *BEFORE_TRAINING):
             raise ValueError(f"--output_dir `{output_dir}` is not empty and holds no comparison: give another folder.")
         self.seeds = [self.options.get("seed", 42) + i for i in range(settings.seeds)]
         self.failures: dict[tuple[str, int], str] = {}
         self.signals = StopAtSignal()
         self.record = {
-            "options": self.options,
-            "arms": self.arms,
+            "options": records.without_secrets(self.options),
+            "arms": records.without_secrets(self.arms),
             "seeds": self.seeds,
             "budget": settings.budget and dataclasses.asdict(settings.budget),
             "tasks": settings.tasks or [],
         }
         self._check_record("options", "budget", "tasks")
-        self._read_text(is_new)
+        self._read_arguments(is_new)
+        with contextlib.ExitStack() as claim:
+            claim.enter_context(claimed(self.folder))
+            self._prepare(is_new, settings)
+            self.claim = claim.pop_all()  # until the end of `run`
+
+    def _prepare(self, is_new: bool, settings: ComparisonArguments) -> None:
+        """Reads all that the runs need, and refuses what cannot work."""
+        self._read_text()
         tokens = sum(self.text.train["length"][:])
         self.record["text"] = {
             "sequences": len(self.text.train),
@@ -140,7 +149,7 @@ class Comparison:
         by_default = budget.Budget("tokens", BUILT_IN_BUDGET if self.data_args.built_in else tokens)
         self.budget = settings.budget or by_default
         tasks = settings.tasks or (["docstrings"] if self.data_args.built_in else [])
-        with without_progress_bars():
+        with without_progress_bars(), folders.writing(self.folder):
             self._save_initial_weights(is_new)
             self.rates = self._rates()
             with refusing("--tasks"):
@@ -150,8 +159,7 @@ class Comparison:
         if self.is_main:
             records.write_json(self.folder / "comparison.json", self.record)
 
-    def _read_text(self, is_new: bool) -> None:
-        """Reads and tokenises the text of all arms, and masks the held-out part that every arm is asked about."""
+    def _read_arguments(self, is_new: bool) -> None:
         options = {k: v for k, v in self.options.items() if k != "weight_schedule"}
         if not is_new:
             options["tokenizer_name"] = str(self._initial(self.seeds[0]))
@@ -160,6 +168,9 @@ class Comparison:
         )
         self.is_main, self.device = self.args.process_index == 0, self.args.device
         self.hardware = records.hardware(self.args)
+
+    def _read_text(self) -> None:
+        """Reads and tokenises the text of all arms, and masks the held-out part that every arm is asked about."""
         set_seed(self.seeds[0])
         with self.args.main_process_first(desc="reading the corpus"):
             self.train, self.held_out_texts = parts.read_text(self.data_args, self.seeds[0])
@@ -208,7 +219,7 @@ class Comparison:
         path = self.folder / "comparison.json"
         if not path.is_file():
             return
-        old, new = records.read_json(path), json.loads(json.dumps(self.record))
+        old, new = records.without_secrets(records.read_json(path)), json.loads(json.dumps(self.record))
         old["options"] = without_removed(old["options"])
         old["arms"] = {arm: without_removed(options) for arm, options in old["arms"].items()}
         pairs = {name: (old.get(name), new[name]) for name in names}
@@ -302,7 +313,15 @@ class Comparison:
 
         Raises:
             Interrupted: a signal came while `signals.listening()`.
+            NotSaved: a file could not be written; the same comparison goes on from what was saved before.
         """
+        try:
+            with self.claim, folders.writing(self.folder):
+                return self._run(argv)
+        except folders.NotSaved as error:
+            raise folders.NotSaved(f"{error} {ONCE_MENDED} the same command goes on.") from error
+
+    def _run(self, argv: list[str] | None) -> dict:
         try:
             self._run_what_is_missing()
         except Interrupted as end:
@@ -329,21 +348,22 @@ class Comparison:
                 if in_all_processes(self._is_finished(arm, seed)):
                     continue
                 try:
-                    with without_progress_bars():
-                        self._run(arm, seed)
-                except Interrupted:
+                    with without_progress_bars(), folders.writing(self.folder):
+                        self._run_arm(arm, seed)
+                except (Interrupted, folders.NotSaved):
                     raise
                 except Exception as error:
                     if dist.is_initialized():
                         raise  # the other processes would wait for this one
-                    logger.exception(f"The arm `{arm}` failed with seed {seed}.")
+                    trace = None if isinstance(error, memory.OutOfMemory) else error
+                    logger.error(f"The arm `{arm}` failed with seed {seed}: {reason(error)}", exc_info=trace)
                     self.failures[arm, seed] = f"{type(error).__name__}: {error}"
                 in_all_processes(None)
 
     def _is_finished(self, arm: str, seed: int) -> bool:
         return (self._run_folder(arm, seed) / "result.json").is_file()
 
-    def _run(self, arm: str, seed: int) -> None:
+    def _run_arm(self, arm: str, seed: int) -> None:
         folder = self._run_folder(arm, seed)
         checkpoint, state = last_checkpoint(folder), TrainerState()
         if checkpoint:
@@ -435,7 +455,7 @@ class Comparison:
             "versions": records.versions(),
             "hardware": self.hardware,
             "tokens": "read",
-            "options": records.without_folders(self.options),
+            "options": records.without_folders(self.record["options"]),
             **{name: self.record[name] for name in ("arms", "seeds", "text", "processes")},
             "weights": {arm: self._weights(arm) for arm in self.arms},
             "budget": dataclasses.asdict(self.budget),

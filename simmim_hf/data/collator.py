@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +27,7 @@ from ..model.configuration_simmim import (
     without_removed,
 )
 from ..model.losses import IGNORE_INDEX
-from ..options import option
+from ..options import is_number, option
 from .row_random import RowGenerator
 from .words import ALONE, CONTINUES, build_word_tables, ends_of_sentences, inside_han_word, shift_right
 
@@ -43,6 +42,7 @@ FEATURE_KEYS = [
     "negative_input_ids",
     "draw",
 ]
+TOKEN_KEYS = {"input_ids", "attention_mask", "special_tokens_mask", "token_type_ids"}  # a value for each token
 
 
 class Rows(NamedTuple):
@@ -55,7 +55,7 @@ class Rows(NamedTuple):
 
 
 def _is_share(value) -> bool:
-    return isinstance(value, Real) and 0 < float(value) < 1
+    return is_number(value, 0, 1) and 0 < value < 1
 
 
 def _is_ratio(value) -> bool:
@@ -65,7 +65,7 @@ def _is_ratio(value) -> bool:
 
 
 # `allows` says which values an option takes, `choose` what to take instead of another.
-PROBABILITY = {"allows": lambda value: 0 <= value <= 1, "choose": "a probability from 0 to 1"}
+PROBABILITY = {"allows": lambda value: is_number(value, 0, 1), "choose": "a probability from 0 to 1"}
 
 
 @described
@@ -99,27 +99,35 @@ class DataCollatorForSimMIM:
         0.1, "Share of the corrupted units that become random tokens; the rest stays as it is.", **PROBABILITY
     )
     whole_word_mask: bool = option(
-        False, "Corrupt whole words; Chinese characters are joined to words by jieba, where it is installed."
+        False,
+        "Corrupt whole words; Chinese characters are joined to words by jieba, where it is installed.",
+        allows=lambda value: isinstance(value, bool),
+        choose="True or False",
     )
     mean_span_length: float | None = option(
         None,
         "Corrupt spans with geometric lengths of this mean, in tokens or, with whole_word_mask, words.",
-        allows=lambda value: value is None or 1 <= value <= 4096,
+        allows=lambda value: value is None or is_number(value, 1, 4096),
         choose="a number from 1 to 4096 (SpanBERT: 3.8), or None",
     )
     max_length: int | None = option(
         None,
         "Truncate text to this many tokens, special tokens included; with positive_view span each of the two spans.",
-        allows=lambda value: value is None or value >= 3,
+        allows=lambda value: value is None or is_number(value, 3, kind=int),
         choose="3 or more, which leaves room for text",
     )
     pad_to_multiple_of: int | None = option(
         None,
         "Round the padded length up to a multiple of this.",
-        allows=lambda value: value is None or 1 <= value <= 4096,
-        choose="a number from 1 to 4096, such as 8, or None",
+        allows=lambda value: value is None or is_number(value, 1, 4096, int),
+        choose="a whole number from 1 to 4096, such as 8, or None",
     )
-    seed: int = option(0, "Another seed gives other corruptions of the same batches.")
+    seed: int = option(
+        0,
+        "Another seed gives other corruptions of the same batches.",
+        allows=lambda value: is_number(value, kind=int),
+        choose="a whole number",
+    )
     positive_view: PositiveView = option("masked", "As in `SimMIMConfig`.")
     deletion_probability: float = option(
         0.2,
@@ -130,7 +138,7 @@ class DataCollatorForSimMIM:
     min_crop_ratio: float = option(
         0.5,
         "With positive_view cropped: the shortest of the two stretches, as a share of the sequence.",
-        allows=lambda value: 0 < value <= 1,
+        allows=lambda value: is_number(value, 0, 1) and value > 0,
         choose="a share above 0, up to 1, such as 0.5",
     )
     corrupted_views: CorruptedViews = option("copy", "As in `SimMIMConfig`.")
@@ -138,7 +146,7 @@ class DataCollatorForSimMIM:
         4,
         "With positive_view span or snippet: tokens of the shortest stretch. A text too short for two of them gives "
         "two views of all of it.",
-        allows=lambda value: 1 <= value <= 1_000_000,
+        allows=lambda value: is_number(value, 1, 1_000_000, int),
         choose="a number from 1 to 1,000,000, such as 4",
     )
     first_sentence_probability: float = option(
@@ -162,7 +170,7 @@ class DataCollatorForSimMIM:
 
     def __post_init__(self) -> None:
         ratio: Any = self.snippet_ratio
-        if isinstance(ratio, Sequence):
+        if isinstance(ratio, list):
             self.snippet_ratio = tuple(ratio)  # a list when read from JSON
         self._validate()
         self._special_ids = np.unique(self.tokenizer.all_special_ids)
@@ -210,7 +218,7 @@ class DataCollatorForSimMIM:
                 raise ValueError(f"{field_.name}={value!r}: choose from {choices}.")
             allows = field_.metadata.get("allows")
             if allows is not None and not allows(value):
-                raise ValueError(f"{field_.name}={value}: choose {field_.metadata['choose']}.")
+                raise ValueError(f"{field_.name}={value!r}: choose {field_.metadata['choose']}.")
         mask = options.get("mask_replace_prob", cls.mask_replace_prob)
         random = options.get("random_replace_prob", cls.random_replace_prob)
         if mask + random > 1 + 1e-9:
@@ -301,15 +309,15 @@ class DataCollatorForSimMIM:
             options |= {"truncation": True, "max_length": max_length}
         return dict(self.tokenizer(texts, **options))
 
-    def _negatives(self, columns: dict[str, list]) -> list[list[int]]:
+    def _negatives(self, columns: dict[str, list]) -> list:
         """The token ids of all negatives of the batch, in order."""
         if "negative_input_ids" in columns:
-            ids: list[list[int]] = []
+            ids: list = []
             for row in columns["negative_input_ids"]:
                 if len(row):
                     has_several = np.ndim(row[0]) > 0
                     ids += row if has_several else [row]
-            return ids
+            return [_integers("negative_input_ids", of_negative) for of_negative in ids]
         texts: list[str] = []
         for row in columns.get("negative", ()):
             texts += [row] if isinstance(row, str) else row
@@ -535,7 +543,23 @@ def to_columns(features: Sequence[str | Mapping[str, Any]]) -> dict[str, list]:
     for other in keys:
         if other != keys[0]:
             raise ValueError(f"The features of one batch need the same keys, but have {keys[0]} and {other}.")
-    return {key: [row[key] for row in rows] for key in keys[0]}
+    columns = {key: [row[key] for row in rows] for key in keys[0]}
+    for key in TOKEN_KEYS & columns.keys():
+        columns[key] = [_integers(key, row) for row in columns[key]]
+        for row, ids in zip(columns[key], columns.get("input_ids", ()), strict=False):
+            if len(row) != len(ids):
+                raise ValueError(
+                    f"A feature has {len(row)} values in {key} and {len(ids)} in input_ids: give one for each token."
+                )
+    return columns
+
+
+def _integers(name: str, row: Sequence[int]) -> np.ndarray:
+    """(length,) of ids, or of other values of tokens: no part of a number is cut off."""
+    values = np.asarray(row)
+    if values.ndim != 1 or (values.size and values.dtype.kind not in "iub"):
+        raise ValueError(f"{name} is {row!r:.200}: give a list of integers for each sequence.")
+    return values
 
 
 def draw_units(

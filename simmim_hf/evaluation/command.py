@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import records
+from .. import folders, memory, records
 from ..data import tokenization
 from ..model.configuration_simmim import Pooling, SimMIMConfig
-from ..options import option, refusing
+from ..options import is_number, option, refusing
 from .bootstrap import paired_difference
 from .encoding import load_encoder
 from .language_modelling import load_language_model, masked_rows
@@ -61,8 +61,8 @@ class EvaluationArguments:
             raise ValueError(f"nothing to measure: give --tasks (built in: {', '.join(BUILT_IN)}) or --mteb.")
         for name, least in (("batch_size", 1), ("max_samples", 0), ("max_seq_length", 1), ("seed", 0)):
             value = getattr(self, name)
-            if not least <= value <= LARGEST_SEED:
-                raise ValueError(f"--{name} is {value}: it must be {least} or more, up to {LARGEST_SEED:,}.")
+            if not is_number(value, least, LARGEST_SEED, int):
+                raise ValueError(f"--{name} is {value!r}: it must be {least} or more, up to {LARGEST_SEED:,}.")
         if os.path.exists(os.path.join(self.output_dir, "results.json")) and not self.overwrite_output_dir:
             raise ValueError(
                 f"--output_dir `{self.output_dir}` already has a results.json. Give another folder, or "
@@ -180,8 +180,6 @@ class Evaluation:
             while name in self.contenders:
                 name = f"{short} ({len(self.contenders) + 1})"
             self.contenders[name] = contender
-        with refusing("--output_dir"):  # rather than when everything is measured
-            os.makedirs(args.output_dir, exist_ok=True)
 
     def run(self, argv: Sequence[str] | None = None) -> dict:
         """Measures everything, writes `results.json` and `results.md`, and prints the table.
@@ -195,7 +193,14 @@ class Evaluation:
 
         Raises:
             FloatingPointError: a model gives vectors that are not finite.
+            OutOfMemory: there was not enough memory.
+            NotSaved: a file could not be written.
         """
+        remedy = f"Give a smaller --batch_size (now {self.args.batch_size}) or --max_seq_length, or --bf16."
+        with folders.writing(self.args.output_dir), memory.remedied(remedy):
+            return self._measure(argv)
+
+    def _measure(self, argv: Sequence[str] | None) -> dict:
         self.differences: dict[str, dict[str, dict]] = {}
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
             self._measure_tasks(argv)

@@ -159,9 +159,9 @@ def adjust_backbone(text_config: PreTrainedConfig, num_hidden_layers: int | None
         ValueError: it has fewer layers or no dropout, or a number that is no probability below 1.
     """
     if num_hidden_layers is not None:
-        if not 0 <= num_hidden_layers <= text_config.num_hidden_layers:
+        if not (isinstance(num_hidden_layers, int) and 0 <= num_hidden_layers <= text_config.num_hidden_layers):
             raise ValueError(
-                f"num_hidden_layers={num_hidden_layers}: give a number from 0 to {text_config.num_hidden_layers}, "
+                f"num_hidden_layers={num_hidden_layers!r}: give a number from 0 to {text_config.num_hidden_layers}, "
                 "which there are."
             )
         text_config.num_hidden_layers = num_hidden_layers
@@ -176,8 +176,8 @@ def adjust_backbone(text_config: PreTrainedConfig, num_hidden_layers: int | None
                     "another backbone for a bag of words: `--text_config bert`."
                 ) from error
     if dropout is not None:
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout}: give a number from 0 to below 1.")
+        if not (isinstance(dropout, (int, float)) and 0 <= dropout < 1):
+            raise ValueError(f"dropout={dropout!r}: give a number from 0 to below 1.")
         names = dropouts(text_config)
         if not names:
             raise ValueError(f"dropout={dropout}: the backbone `{text_config.model_type}` has no dropout.")

@@ -21,6 +21,7 @@ from transformers.utils.generic import can_return_tuple
 from .backbones import NEW_HEAD, as_decoder, build_encoder, explaining_weights, first_position, native_head
 from .configuration_simmim import SimMIMConfig
 from .packing import ATTENTION, Packing
+from .readings import check_integers
 from .vectors import SimMIMLexicon, SimMIMPooling, TokenStates, encode, write_modules
 
 logger = logging.get_logger(__name__)
@@ -181,6 +182,8 @@ class SimMIMModel(SimMIMPreTrainedModel):
         inputs = input_ids if input_ids is not None else inputs_embeds
         if inputs is None:
             raise ValueError("Give `input_ids` or `inputs_embeds`.")
+        if input_ids is not None:
+            check_integers("input_ids", input_ids)
         if attention_mask is None:
             attention_mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
         kwargs = {**self._asked_for(), **kwargs}

@@ -11,8 +11,11 @@ from .configuration_simmim import SimMIMConfig
 from .encoder import INPUTS, SimMIMModel, SimMIMPreTrainedModel, SimMIMWithLMHead
 from .losses import IGNORE_INDEX, global_means, token_cross_entropy
 from .packing import ATTENTION, Past
+from .readings import check_integers, check_shape
 
 logger = logging.get_logger(__name__)
+
+ONE_A_TOKEN = "one for each token"
 
 
 class SimMIMWithLabels(SimMIMPreTrainedModel):
@@ -70,6 +73,8 @@ class SimMIMForMaskedLM(SimMIMWithLabels, SimMIMWithLMHead):
         return self.lm_head(outputs.last_hidden_state), outputs  # (batch, length, vocab)
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        check_shape("labels", labels, logits.shape[:-1], reason=ONE_A_TOKEN)
+        check_integers("labels", labels)
         predicted = labels != IGNORE_INDEX  # (batch, length)
         total = token_cross_entropy(logits[predicted], labels[predicted])  # of (tokens, vocab) and (tokens,)
         return global_means({"loss": (total, predicted.sum())})["loss"]
@@ -217,6 +222,8 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
         inputs = input_ids if input_ids is not None else inputs_embeds
         if inputs is None:
             raise ValueError("Give `input_ids` or `inputs_embeds`.")
+        if input_ids is not None:
+            check_integers("input_ids", input_ids)
         if past_key_values is not None and past_key_values.is_compileable:
             # `generate` replaces the mask by one of four dimensions, or by none, and the padding is lost.
             raise ValueError(
@@ -251,6 +258,8 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
+            check_shape("labels", labels, logits.shape[:-1], reason=ONE_A_TOKEN)
+            check_integers("labels", labels)
             self._reads_from_left_to_right |= self.training
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return modeling_outputs.CausalLMOutputWithPast(
@@ -329,6 +338,8 @@ class SimMIMForSequenceClassification(SimMIMWithLabels, SimMIMWithNewHead):
         return self.classifier(self.dropout(outputs.pooler_output)), outputs  # (batch, labels)
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        a_text = (len(logits),), (len(logits), 1), logits.shape
+        check_shape("labels", labels, *a_text, reason="one for each text, or for each text and label")
         if self.num_labels > 1 and not labels.is_floating_point():
             _check_labels(labels, self.num_labels)
         return self.loss_function(pooled_logits=logits, labels=labels, config=self.config)
@@ -348,6 +359,8 @@ class SimMIMForTokenClassification(SimMIMWithLabels, SimMIMWithNewHead):
         return self.classifier(self.dropout(outputs.last_hidden_state)), outputs  # (batch, length, labels)
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        check_shape("labels", labels, logits.shape[:-1], reason=ONE_A_TOKEN)
+        check_integers("labels", labels)
         _check_labels(labels, self.num_labels)
         return self.loss_function(logits, labels, self.config)
 
@@ -368,6 +381,8 @@ class SimMIMForMultipleChoice(SimMIMWithLabels, SimMIMWithNewHead):
         return scores.view(next(iter(columns.values())).shape[:2]), outputs  # (batch, choices)
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        check_shape("labels", labels, (len(logits),), reason="one for each row of choices")
+        check_integers("labels", labels)
         _check_labels(labels, num_labels=logits.shape[1])
         return nn.functional.cross_entropy(logits.float(), labels)
 
@@ -405,6 +420,10 @@ class SimMIMForQuestionAnswering(SimMIMWithNewHead):
         start_logits, end_logits = self.qa_outputs(self.dropout(outputs.last_hidden_state)).unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
+            for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):
+                a_text = (len(start_logits),), (len(start_logits), 1)
+                check_shape(name, positions, *a_text, reason="one for each text")
+                check_integers(name, positions)
             loss = self.loss_function(start_logits, end_logits, start_positions, end_positions)
         return modeling_outputs.QuestionAnsweringModelOutput(
             loss=loss,

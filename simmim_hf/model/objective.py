@@ -23,7 +23,7 @@ from .losses import (
     similarity_matrix,
     token_cross_entropy,
 )
-from .readings import Reading, needed, next_tokens, stack
+from .readings import Reading, check_batch, needed, next_tokens, stack
 
 logger = logging.get_logger(__name__)
 
@@ -236,7 +236,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             padding, and all at once.
 
         Raises:
-            ValueError: a view that the objective needs is not given.
+            ValueError: a view that the objective needs is not given, or a column is of another shape or type.
             TypeError: an input that only the masked LM has, such as `position_ids`, beside `labels`.
         """
         if labels is None and masked_input_ids is None:
@@ -298,9 +298,10 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
             objective, batch: as in `forward`
 
         Raises:
-            ValueError: a view that the objective needs is not given.
+            ValueError: a view that the objective needs is not given, or a column is of another shape or type.
         """
         objective = self.config.objective if objective is None else objective
+        check_batch(batch)
         original = Reading.of("original", batch)
         readings = []
         if objective.contrastive_weight and not objective.corrupts_both:

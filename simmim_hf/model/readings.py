@@ -44,6 +44,45 @@ class Reading(NamedTuple):
         return torch.full_like(self.input_ids, fill) if column is None else column
 
 
+# The columns of a batch that have one shape, behind the ids that they belong to.
+ALIKE = {
+    "input_ids": ("attention_mask", "masked_input_ids", "labels", "token_type_ids"),
+    "positive_input_ids": ("positive_attention_mask", "positive_labels"),
+    "negative_input_ids": ("negative_attention_mask",),
+}
+
+
+def check_batch(batch: dict[str, torch.Tensor | None]) -> None:
+    """Refuses columns of other shapes or types than those of one batch: they would be read, and mean something else.
+
+    Raises:
+        ValueError: the message names the column.
+    """
+    given = {name: column for name, column in batch.items() if column is not None}
+    for name, others in ALIKE.items():
+        for column in (column for column in (name, *others) if {name, column} <= given.keys()):
+            check_integers(column, given[column])
+            check_shape(column, given[column], given[name].shape, reason=f"as `{name}` has")
+    if "positive_input_ids" in given and len(given["positive_input_ids"]) != len(given["input_ids"]):
+        raise ValueError(
+            f"`positive_input_ids` has {len(given['positive_input_ids'])} rows: give as many as `input_ids` has, "
+            f"{len(given['input_ids'])}."
+        )
+
+
+def check_shape(name: str, column: torch.Tensor, *shapes: tuple[int, ...], reason: str) -> None:
+    if column.shape not in shapes:
+        expected = " or ".join(str(tuple(shape)) for shape in dict.fromkeys(shapes))
+        raise ValueError(f"`{name}` has the shape {tuple(column.shape)}: it must be {expected}, {reason}.")
+
+
+def check_integers(name: str, column: torch.Tensor) -> None:
+    """Refuses ids that are no whole numbers. A mask may be of any type."""
+    is_mask = name.endswith("attention_mask")
+    if not is_mask and (column.is_floating_point() or column.is_complex() or column.dtype == torch.bool):
+        raise ValueError(f"`{name}` is {column.dtype}: it must hold integers, such as torch.int64.")
+
+
 def needed(batch: dict, name: str, reason: str, options: str = "") -> torch.Tensor:
     if batch.get(name) is None:
         raise ValueError(

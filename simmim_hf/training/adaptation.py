@@ -17,12 +17,12 @@ from huggingface_hub import snapshot_download
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from .. import export
+from .. import export, folders
 from ..evaluation.tasks import halves
 from ..model.backbones import source_pooling
 from ..model.configuration_simmim import OBJECTIVES
 from ..model.modeling_simmim import SimMIMForPreTraining
-from ..options import option
+from ..options import is_number, option
 from . import card, checkpoints, report
 from .arguments import DataArguments, ModelArguments, PretrainingArguments
 from .parts import build_trainer
@@ -80,8 +80,8 @@ class AdaptationArguments(PretrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.head_warmup <= 1:
-            raise ValueError(f"--head_warmup is {self.head_warmup}: give a share of the steps, from 0 to 1.")
+        if not is_number(self.head_warmup, 0, 1):
+            raise ValueError(f"--head_warmup is {self.head_warmup!r}: give a share of the steps, from 0 to 1.")
 
 
 ADAPTATION = (AdaptedModelArguments, AdaptationTextArguments, AdaptationArguments)
@@ -104,19 +104,22 @@ class Adaptation(Pretraining):
         for name, weight in WEIGHTS.items() if all(preset[name] for name in WEIGHTS) else ():
             if getattr(model_args, name) is None:
                 setattr(model_args, name, weight)
-        self.folder = Path(args.output_dir)
-        used = self.folder.is_dir() and any(name != RUN for name in os.listdir(self.folder))
-        if used and not (args.resume_from_checkpoint or args.overwrite_output_dir):
+        folder = Path(args.output_dir)
+        if folders.is_used(folder, RUN) and not (args.resume_from_checkpoint or args.overwrite_output_dir):
             raise ValueError(
-                f"--output_dir `{self.folder}` is not empty. Give another folder, or --overwrite_output_dir to write "
-                "over it."
+                f"--output_dir `{folder}` is not empty. Give another folder, or --overwrite_output_dir to write over "
+                "it."
             )
-        args.output_dir = str(self.folder / RUN)
+        args.output_dir = str(folder / RUN)
         self.epochs_are_given = args.num_train_epochs is not None
         super().__init__(model_args, data_args, args)
         self.source = source_folder(model_args.model_name_or_path)
         if args.process_index == 0:
             self._check_that_it_can_be_written()
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.args.output_dir).parent
 
     def _build_trainer(self) -> SimMIMTrainer:
         args, rows = self.args, self.text.train
@@ -175,7 +178,7 @@ class Adaptation(Pretraining):
     def _report(self, results: dict, model: SimMIMForPreTraining) -> None:
         if self.model.head_is_new:
             results["head_warmup"] = self.args.head_warmup
-        written = self.folder / checkpoints.SAVING
+        written = self.folder / folders.SAVING
         shutil.rmtree(written, ignore_errors=True)
         try:
             export.export_sentence_transformers(model, self.tokenizer, written, self.source)

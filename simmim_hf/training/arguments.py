@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import get_args, get_origin
@@ -22,7 +23,7 @@ from ..model.configuration_simmim import (
     options_of_objective,
     with_vocabulary,
 )
-from ..options import Parser, option, options_of, reason
+from ..options import Parser, check_number, is_number, option, options_of, reason
 from . import sharding
 
 
@@ -101,6 +102,10 @@ def read_weight_schedule(schedule: dict | list[str] | None) -> dict[str, list[tu
     return read
 
 
+def _is_point(point) -> bool:
+    return isinstance(point, Sequence) and len(point) == 2 and all(map(is_number, point))
+
+
 def check_method_options(args: TrainingArguments, config: SimMIMConfig) -> None:
     """Refuses options of the method that cannot work with this model.
 
@@ -108,8 +113,9 @@ def check_method_options(args: TrainingArguments, config: SimMIMConfig) -> None:
         ValueError: a chunk of less than 1, a weight that does not exist or is 0 in the configuration, or points out of
             order or range.
     """
-    if args.chunk_size is not None and args.chunk_size < 1:
-        raise ValueError(f"chunk_size={args.chunk_size}: give the number of sequences in a chunk, 1 or more.")
+    if args.chunk_size is not None:
+        check_number("chunk_size", args.chunk_size, least=1, kind=int)
+    check_number("max_skipped_steps", args.max_skipped_steps, least=0, kind=int)
     for name, points in (args.weight_schedule or {}).items():
         if name not in WEIGHTS:
             raise ValueError(f"weight_schedule: there is no weight `{name}`. There are: {', '.join(WEIGHTS)}.")
@@ -118,6 +124,8 @@ def check_method_options(args: TrainingArguments, config: SimMIMConfig) -> None:
                 f"weight_schedule: `{name}` is 0 in the configuration, so its term has no evaluation. "
                 "Set it to the weight that training ends with."
             )
+        if not (isinstance(points, Sequence) and all(map(_is_point, points))):
+            raise ValueError(f"weight_schedule: `{name}` has {points!r}: give points (share of training, weight).")
         shares = [share for share, _ in points]
         if not points or shares != sorted(shares) or shares[0] < 0 or shares[-1] > 1 or min(w for _, w in points) < 0:
             raise ValueError(
@@ -356,9 +364,9 @@ def check_ranges(options) -> None:
         value = getattr(options, name, None)
         if value is None or value == NOT_GIVEN.get(name):
             continue
-        if not least <= value <= most:  # nan is in no range
+        if not is_number(value, least, most):
             start = "above 0" if 0 < least <= TINY else f"from {least:g}"
-            raise ValueError(f"--{name} is {value}: give a number {start} to {most:g}.")
+            raise ValueError(f"--{name} is {value!r}: give a number {start} to {most:g}.")
 
 
 def read_text_config(text_config: str | dict | None) -> dict:

@@ -1,13 +1,12 @@
 """Checkpoints that are whole or absent: written aside, listed in a manifest, renamed; and which one to resume."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch.distributed as dist
@@ -15,7 +14,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, logging
 
-from .. import records
+from .. import folders, records
+from ..folders import NotSaved, make_durable
 from ..model.configuration_simmim import without_removed
 from ..model.encoder import give_usual_mode
 
@@ -23,7 +23,6 @@ logger = logging.get_logger(__name__)
 
 MANIFEST = "manifest.json"
 RECORD = "run.json"
-SAVING = "_saving"  # the folder for what is not whole yet; transformers uploads nothing that begins with `_`
 # What resuming reads, and what Trainer, FSDP, DeepSpeed (`latest`) and peft call the files or folders of it.
 PARTS = {
     "weights": ("model*.safetensors", "adapter_model.safetensors", "*/adapter_model.safetensors", "pytorch_model*"),
@@ -33,11 +32,49 @@ PARTS = {
 }
 DEEPSPEED = "latest"
 LAST_IF_ANY = "last_if_any"  # for a command that is started again and again, such as by an elastic launcher
-BEFORE_THE_FIRST = (SAVING, "runs")  # what a run leaves that was killed before its first checkpoint
+BEFORE_THE_FIRST = ("runs",)  # what a run leaves that was killed before its first checkpoint
 
 
-class DiskFull(Exception):
-    """There is no room for what has to be saved."""
+@contextlib.contextmanager
+def claimed(folder: str | Path) -> Iterator[None]:
+    """Meanwhile, and for all processes, the main one keeps other commands from a folder, as `folders.claimed`.
+
+    Raises:
+        ValueError: in all processes.
+    """
+    refusal = None
+    with contextlib.ExitStack() as claim:
+        if _is_main() and os.environ.get("RANK", "0") == "0":  # before there is a process group
+            try:
+                claim.enter_context(folders.claimed(folder))
+            except ValueError as error:
+                refusal = str(error)
+        refusal = in_all_processes(refusal)
+        if refusal:
+            raise ValueError(refusal)
+        yield
+
+
+@contextlib.contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """Waits until all processes have saved their part.
+
+    Raises:
+        NotSaved: in all processes, where one of them could not.
+    """
+    failure = cause = None
+    try:
+        yield
+    except Exception as error:
+        failure, cause = folders.failure_of(error, folder), error
+        if failure is None:
+            raise
+    failures = [failure]
+    if dist.is_initialized():
+        failures = [None] * dist.get_world_size()
+        dist.all_gather_object(failures, failure)
+    if any(failures):
+        raise NotSaved(next(filter(None, failures))) from cause
 
 
 def seal(folder: Path) -> None:
@@ -45,10 +82,10 @@ def seal(folder: Path) -> None:
     files = {}
     for path in sorted(filter(Path.is_file, folder.rglob("*"))):
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _checksum(path)}
-        _make_durable(path)
+        make_durable(path)
     records.write_json(folder / MANIFEST, {"files": files})
-    _make_durable(folder / MANIFEST)
-    _make_durable(folder)
+    make_durable(folder / MANIFEST)
+    make_durable(folder)
 
 
 def publish(folder: Path, target: Path) -> None:
@@ -56,7 +93,7 @@ def publish(folder: Path, target: Path) -> None:
     if os.path.lexists(target):
         os.replace(target, folder.with_name("replaced"))
     os.replace(folder, target)
-    _make_durable(target.parent)
+    make_durable(target.parent)
     shutil.rmtree(folder.parent)
 
 
@@ -69,7 +106,7 @@ def replace_model(source: Path, target: Path) -> None:
     give_usual_mode(source.rglob("*.safetensors"))
     files = sorted(filter(Path.is_file, source.rglob("*")), key=lambda path: path.name == CONFIG_NAME)
     for path in files:
-        _make_durable(path)
+        make_durable(path)
     (target / CONFIG_NAME).unlink(missing_ok=True)
     for path in target.glob("model*.safetensors*"):  # an earlier one may have had other shards
         path.unlink()
@@ -77,7 +114,7 @@ def replace_model(source: Path, target: Path) -> None:
         place = target / path.relative_to(source)
         place.parent.mkdir(exist_ok=True)
         os.replace(path, place)
-    _make_durable(target)
+    make_durable(target)
 
 
 def damage(folder: Path, checksums: bool = True) -> str | None:
@@ -169,13 +206,6 @@ def changes(checkpoint: str, record: dict) -> list[str]:
     return found
 
 
-def is_full_disk(error: Exception) -> bool:
-    """Whether an error says that there is no room on the disk, in Python's words, in safetensors' or in torch's."""
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    words = [*(rf"os error {number}\b" for number in numbers), "PytorchStreamWriter failed", r"\bunexpected pos \d"]
-    return getattr(error, "errno", None) in numbers or bool(re.search("|".join(words), str(error)))
-
-
 def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints in a folder, whole or not, in the order of their steps."""
     found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()]
@@ -225,12 +255,3 @@ def _read(path: Path) -> dict:
 def _checksum(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _make_durable(path: Path) -> None:
-    """Brings a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import TrainerCallback, TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput
 
-from .. import records
+from .. import folders, memory, records
 from ..data import docstrings
 from ..evaluation.bootstrap import Sampled, paired_difference
 from ..evaluation.encoding import encode
@@ -31,7 +31,7 @@ from .arguments import DataArguments, ModelArguments, PretrainingArguments, fill
 from .checks import check, make_optimizer
 from .parts import build_model, build_trainer, get_tokenizer, read_text, tokenize_text
 from .signals import Interrupted, StopAtSignal
-from .trainer import SimMIMTrainer
+from .trainer import SimMIMTrainer, less_memory
 
 
 class NotUploaded(Exception):
@@ -52,7 +52,6 @@ class Pretraining:
         # The first evaluation is part of training, which has prepared the model for all processes by then.
         args.eval_on_start = args.eval_on_start or self.checkpoint is None
         check(model_args, data_args, args)
-        os.makedirs(args.output_dir, exist_ok=True)  # where it cannot be made, nothing is read
         with refusing("--similarity_file"):
             self.scored_pairs = load_scored_pairs(data_args.similarity_file) if data_args.similarity_file else None
         set_seed(args.seed)
@@ -78,6 +77,11 @@ class Pretraining:
         self.trainer.add_callback(self.signals)
         self.trainer.add_callback(StopAtNonFiniteEvaluation())
 
+    @property
+    def folder(self) -> Path:
+        """Where everything is written."""
+        return Path(self.args.output_dir)
+
     def _build_trainer(self) -> SimMIMTrainer:
         return build_trainer(self.model, self.tokenizer, self.text, self.data_args, self.args)
 
@@ -93,20 +97,18 @@ class Pretraining:
         Raises:
             Interrupted: a signal came while `signals.listening()`; what was learned is saved.
             FloatingPointError: too many losses, or that of the held-out text, are not finite.
-            DiskFull: there is no room to save in.
+            OutOfMemory: there was not enough memory.
+            NotSaved: a file could not be written; what was saved before is whole.
             NotUploaded: `push_to_hub` failed; everything is saved.
         """
         try:
-            return self._run(argv)
-        except Interrupted as end:
-            raise Interrupted(self._saved_at_a_signal()) from end
-        except Exception as error:
-            if not checkpoints.is_full_disk(error):
-                raise
-            raise checkpoints.DiskFull(
-                f"the disk of `{self.args.output_dir}` is full, or a quota used up ({_first_line(error)}). What was "
-                "saved before is whole: make room, and the same command with `--resume_from_checkpoint last` goes on."
-            ) from error
+            with folders.writing(self.folder), memory.remedied(less_memory(self.args)):
+                try:
+                    return self._run(argv)
+                except Interrupted as end:
+                    raise Interrupted(self._saved_at_a_signal()) from end
+        except folders.NotSaved as error:
+            raise folders.NotSaved(f"{error} {self._after_not_saving()}") from error
 
     def _run(self, argv: Sequence[str] | None) -> dict:
         start = self._initial_weights()  # a checkpoint to resume may be gone when training has ended
@@ -118,8 +120,9 @@ class Pretraining:
         if self.signals.came(self.args.device):
             raise Interrupted
         measured = self.trainer.evaluate()
-        self.trainer.save_model(_internal_call=True)  # it would push, and there is no card yet
-        self.trainer.save_state()
+        with checkpoints.saving(self.folder):
+            self.trainer.save_model(_internal_call=True)  # it would push, and there is no card yet
+            self.trainer.save_state()
         model = sharding.whole_model(self.trainer, self.args.output_dir)
         samples_after = {} if model is None else self._samples(model)
         before = _at_start(self.trainer.state.log_history) | _values(samples)
@@ -135,8 +138,9 @@ class Pretraining:
             "after": after,
             "differences": {name: found._asdict() for name, found in differences.items() if found},
         }
-        if self.trainer.is_world_process_zero():
-            self._report(results, model)
+        with checkpoints.saving(self.folder):
+            if self.trainer.is_world_process_zero():
+                self._report(results, model)
         if self.args.push_to_hub:
             self._upload()
         return results
@@ -179,6 +183,17 @@ class Pretraining:
         self.trainer.ensure_checkpoint()
         more = "The same command with `--resume_from_checkpoint last` goes on from it."
         return f"{name}: ended with a checkpoint of step {step}. {more}"
+
+    def _after_not_saving(self) -> str:
+        """How to go on where a file could not be written."""
+        if checkpoints.checkpoints_in(Path(self.args.output_dir)):
+            return (
+                "What was saved before is whole: when there is room and it can be written, the same command with "
+                "`--resume_from_checkpoint last` goes on."
+            )
+        return (
+            "No checkpoint was: when there is room and it can be written, add --overwrite_output_dir and begin anew."
+        )
 
     def _samples(self, model: SimMIMForPreTraining) -> dict[str, Sampled]:
         """What the embeddings of a model are worth, as functions of the queries and pairs."""
@@ -308,11 +323,9 @@ def _checkpoint_to_resume(args: PretrainingArguments) -> str | None:
     checkpoint = None
     if args.resume_from_checkpoint:
         checkpoint = checkpoints.to_resume(args.resume_from_checkpoint, args.output_dir)
-    found = os.listdir(args.output_dir) if os.path.isdir(args.output_dir) else []
-    if args.resume_from_checkpoint == checkpoints.LAST_IF_ANY:  # killed before its first checkpoint
-        found = [name for name in found if name not in checkpoints.BEFORE_THE_FIRST]
-    is_empty = not found
-    if not (is_empty or _continues(checkpoint, args.output_dir) or args.overwrite_output_dir):
+    before_the_first = checkpoints.BEFORE_THE_FIRST if args.resume_from_checkpoint == checkpoints.LAST_IF_ANY else ()
+    is_used = folders.is_used(args.output_dir, *before_the_first)
+    if is_used and not (_continues(checkpoint, args.output_dir) or args.overwrite_output_dir):
         raise ValueError(
             f"--output_dir `{args.output_dir}` is not empty. Give another folder, --overwrite_output_dir to write "
             "over it, or --resume_from_checkpoint last to continue the run in it."
@@ -323,7 +336,3 @@ def _checkpoint_to_resume(args: PretrainingArguments) -> str | None:
 def _continues(checkpoint: str | None, output_dir: str) -> bool:
     """Whether a checkpoint is one of the run in a folder."""
     return bool(checkpoint) and Path(checkpoint).resolve().parent == Path(output_dir).resolve()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

@@ -23,7 +23,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from transformers.utils import logging
 
-from .. import records
+from .. import folders, memory, records
 from ..data.collator import DataCollatorForSimMIM
 from ..model.configuration_simmim import Objective
 from ..model.losses import alignment, uniformity
@@ -311,12 +311,14 @@ class SimMIMTrainer(Trainer):
                 "evaluate() before train() would leave a model that several processes cannot train together: give "
                 "--eval_on_start instead, which evaluates when training has prepared it."
             )
-        if is_plain:
-            output = self._evaluate_batches(dataloader)
-        else:
-            output = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
-            )
+        remedy = f"Give a smaller --per_device_eval_batch_size (now {args.per_device_eval_batch_size})."
+        with memory.remedied(remedy):
+            if is_plain:
+                output = self._evaluate_batches(dataloader)
+            else:
+                output = super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
+                )
         measured = self._evaluation_meter.read(self.accelerator)
         if is_plain:
             terms = {name: measured[name] for name in TERMS if name in measured}
@@ -367,7 +369,8 @@ class SimMIMTrainer(Trainer):
         self._is_finite, self._skipped_in_a_row = True, 0
         agreement.check_start(self)
         self._has_trained = True
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        with memory.remedied(less_memory(self.args)):
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _run_epoch(self, *args, **kwargs):
         # A checkpoint of the last step may be resumed, and Trainer would take one step more.
@@ -376,49 +379,51 @@ class SimMIMTrainer(Trainer):
 
     def _get_output_dir(self, trial):
         folder = super()._get_output_dir(trial)
-        return os.path.join(folder, checkpoints.SAVING) if self._is_saving else folder
+        return os.path.join(folder, folders.SAVING) if self._is_saving else folder
 
     def _save_checkpoint(self, model, trial):
         run = Path(self._get_output_dir(trial))
         target = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        written = run / checkpoints.SAVING / target.name
+        written = run / folders.SAVING / target.name
         if self.is_local_process_zero():
             shutil.rmtree(written.parent, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         self._is_saving = True
         try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
+            with checkpoints.saving(run):
+                super()._save_checkpoint(model, trial)
             if self.state.best_model_checkpoint == str(written):
                 self.state.best_model_checkpoint = str(target)
-            if self.args.should_save:
-                self.state.save_to_json(str(written / TRAINER_STATE_NAME))  # again, for the name of the best one
-                records.write_json(written / checkpoints.RECORD, self.record)
-                checkpoints.seal(written)
-                checkpoints.publish(written, target)
-                best = Path(self.state.best_model_checkpoint or target)
-                checkpoints.rotate(run, self.args.save_total_limit, keep={target, best})
+            with checkpoints.saving(run):
+                if self.args.should_save:
+                    self._publish_checkpoint(written, target)
         except Exception:
             shutil.rmtree(written.parent, ignore_errors=True)  # a disk that is full has room again
             raise
         finally:
             self._is_saving = False
-        self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(target))
+
+    def _publish_checkpoint(self, written: Path, target: Path) -> None:
+        self.state.save_to_json(str(written / TRAINER_STATE_NAME))  # again, for the name of the best one
+        records.write_json(written / checkpoints.RECORD, self.record)
+        checkpoints.seal(written)
+        checkpoints.publish(written, target)
+        best = Path(self.state.best_model_checkpoint or target)
+        checkpoints.rotate(target.parent, self.args.save_total_limit, keep={target, best})
 
     def _save(self, output_dir=None, state_dict=None):
         if not self.args.should_save:
             super()._save(output_dir, state_dict)  # a sharded model is gathered by all processes
             return
         folder = Path(output_dir or self.args.output_dir)
-        written = folder / checkpoints.SAVING / "model"
+        written = folder / folders.SAVING / "model"
         shutil.rmtree(written, ignore_errors=True)
         try:
-            super()._save(str(written), state_dict)
-            # A pickle can execute code when it is opened, and nothing reads this one.
-            os.remove(written / TRAINING_ARGS_NAME)
-            arguments = {name: value for name, value in self.args.to_dict().items() if not name.endswith("_token")}
+            with _without_pickled_arguments():
+                super()._save(str(written), state_dict)
+            arguments = records.without_secrets(self.args.to_dict())
             with open(written / "training_args.json", "w", encoding="utf-8") as file:
                 json.dump(records.without_folders(arguments), file, indent=2)
             if isinstance(self.data_collator, DataCollatorForSimMIM):
@@ -439,14 +444,8 @@ class SimMIMTrainer(Trainer):
             return
         # transformers copies the configuration, but not the code to which it refers.
         self.accelerator.unwrap_model(self.model).config.save_pretrained(self.args.output_dir)
-        # It also pickles the arguments into a folder that it uploads, except what begins with `_`; Trainer has no
-        # option that leaves the pickle out, only this name of its module.
-        transformers.trainer.TRAINING_ARGS_NAME = f"_{TRAINING_ARGS_NAME}"
-        try:
+        with _without_pickled_arguments():
             super()._push_from_checkpoint(checkpoint_folder)
-        finally:
-            transformers.trainer.TRAINING_ARGS_NAME = TRAINING_ARGS_NAME
-            Path(self.args.output_dir, f"_{TRAINING_ARGS_NAME}").unlink(missing_ok=True)
 
     def create_model_card(
         self,
@@ -482,6 +481,29 @@ class SimMIMTrainer(Trainer):
             card.write_trainer_card(
                 self, facts, name=model_name, license=license, language=_as_list(language), tags=_as_list(tags)
             )
+
+
+@contextlib.contextmanager
+def _without_pickled_arguments():
+    """transformers pickles the arguments beside what it saves and uploads; in here, to nowhere.
+
+    A pickle can execute code when it is opened, this one holds the access token, and nothing reads it. Trainer has no
+    option that leaves it out, only this name of its module.
+    """
+    transformers.trainer.TRAINING_ARGS_NAME = os.devnull  # which is absolute: joined with a folder it stays that
+    try:
+        yield
+    finally:
+        transformers.trainer.TRAINING_ARGS_NAME = TRAINING_ARGS_NAME
+
+
+def less_memory(args: TrainingArguments) -> str:
+    """What makes a step of training take less memory."""
+    return (
+        f"Give a smaller --chunk_size (now {getattr(args, 'chunk_size', None)}), which changes no gradient, a smaller "
+        f"--per_device_train_batch_size (now {args.per_device_train_batch_size}) with --gradient_accumulation_steps, "
+        "--gradient_checkpointing or --bf16."
+    )
 
 
 def _as_list(value: str | list[str] | None) -> list[str]:

@@ -23,9 +23,12 @@ def test_the_command_makes_arms_of_objectives_and_of_a_file(files, tmp_path, cap
         "by itself": {"objective": "simmim", "projection_dim": 8},
         "crops": {"objective": "simcse", "positive_view": "cropped", "pooling": "cls"},
     }
-    (tmp_path / "arms.yaml").write_text(yaml.safe_dump(arms, sort_keys=False))
+    secret = {name: {**arm, "hub_token": helpers.SECRET} for name, arm in arms.items()}
+    (tmp_path / "arms.yaml").write_text(yaml.safe_dump(secret, sort_keys=False))
     words = words_of({**options(files), "budget_text": BUDGET, "seeds": 1, "output_dir": str(tmp_path / "out")})
-    assert main(["compare", "--objectives", "fused", "--arms", str(tmp_path / "arms.yaml"), *words]) == 0
+    words += ["--arms", str(tmp_path / "arms.yaml"), f"--hub_token={helpers.SECRET}"]
+    assert main(["compare", "--objectives", "fused", *words]) == 0
+    assert helpers.with_the_secret(tmp_path / "out") == []
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(results["arms"]) == ["fused", *arms] and {run["status"] for run in results["runs"]} == {"finished"}
     assert results["arms"]["deleted words"] == {"objective": "snippets", **arms["deleted words"]}

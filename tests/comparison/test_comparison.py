@@ -172,8 +172,12 @@ def test_more_arms_and_seeds_are_added_and_other_options_refused(files, whole, t
     comparison["arms"]["mlm"]["one_source_batches"] = False
     (folder / "comparison.json").write_text(json.dumps(comparison))
     more = {**ARMS, "warmer": {"objective": "simmim", "temperature": 0.5}}
+    record = json.loads((folder / "comparison.json").read_text())
+    record["options"]["hub_token"] = helpers.SECRET  # as earlier versions wrote it
+    (folder / "comparison.json").write_text(json.dumps(record))
     with recorded() as runs:
         results = compare(files, folder, more)
+    assert helpers.with_the_secret(folder) == []
     assert set(runs) == {"warmer/seed-42", "warmer/seed-43"} and len(results["runs"]) == 6
     for changed, said in (
         ({"budget_text": 2 * BUDGET}, '"amount": 900'),

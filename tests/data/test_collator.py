@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import re
 import sys
 
 import numpy as np
@@ -387,11 +388,43 @@ def test_save_and_load(tokenizer, tmp_path):
         ({"mask_replace_prob": 0.8, "random_replace_prob": 0.3}, r"0.8.*0.3.*more than 1.*lower"),
         ({"mean_span_length": 0.5}, r"mean_span_length=0.5.*from 1 to 4096"),
         ({"max_length": 2}, r"max_length=2.*3 or more"),
+        *(
+            ({name: value}, re.escape(f"{name}={value!r}: choose"))
+            for name, value in {
+                **dict.fromkeys(("mlm_probability", "mask_replace_prob", "random_replace_prob", "seed"), "many"),
+                **dict.fromkeys(("mean_span_length", "deletion_probability", "min_crop_ratio"), "long"),
+                **dict.fromkeys(("snippet_removal", "first_sentence_probability", "snippet_ratio"), ()),
+                **dict.fromkeys(("max_length", "pad_to_multiple_of", "min_span_length"), 8.5),
+                "whole_word_mask": "no",
+            }.items()
+        ),
+        *(({"max_length": value}, f"max_length={value!r}") for value in ("long", True, float("nan"))),
+        ({"positive_view": ["span"]}, r"positive_view=\['span'\]: choose from"),
     ],
 )
 def test_settings_out_of_range(tokenizer, options, message):
     with pytest.raises(ValueError, match=message):
         DataCollatorForSimMIM(tokenizer, **options)
+
+
+@pytest.mark.parametrize("ids", [[2.0, 5.7, 3.0], torch.tensor([2.0, 5.7]), ["2", "5"], [[2, 5, 3]], [2, None]])
+def test_no_part_of_an_id_is_cut_off(tokenizer, ids):
+    collator = DataCollatorForSimMIM(tokenizer)
+    for feature in ({"input_ids": ids}, {"input_ids": [2, 5, 3], "negative_input_ids": [ids, ids]}):
+        name = [*feature][-1]
+        with pytest.raises(ValueError, match=f"{name} is .*: give a list of integers for each sequence"):
+            collator([feature, feature])
+    rows = [{"input_ids": array} for array in (np.array([2, 5, 6, 3], np.int32), torch.tensor([2, 5, 3]), [])]
+    assert collator(rows)["attention_mask"].sum() == 7
+
+
+def test_a_mask_of_another_length_is_no_mask_of_the_text(tokenizer):
+    rows = [
+        {"input_ids": [2, 5, 6, 3], "attention_mask": [1] * 3},
+        {"input_ids": [2, 5, 3], "attention_mask": [1] * 4},
+    ]
+    with pytest.raises(ValueError, match="3 values in attention_mask and 4 in input_ids"):
+        DataCollatorForSimMIM(tokenizer)(rows)
 
 
 @pytest.mark.parametrize("kind", ["mask", "pad"])

@@ -477,8 +477,9 @@ def test_the_first_layers_of_a_backbone(family, tmp_path):
         assert_same_weights(again, model)
         packed = model(**{"masked_input_ids": batch["input_ids"], "labels": batch["input_ids"], **batch})
         assert torch.isfinite(packed.loss)
-    with pytest.raises(ValueError, match="num_hidden_layers=9: give a number from 0 to 2"):
-        SimMIMForPreTraining.from_backbone(tmp_path, num_hidden_layers=9)
+    for layers in (9, 1.5, "one"):
+        with pytest.raises(ValueError, match=f"num_hidden_layers={layers!r}: give a number from 0 to 2"):
+            SimMIMForPreTraining.from_backbone(tmp_path, num_hidden_layers=layers)
     if family == "modernbert":
         with pytest.raises(ValueError, match="cannot make a `modernbert` without layers.*--text_config bert"):
             SimMIMForPreTraining.from_backbone(tmp_path, num_hidden_layers=0)
@@ -493,8 +494,9 @@ def test_the_dropout_of_any_backbone_can_be_set(tmp_path, family):
         model = SimMIMForPreTraining.from_backbone(tmp_path, dropout=dropout).train()
         first, second = (model.simmim(ids).last_hidden_state for _ in range(2))
         assert torch.equal(first, second) == (dropout == 0)
-    with pytest.raises(ValueError, match="dropout=1: give a number from 0 to below 1"):
-        SimMIMForPreTraining.from_backbone(tmp_path, dropout=1)
+    for dropout in (1, "a little"):
+        with pytest.raises(ValueError, match=f"dropout={dropout!r}: give a number from 0 to below 1"):
+            SimMIMForPreTraining.from_backbone(tmp_path, dropout=dropout)
 
 
 def test_another_kind_of_checkpoint_is_not_taken_for_random_weights(tmp_path):

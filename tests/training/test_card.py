@@ -10,7 +10,17 @@ import pytest
 import torch
 import transformers.trainer
 from datasets import Dataset
-from helpers import TINY, WITHOUT_THE_PACKAGE, corpus_lines, refused, run_python, tiny_model, tiny_tokenizer
+from helpers import (
+    SECRET,
+    TINY,
+    WITHOUT_THE_PACKAGE,
+    corpus_lines,
+    refused,
+    run_python,
+    tiny_model,
+    tiny_tokenizer,
+    with_the_secret,
+)
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from huggingface_hub.utils import filter_repo_objects
@@ -18,14 +28,13 @@ from transformers import TrainingArguments
 
 from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining, SimMIMTrainer
 from simmim_hf.cli import COMMANDS, main
+from simmim_hf.folders import LOCK
 from simmim_hf.model.configuration_simmim import POSITIVE_VIEWS
 from simmim_hf.quantities import quantity, title
 from simmim_hf.training import card as hub
 from simmim_hf.training import report
 
 pytestmark = pytest.mark.slow  # it trains
-
-TOKEN = "hf_" + "x" * 30
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +49,7 @@ def run(tmp_path_factory) -> Path:
     options += ["--output_dir", str(folder / "my-encoder"), "--text_config", json.dumps(TINY), "--use_cpu"]
     options += ["--vocab_size", "300", "--per_device_train_batch_size", "16", "--report_to", "none"]
     options += ["--max_steps", "6", "--logging_steps", "1"]
-    options += ["--objective", "fused", "--max_seq_length", "10", "--bf16", "--hub_token", TOKEN]
+    options += ["--objective", "fused", "--max_seq_length", "10", "--bf16", "--hub_token", SECRET]
     assert main(["pretrain", *options]) == 0
     return folder / "my-encoder"
 
@@ -127,9 +136,10 @@ def test_tokens_are_counted_without_padding_and_as_often_as_they_are_read(run, r
 def test_a_card_states_no_placeholder_path_or_secret(run, text):
     said = text.replace("`[MASK]`", "")
     assert not re.search(r"More Information|\{\{|\}\}|\{%|TODO|None|\bnan\b|\binf\b|undefined", said)
+    assert with_the_secret(run) == []
     for file in ("README.md", "results.json", "training_args.json"):
         written = (run / file).read_text()
-        assert TOKEN not in written and str(run.parent) not in written and os.path.expanduser("~/") not in written
+        assert str(run.parent) not in written and os.path.expanduser("~/") not in written
     assert "![" in text and (run / re.search(r"!\[.*?\]\((.*?)\)", text)[1]).is_file()
     assert shlex.split(blocks(text, "bash")[1])[:4] == ["simmim", "pretrain", "--train_file", "corpus.txt"]
     assert "`corpus.txt`" in text and "Not recorded: the language of the text and a licence" in text
@@ -290,11 +300,22 @@ def test_what_a_trainer_pushes_has_our_card_and_no_pickle(tmp_path, monkeypatch)
             pushed.append(set(filter_repo_objects(files, ignore_patterns=ignore_patterns)))
             return type("Job", (), {"done": lambda self: True})()
 
+    save, written = torch.save, []
+
+    def spied_save(content, target, *args, **options):
+        save(content, target, *args, **options)
+        written.extend(with_the_secret(tmp_path))
+
+    monkeypatch.setattr(torch, "save", spied_save)
     monkeypatch.setattr(transformers.trainer, "hf_api", Api)
     options = {"save_strategy": "steps", "save_steps": 1, "push_to_hub": True, "hub_always_push": True}
+    options["hub_token"] = SECRET
     trainer = trainer_in(tmp_path / "own", **options)
+    (tmp_path / "own" / LOCK).touch()
     trainer.train()
     trainer.push_to_hub()
+    assert not [file for files in pushed for file in files if file.startswith("_")]
+    assert written == [], "not even for the moment of saving"
     assert len(pushed) == 3 and {"README.md", "training.png", "training_args.json"} <= pushed[-1]
     assert all({"model.safetensors", "modeling_simmim.py", "losses.py"} <= files for files in pushed)
     assert not [file for files in pushed for file in files if file.endswith((".bin", ".pt", ".pth"))]

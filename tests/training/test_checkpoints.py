@@ -14,14 +14,14 @@ from helpers import TINY, corpus_lines, files_in, ragged_batch, refused, tiny_mo
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
-from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining, SimMIMTrainer, SimMIMTrainingArguments
+from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining, SimMIMTrainer, folders
 from simmim_hf.cli import main
 from simmim_hf.training import checkpoints
 
 pytestmark = pytest.mark.slow  # it trains
 
 
-def make_trainer(folder: Path, args_class=TrainingArguments, **options) -> SimMIMTrainer:
+def make_trainer(folder: Path, **options) -> SimMIMTrainer:
     """Six steps of tiny batches, a checkpoint after every second one."""
     defaults = {"output_dir": str(folder), "use_cpu": True, "report_to": "none", "disable_tqdm": True}
     defaults |= {"per_device_train_batch_size": 4, "max_steps": 6, "save_steps": 2, "logging_steps": 1}
@@ -31,7 +31,7 @@ def make_trainer(folder: Path, args_class=TrainingArguments, **options) -> SimMI
     tokenizer = tiny_tokenizer()
     return SimMIMTrainer(
         model=tiny_model(),
-        args=args_class(**{**defaults, **options}),
+        args=TrainingArguments(**{**defaults, **options}),
         train_dataset=data,
         eval_dataset=data.select(range(8)),
         data_collator=DataCollatorForSimMIM(tokenizer),
@@ -60,7 +60,7 @@ def run(finished, tmp_path) -> Path:
 
 def test_a_checkpoint_lists_its_files(finished):
     assert names(finished) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
-    assert not (finished / checkpoints.SAVING).exists()
+    assert not (finished / folders.SAVING).exists()
     folder = finished / "checkpoint-6"
     listed = json.loads((folder / checkpoints.MANIFEST).read_text())["files"]
     assert {*listed, checkpoints.MANIFEST} == files_in(folder)
@@ -157,13 +157,13 @@ def test_all_files_of_a_run_have_the_mode_that_the_umask_leaves(tmp_path):
     """safetensors lets no other user read the weights."""
     umask = os.umask(0o027)
     try:
-        trainer = make_trainer(tmp_path / "run", args_class=SimMIMTrainingArguments, queue_size=8, max_steps=2)
+        trainer = make_trainer(tmp_path / "run", max_steps=2)
         trainer.train()
         trainer.save_model()
     finally:
         os.umask(umask)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert {"model.safetensors", "queue.safetensors", "optimizer.pt"} < modes.keys()
+    assert {"model.safetensors", "optimizer.pt"} < modes.keys()
     assert set(modes.values()) == {0o640}, modes
 
 
@@ -194,7 +194,7 @@ def test_a_save_that_breaks_off_leaves_what_was_whole(run, finished, monkeypatch
             trainer.save_model()
         with pytest.raises(Broken):
             trainer.train()
-    assert not (run / checkpoints.SAVING).exists()
+    assert not (run / folders.SAVING).exists()
     assert names(run) == names(finished)
     for path in filter(Path.is_file, finished.rglob("*")):
         assert (run / path.relative_to(finished)).read_bytes() == path.read_bytes(), path

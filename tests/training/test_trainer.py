@@ -19,9 +19,10 @@ from trainers import (
     rows_with,
     tokenized,
 )
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from simmim_hf import DataCollatorForSimMIM, SimMIMConfig, SimMIMForPreTraining, SimMIMTrainer
+from simmim_hf.training.arguments import SimMIMTrainingArguments
 
 # ------------------------------------------------------------------------------------------------- the plain Trainer
 
@@ -184,3 +185,25 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing(tmp_path):
         runs[checkpointing] = spy.gradients[0], len(calls)
     assert furthest(runs[True][0], runs[False][0]) < 1e-6
     assert runs[True][1] >= runs[False][1] + 2  # the siamese pass and the causal one, once more each
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"max_skipped_steps": value} for value in (-1, "mean", 2.5, True)),
+        *({"chunk_size": value} for value in (0, "small", 2.5)),
+    ],
+)
+def test_an_option_of_the_wrong_kind_is_refused_by_its_name(tmp_path, options):
+    (name, value), training = *options.items(), {"use_cpu": True, "report_to": "none"}
+    with pytest.raises(ValueError, match=f"{name}={value!r}: give a whole number, [01] or more"):
+        SimMIMTrainer(make_model(), TrainingArguments(str(tmp_path), **training), **options)
+    with pytest.raises(ValueError, match=f"{name}={value!r}: give a whole number, [01] or more"):
+        SimMIMTrainer(make_model(), SimMIMTrainingArguments(str(tmp_path), **training, **options))
+
+
+@pytest.mark.parametrize("points", [3, [3], [(0, "one")], [(0, 1, 2)], "0:1", [(None, 1)]])
+def test_a_schedule_without_points_is_refused(tmp_path, points):
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(ValueError, match="weight_schedule: `mlm_weight` has .*: give points"):
+        SimMIMTrainer(make_model(), args, weight_schedule={"mlm_weight": points})
