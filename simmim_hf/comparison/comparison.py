@@ -173,7 +173,9 @@ class Comparison:
         """Reads and tokenises the text of all arms, and masks the held-out part that every arm is asked about."""
         set_seed(self.seeds[0])
         with self.args.main_process_first(desc="reading the corpus"):
-            self.train, self.held_out_texts = parts.read_text(self.data_args, self.seeds[0])
+            corpus = parts.read_text(self.data_args, self.seeds[0])
+            self.train = corpus.train
+            self.held_out_texts = corpus.held_out
             self.tokenizer = parts.get_tokenizer(self.model_args, self.train, show_progress=self.is_main)
         model = parts.build_model(self.model_args, self.tokenizer)
         started_from = model.config if self.model_args.model_name_or_path else SimMIMConfig

@@ -14,7 +14,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, Any, Literal, NamedTuple
 
 import fsspec
@@ -63,6 +63,23 @@ class TooLong(ValueError):
 
     def __init__(self, what: str, limit: int):
         super().__init__(f"{what} is longer than {limit / 2**20:g} MiB, which is the most that is read at once")
+
+
+class Corpus(NamedTuple):
+    """Training and held-out documents, and what they are.
+
+    Args:
+        train: documents; a stream of them has no length
+        held_out: documents that are in no training text
+        description: for `results.json` and the card, without the folders of this machine: `built_in`, or the names of
+            `files`, or `datasets` of the Hub and their `dataset_config`; and `held_out`, how that part was made
+        units: the documents of the training files, such as `a line of .txt`; none for a dataset
+    """
+
+    train: Dataset | IterableDataset
+    held_out: Dataset
+    description: dict[str, Any]
+    units: Sequence[str] = ()
 
 
 class Form(NamedTuple):
@@ -175,6 +192,12 @@ def text_units(paths: str | list[str], text_unit: TextUnit | None = None) -> dic
             f"text_unit is {text_unit!r}, and there is no .txt or .md file: a document of a table is a row"
         )
     return units
+
+
+def describe_units(units: dict[str, str]) -> list[str]:
+    """The units that `text_units` has found, each with the ending of its files once: `a line of .txt`."""
+    kinds = [f"a {unit} of {format_of(file)[0]}" for file, unit in units.items()]
+    return list(dict.fromkeys(kinds))
 
 
 def _unit_of(file: str, text_unit: TextUnit | None) -> str:

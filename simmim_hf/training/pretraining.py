@@ -56,7 +56,9 @@ class Pretraining:
             self.scored_pairs = load_scored_pairs(data_args.similarity_file) if data_args.similarity_file else None
         set_seed(args.seed)
         with args.main_process_first(desc="reading the corpus"):
-            train, self.held_out = read_text(data_args, args.seed)
+            self.corpus = read_text(data_args, args.seed)
+            train = self.corpus.train
+            self.held_out = self.corpus.held_out
             self.tokenizer = get_tokenizer(model_args, train, self.checkpoint, show_progress=args.process_index == 0)
         self.model = build_model(model_args, self.tokenizer)
         if args.optim_target_modules:
@@ -69,7 +71,7 @@ class Pretraining:
                 train, self.held_out, self.tokenizer, data_args, self.max_length, self.model.config.passages_per_row
             )
         if args.process_index == 0:
-            print(report.text_report(self.text, data_args, self.max_length))
+            print(report.text_report(self.text, self.corpus.units, self.max_length, data_args.train_file or []))
         self.trainer = self._build_trainer()
         self.retrieval_pairs = self._retrieval_pairs()
         self._refuse_another_run()
@@ -266,20 +268,7 @@ class Pretraining:
             facts |= {"train_tokens": counts.tokens, "dropped_tokens": counts.dropped}
             if counts.sources:
                 facts["sources"] = [{"documents": part.documents, "tokens": part.tokens} for part in counts.sources]
-        if data.built_in:
-            facts |= {"built_in": True, "held_out": "whole source files, drawn at random, 2,000 texts at most"}
-        elif data.train_file or os.path.exists(data.dataset_name):
-            facts["files"] = records.distinct_names(data.train_file or [data.dataset_name])
-        else:
-            facts["datasets"] = [data.dataset_name]
-            facts |= {"dataset_config": data.dataset_config_name} if data.dataset_config_name else {}
-        if data.validation_file:
-            facts["held_out"] = ", ".join(records.distinct_names(data.validation_file))
-        elif data.streaming:
-            facts["held_out"] = "the first 1,000 texts"
-        elif not data.built_in:
-            share = f"{data.validation_split_percentage:g} % of the texts"
-            facts["held_out"] = f"{share}, 2,000 at most, drawn at random"
+        facts |= self.corpus.description
         if data.similarity_file:
             facts["similarity_file"] = Path(data.similarity_file).name
         name = self.model_args.tokenizer_name or self.model_args.model_name_or_path

@@ -1,9 +1,9 @@
 """What a run shows a person: the table, the plot, the snippet."""
 
 import textwrap
+from collections.abc import Sequence
 
 from .. import records, tables
-from ..data import corpora
 from ..quantities import BASELINES, as_text, quantity, title
 
 # What the plot shows: the quantities of the log that share a panel, as they are in training and in evaluation.
@@ -57,20 +57,20 @@ def notes(results: dict) -> list[str]:
     return found
 
 
-def text_report(text, data_args, max_length: int) -> str:
-    """How much text a run reads, and what a document is in it.
+def text_report(text, units: Sequence[str], max_length: int, sources: Sequence[str]) -> str:
+    """How much text a run reads, and the unit of its documents.
 
     Args:
         text: the `TokenizedText` of the run
-        data_args: its `DataArguments`
+        units: of the `Corpus`
         max_length: tokens that the encoder reads at once
+        sources: the training files as they were given, for the lines of a mixture
     """
-    lines, counts, held_out = [], text.train_counts, text.held_out_counts
-    if data_args.train_file:
-        units = corpora.text_units(data_args.train_file, data_args.text_unit)
-        kinds = [(unit, corpora.file_format(file)[0]) for file, unit in units.items()]
-        kinds = ", ".join(f"a {unit} of {ending}" for unit, ending in dict.fromkeys(kinds))
-        lines.append(f"A document is {kinds} (--text_unit).")
+    counts = text.train_counts
+    held_out = text.held_out_counts
+    lines = []
+    if units:
+        lines.append(f"A document is {', '.join(units)} (--text_unit).")
     if counts is None:
         lines.append(f"Training text: a stream, read in passages of {max_length} tokens at most.")
     else:
@@ -79,7 +79,7 @@ def text_report(text, data_args, max_length: int) -> str:
             f"Training text: {counts.documents:,} documents, {counts.tokens:,} tokens in {counts.rows:,} rows for an "
             f"encoder that reads {max_length} tokens at once; {dropped}."
         )
-        for source, part in zip(data_args.train_file or [], counts.sources, strict=False):
+        for source, part in zip(sources, counts.sources, strict=False):
             lines.append(
                 f"  of {records.printable(source)}: {part.documents:,} documents, {part.tokens:,} tokens "
                 f"({part.tokens / counts.tokens:.1%} of all)."
