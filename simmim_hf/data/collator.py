@@ -186,7 +186,10 @@ class DataCollatorForSimMIM:
 
     @classmethod
     def for_config(
-        cls, tokenizer: PreTrainedTokenizerBase, config: SimMIMConfig, **options
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        config: SimMIMConfig,
+        **options,
     ) -> "DataCollatorForSimMIM":
         """The collator that makes the views which a model's configuration compares; `options` are the other fields."""
         return cls(tokenizer, positive_view=config.positive_view, corrupted_views=config.corrupted_views, **options)
@@ -202,7 +205,8 @@ class DataCollatorForSimMIM:
 
     def _settings(self) -> dict[str, Any]:
         """All fields but the tokenizer, by name."""
-        return {field_.name: getattr(self, field_.name) for field_ in fields(self) if field_.name != "tokenizer"}
+        names = [field_.name for field_ in fields(self) if field_.name != "tokenizer"]
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
@@ -304,7 +308,12 @@ class DataCollatorForSimMIM:
         more_passages = PASSAGES.get(self.positive_view, 1) - 1
         return self.max_length + more_passages * self._room()
 
-    def _encode(self, texts: list[str], max_length: int | None, **options) -> dict[str, list[list[int]]]:
+    def _encode(
+        self,
+        texts: list[str],
+        max_length: int | None,
+        **options,
+    ) -> dict[str, list[list[int]]]:
         if max_length is not None:
             options |= {"truncation": True, "max_length": max_length}
         return dict(self.tokenizer(texts, **options))
@@ -447,13 +456,21 @@ class DataCollatorForSimMIM:
         rest = (place < count) & ~(inside & removed)
         return self._keep(rows, rest), self._keep(rows, inside | (place < 0))
 
-    def _first_sentence(self, rows: Rows, place: np.ndarray, longest: np.ndarray, rng: RowGenerator) -> np.ndarray:
+    def _first_sentence(
+        self,
+        rows: Rows,
+        place: np.ndarray,
+        longest: np.ndarray,
+        rng: RowGenerator,
+    ) -> np.ndarray:
         """Tokens in the first sentence of each text that is cut behind it, and 0 for the others: (batch, 1)"""
         if not self.first_sentence_probability:
             return np.zeros_like(longest)
         length = place + 1  # (batch, length), of the text up to a token
-        ends = np.isin(rows.input_ids, self._sentence_ends) & (length >= self.min_span_length) & (length <= longest)
-        is_cut = ends.any(1, keepdims=True) & (rng.random(longest.shape) < self.first_sentence_probability)
+        ends = np.isin(rows.input_ids, self._sentence_ends)
+        ends &= (length >= self.min_span_length) & (length <= longest)
+        is_drawn = rng.random(longest.shape) < self.first_sentence_probability  # (batch, 1)
+        is_cut = ends.any(1, keepdims=True) & is_drawn
         sentence = np.take_along_axis(length, ends.argmax(1, keepdims=True), axis=1)  # (batch, length) -> (batch, 1)
         return np.where(is_cut, sentence, 0)
 
@@ -563,7 +580,10 @@ def _integers(name: str, row: Sequence[int]) -> np.ndarray:
 
 
 def draw_units(
-    starts: np.ndarray, eligible: np.ndarray, ratio: float, rng: RowGenerator
+    starts: np.ndarray,
+    eligible: np.ndarray,
+    ratio: float,
+    rng: RowGenerator,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws units of consecutive positions that cover the share `ratio` of each sequence's eligible positions.
 

@@ -15,7 +15,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
 import fsspec
 import pyarrow
@@ -42,7 +42,7 @@ TextUnit = Literal["row", "line", "paragraph", "file"]
 SUPPORTED = f"{', '.join(FORMATS)}, each also with {', '.join(COMPRESSIONS[1:])} appended"
 
 LINES_A_BLOCK = 20
-STRING_TYPES = ("string", "large_string", "string_view")
+STRING_TYPES = ("string", "large_string", "string_view", "null")
 ROWS_AT_ONCE = 1000  # of a stream
 
 # A small compressed file can hold gigabytes without a line break, and a line is read as a whole.
@@ -52,6 +52,8 @@ BLOCK = 2**20
 SEPARATORS = {"line": b"\n", "row": b"\n", "paragraph": b"\n\n"}
 IN_WORDS = {"line": "a line", "row": "a row", "paragraph": "a paragraph (text_unit)", "file": "the file (text_unit)"}
 QUOTED = re.compile(rb'"[^"]*"?')
+
+Documents: TypeAlias = Dataset | IterableDataset
 
 
 class DataError(ValueError):
@@ -76,7 +78,7 @@ class Corpus(NamedTuple):
         units: the documents of the training files, such as `a line of .txt`; none for a dataset
     """
 
-    train: Dataset | IterableDataset
+    train: Documents
     held_out: Dataset
     description: dict[str, Any]
     units: Sequence[str] = ()
@@ -104,7 +106,7 @@ def load_text(
     text_column: str | None = None,
     streaming: bool = False,
     text_unit: TextUnit | None = None,
-) -> Dataset | IterableDataset:
+) -> Documents:
     """Load text files as a dataset of documents, with the column `text` and, if the data has it, `negative`.
 
     Args:
@@ -129,8 +131,10 @@ def load_text(
 
 
 def load_files(
-    units: dict[str, str], text_column: str | None = None, streaming: bool = False
-) -> Dataset | IterableDataset:
+    units: dict[str, str],
+    text_column: str | None = None,
+    streaming: bool = False,
+) -> Documents:
     """As [`load_text`], for files whose units `text_units` has found."""
     groups: dict[Form, list[str]] = {}
     for file, unit in units.items():
@@ -145,7 +149,12 @@ def load_files(
     return concatenate_datasets(parts)
 
 
-def _load_group(files: list[str], form: Form, text_column: str | None, streaming: bool) -> Dataset | IterableDataset:
+def _load_group(
+    files: list[str],
+    form: Form,
+    text_column: str | None,
+    streaming: bool,
+) -> Documents:
     """The documents of files that have the same form."""
     where = ", ".join(files[:3])
     if len(files) > 3:
@@ -295,7 +304,8 @@ def _begins_with_row(file: str) -> bool:
         lines = iter(functools.partial(stream.readline, LONGEST), b"")
         first = next(filter(bytes.strip, lines), b"")
     try:
-        return first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{") and bool(json.loads(first.decode("utf-8-sig")))
+        is_object = first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{")
+        return is_object and bool(json.loads(first.decode("utf-8-sig")))
     except (ValueError, RecursionError):
         return False
 
@@ -321,7 +331,7 @@ def load_hub_text(
     split: str = "train",
     text_column: str | None = None,
     streaming: bool = False,
-) -> Dataset | IterableDataset:
+) -> Documents:
     """Load a dataset of the Hub, or a local dataset folder, with the columns that [`load_text`] gives.
 
     Args:
@@ -402,7 +412,7 @@ def _text_files(pattern: str) -> list[str]:
     return [file for file in files if os.path.isfile(file) and file_format(file)]
 
 
-def read_files(files: list[str], form: Form, streaming: bool) -> Dataset | IterableDataset:
+def read_files(files: list[str], form: Form, streaming: bool) -> Documents:
     """Files of one form as a table with all of their columns."""
     if form.ending == ".parquet" and form.is_compressed:  # datasets decompresses every format but this one
         tables = []
@@ -410,7 +420,9 @@ def read_files(files: list[str], form: Form, streaming: bool) -> Dataset | Itera
             with fsspec.open(file, compression="infer") as stream:
                 tables.append(Dataset(pyarrow.parquet.read_table(_read_whole(stream))))
         dataset = concatenate_datasets(tables)
-        return dataset.to_iterable_dataset() if streaming else dataset
+        if streaming:
+            return dataset.to_iterable_dataset()
+        return dataset
     reader = FORMATS[form.ending]
     escaped = [glob.escape(file) for file in files]  # load_dataset would expand brackets in a file's name
     dataset = load_dataset(
@@ -439,7 +451,7 @@ def _strip(batch: dict[str, list[str]]) -> dict[str, list[str]]:
     return {"text": [text.strip() for text in batch["text"]]}
 
 
-def _features(dataset: Dataset | IterableDataset) -> Features:
+def _features(dataset: Documents) -> Features:
     if dataset.features:
         return dataset.features
     first = list(dataset.take(100))  # a stream may know its columns only by its rows
@@ -472,9 +484,9 @@ def naming(file: str) -> Iterator[None]:
     except TooLong as error:
         raise DataError(f"cannot read text from {file}: {error}; break it up or leave it out") from error
     except Exception as error:
-        remedy = "convert it to UTF-8" if "utf-8" in _one_line(error) else "correct it or leave it out"
-        where = f"{file}{_first_bad_line(file)}"
-        raise DataError(f"cannot read text from {where}: {_one_line(error)}; {remedy}") from error
+        words = _one_line(error)
+        remedy = "convert it to UTF-8" if "utf-8" in words else "correct it or leave it out"
+        raise DataError(f"cannot read text from {file}{_first_bad_line(file)}: {words}; {remedy}") from error
 
 
 @contextlib.contextmanager
@@ -511,11 +523,18 @@ def _one_line(error: BaseException) -> str:
     return words or type(error).__name__
 
 
-def _choose_columns(features: Features, text_column: str | None, where: str) -> tuple[str, list[str]]:
+def _choose_columns(
+    features: Features,
+    text_column: str | None,
+    where: str,
+) -> tuple[str, list[str]]:
     """The column that holds the text, and the columns of the result."""
     if not features:
         raise ValueError(f"{where} holds no text: it has no rows")
-    strings = [name for name, kind in features.items() if getattr(kind, "dtype", None) in (*STRING_TYPES, "null")]
+    strings = []
+    for name, kind in features.items():
+        if getattr(kind, "dtype", None) in STRING_TYPES:
+            strings.append(name)
     if text_column is None:
         text_column = _default_column(strings)
         if text_column is None:
@@ -541,9 +560,7 @@ def _default_column(strings: list[str]) -> str | None:
     return candidates[0] if len(candidates) == 1 else None
 
 
-def _select_columns(
-    dataset: Dataset | IterableDataset, text_column: str, columns: list[str]
-) -> Dataset | IterableDataset:
+def _select_columns(dataset: Documents, text_column: str, columns: list[str]) -> Documents:
     """The text columns alone, under the names of the result."""
     dataset = dataset.select_columns([text_column, *columns[1:]])
     if text_column != "text":
@@ -554,7 +571,7 @@ def _select_columns(
     return dataset.cast(target)
 
 
-def _without_blanks(dataset: Dataset | IterableDataset, columns: list[str], where: str) -> Dataset | IterableDataset:
+def _without_blanks(dataset: Documents, columns: list[str], where: str) -> Documents:
     """Drops the blank rows, and makes sure that something is left."""
     dataset = dataset.filter(_not_blank, batched=True, input_columns=columns, **_progress(dataset, "Dropping blanks"))
     if next(iter(dataset), None) is None:
@@ -566,7 +583,7 @@ def _not_blank(*columns: list[str | None]) -> list[bool]:
     return [all(text and not text.isspace() for text in row) for row in zip(*columns, strict=True)]
 
 
-def _progress(dataset: Dataset | IterableDataset, desc: str) -> dict[str, str]:
+def _progress(dataset: Documents, desc: str) -> dict[str, str]:
     """The title of a progress bar, which a stream does not have."""
     return {"desc": desc} if isinstance(dataset, Dataset) else {}
 
@@ -575,7 +592,11 @@ def _progress(dataset: Dataset | IterableDataset, desc: str) -> dict[str, str]:
 
 
 def split_held_out(
-    dataset: Dataset, fraction: float = 0.05, max_rows: int = 2000, group_column: str | None = None, seed: int = 0
+    dataset: Dataset,
+    fraction: float = 0.05,
+    max_rows: int = 2000,
+    group_column: str | None = None,
+    seed: int = 0,
 ) -> tuple[Dataset, Dataset]:
     """Split a dataset at random, the same way on every machine; no text is on both sides.
 
@@ -603,7 +624,8 @@ def split_held_out(
     sizes = Counter(hashes)
     if len(sizes) < 2:
         raise ValueError(f"a held-out split needs two different values of {column!r}, the data has {len(sizes)}")
-    room = min(max_rows, max(1, round(fraction * len(hashes))), len(hashes) - 1)
+    share = max(1, round(fraction * len(hashes)))
+    room = min(max_rows, share, len(hashes) - 1)
     chosen: set[int] = set()
     for group in sorted(sizes):  # the order of the hashes is the random order
         if sizes[group] <= room:
@@ -611,7 +633,8 @@ def split_held_out(
             room -= sizes[group]
     if not chosen:  # all groups are too large: the smallest is cut, and the rest of it is on neither side
         chosen = {min(sizes, key=lambda group: (sizes[group], group))}
-    held_out = dataset.select([row for row, group in enumerate(hashes) if group in chosen][:max_rows])
+    held_out_rows = [row for row, group in enumerate(hashes) if group in chosen]
+    held_out = dataset.select(held_out_rows[:max_rows])
     known = set(held_out["text"][:])
     texts = dataset["text"][:]
     kept = [row for row, group in enumerate(hashes) if group not in chosen and texts[row] not in known]

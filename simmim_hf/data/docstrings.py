@@ -66,7 +66,9 @@ def scan_docstrings(folders: dict[str, str | Path]) -> list[dict[str, str]]:
     Returns:
         The rows of [`built_in_corpus`].
     """
-    files = [(f"{name}/{path}", Path(folder, path)) for name, folder in folders.items() for path in _modules(folder)]
+    files: list[tuple[str, Path]] = []
+    for name, folder in folders.items():
+        files += [(f"{name}/{path}", Path(folder, path)) for path in _modules(folder)]
     rows: list[dict[str, str]] = []
     raw_seen: set[str] = set()
     seen: set[str | tuple[str, str]] = set()
@@ -121,7 +123,8 @@ def _docstrings(file: Path) -> Iterator[str]:
         children: list[ast.AST] = []
         for block in ("body", "handlers", "orelse", "finalbody"):
             children += getattr(node, block, [])
-        pending += [child for child in reversed(children) if isinstance(child, (ast.stmt, ast.excepthandler))]
+        statements = [child for child in children if isinstance(child, (ast.stmt, ast.excepthandler))]
+        pending += reversed(statements)  # the first is popped first
 
 
 def clean_docstring(docstring: str) -> str:
@@ -148,7 +151,8 @@ def clean_docstring(docstring: str) -> str:
         if stripped.startswith(".."):
             if _CODE_DIRECTIVE.match(stripped):
                 block = indent
-            stripped = "" if block is not None else stripped.partition("::")[2].strip()
+            after_name = stripped.partition("::")[2].strip()
+            stripped = after_name if block is None else ""
         elif stripped.endswith("::"):
             block = indent
             stripped = stripped[:-1]

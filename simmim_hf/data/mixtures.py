@@ -25,7 +25,11 @@ def rows_of_sources(dataset: Dataset) -> list[np.ndarray]:
     return [np.flatnonzero(numbers == number) for number in range(numbers.max() + 1)]
 
 
-def mix(sources: Dataset | list[IterableDataset], weights: list[float], seed: int = 0) -> Dataset | IterableDataset:
+def mix(
+    sources: Dataset | list[IterableDataset],
+    weights: list[float],
+    seed: int = 0,
+) -> Dataset | IterableDataset:
     """Draws documents from sources by weight, from each in its order.
 
     Args:

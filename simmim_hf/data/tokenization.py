@@ -4,7 +4,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from datasets import Dataset, Features, IterableDataset, List, Value
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -19,7 +19,10 @@ SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # BERT's order:
 
 
 def train_tokenizer(
-    texts: Iterable[str], vocab_size: int = 30522, lowercase: bool = True, show_progress: bool = True
+    texts: Iterable[str],
+    vocab_size: int = 30522,
+    lowercase: bool = True,
+    show_progress: bool = True,
 ) -> BertTokenizer:
     """Train a WordPiece tokenizer like BERT's; the same texts give the same vocabulary.
 
@@ -68,7 +71,12 @@ def train_tokenizer(
     return BertTokenizer(vocab=vocab, do_lower_case=lowercase)
 
 
-def _alphabet(texts: list[str], normalizer: normalizers.Normalizer, limit: int, coverage: float = 0.9999) -> list[str]:
+def _alphabet(
+    texts: list[str],
+    normalizer: normalizers.Normalizer,
+    limit: int,
+    coverage: float = 0.9999,
+) -> list[str]:
     """The most frequent characters that make up nearly all of the text: rare ones would fill the vocabulary."""
     raw: Counter[str] = Counter()
     for text in texts:
@@ -150,7 +158,7 @@ def tokenize(
     Raises:
         ValueError: no column `text`, a `max_length` without room for a token, or no token at all.
     """
-    columns = dataset.column_names or list(next(iter(dataset), {}))
+    columns = dataset.column_names or list(next(iter(dataset), {}))  # a stream may know them only by its rows
     if "text" not in columns:
         raise ValueError(f"no column 'text' to tokenize; columns: {', '.join(columns)}")
     frame = _special_frame(tokenizer)
@@ -165,7 +173,9 @@ def tokenize(
     if "source_number" in columns:
         features["source_number"] = count
     streaming = not isinstance(dataset, Dataset)
-    options = {} if streaming else {"num_proc": num_proc, "desc": "Tokenizing"}
+    options: dict[str, Any] = {}
+    if not streaming:
+        options = {"num_proc": num_proc, "desc": "Tokenizing"}
     tokenized = dataset.map(
         _encode,
         batched=True,
@@ -206,9 +216,10 @@ def _special_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[
     for text in ("a", *tokenizer.get_vocab()):  # until the tokenizer makes a token of one
         framed = tokenizer(text)["input_ids"]
         plain = tokenizer(text, add_special_tokens=False)["input_ids"]
-        starts = [i for i in range(len(framed) - len(plain) + 1) if framed[i : i + len(plain)] == plain]
-        if plain and starts:
-            return framed[: starts[0]], framed[starts[0] + len(plain) :]
+        for start in range(len(framed) - len(plain) + 1):
+            end = start + len(plain)
+            if plain and framed[start:end] == plain:
+                return framed[:start], framed[end:]
     raise ValueError(f"{type(tokenizer).__name__} makes no token of any text")
 
 

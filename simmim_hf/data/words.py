@@ -71,7 +71,8 @@ def word_splitter(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], tuple[b
     if backend is not None:
         spec = json.loads(backend.to_str())
     model = spec["model"]
-    stages = json.dumps([spec.get(stage) for stage in ("normalizer", "pre_tokenizer", "decoder")], ensure_ascii=False)
+    around = [spec.get(stage) for stage in ("normalizer", "pre_tokenizer", "decoder")]
+    stages = json.dumps(around, ensure_ascii=False)
     prefix = model.get("continuing_subword_prefix")
     if prefix:  # WordPiece
         return lambda token: (token.startswith(prefix), token)
@@ -96,7 +97,8 @@ def inside_han_word(han: np.ndarray) -> np.ndarray:
     if segment is None:
         return np.zeros_like(is_han)
     # One text of the whole batch, one character a position; a column of spaces keeps the rows apart.
-    separated = np.pad(han, ((0, 0), (0, 1)), constant_values=ord(" ")).astype("<u4")  # (batch, length + 1)
+    column = ((0, 0), (0, 1))
+    separated = np.pad(han, column, constant_values=ord(" ")).astype("<u4")  # (batch, length + 1)
     words = segment(separated.tobytes().decode("utf-32-le"))
     starts = np.cumsum([0, *map(len, words)])[:-1]  # (words,)
     inside = np.ones(separated.size, dtype=bool)

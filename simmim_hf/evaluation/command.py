@@ -59,7 +59,8 @@ class EvaluationArguments:
             self.model = [self.model]
         if not self.tasks and not self.mteb:
             raise ValueError(f"nothing to measure: give --tasks (built in: {', '.join(BUILT_IN)}) or --mteb.")
-        for name, least in (("batch_size", 1), ("max_samples", 0), ("max_seq_length", 1), ("seed", 0)):
+        smallest = {"batch_size": 1, "max_samples": 0, "max_seq_length": 1, "seed": 0}
+        for name, least in smallest.items():
             value = getattr(self, name)
             if not is_number(value, least, LARGEST_SEED, int):
                 raise ValueError(f"--{name} is {value!r}: it must be {least} or more, up to {LARGEST_SEED:,}.")
@@ -137,9 +138,11 @@ class Contender:
         folder.mkdir(parents=True, exist_ok=True)
         # A cache would give the results of another checkpoint.
         results = mteb.evaluate(Encoder(), tasks, cache=None).task_results
+        scores = {}
         for result in results:
             result.to_disk(folder / f"{result.task_name}.json")
-        self.results["mteb"] = {result.task_name: {"main_score": float(result.get_score())} for result in results}
+            scores[result.task_name] = {"main_score": float(result.get_score())}
+        self.results["mteb"] = scores
 
     def _check_tokenizer(self, name: str) -> None:
         if self.tokenizer.pad_token is None:

@@ -5,6 +5,7 @@ All three predict some positions of a sequence, so each is made of rows: the ids
 
 import itertools
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -20,6 +21,10 @@ from .encoding import load_with_missing, text_encoder_config
 
 # The most logits in memory together.
 LOGITS_AT_ONCE = 2**26
+
+Row: TypeAlias = tuple[
+    np.ndarray, np.ndarray
+]  # input ids and labels, (length,) each; -100 where nothing is to be predicted
 
 
 @dataclass
@@ -68,8 +73,11 @@ def load_language_model(name_or_path: str, device: str | torch.device = "cpu") -
 
 
 def masked_rows(
-    ids: list[list[int]], tokenizer: PreTrainedTokenizerBase, mlm_probability: float, seed: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
+    ids: list[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    mlm_probability: float,
+    seed: int,
+) -> list[Row]:
     """Corrupted copies and their labels, (length,) each: those of a text depend on it and the seed alone.
 
     Raises:
@@ -79,11 +87,13 @@ def masked_rows(
     rows = []
     for row in ids:
         batch = collator([{"input_ids": row}])  # one by one, so that its masks depend on no other text
-        rows.append((batch["masked_input_ids"][0].numpy(), batch["labels"][0].numpy()))
+        masked = batch["masked_input_ids"][0].numpy()  # (1, length) -> (length,)
+        labels = batch["labels"][0].numpy()
+        rows.append((masked, labels))
     return rows
 
 
-def one_mask_rows(ids: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[tuple[np.ndarray, np.ndarray]]:
+def one_mask_rows(ids: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     """A copy of each text for each of its tokens, with that token masked and to be predicted."""
     special = set(tokenizer.all_special_ids)
     rows = []
@@ -99,7 +109,7 @@ def one_mask_rows(ids: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> l
     return rows
 
 
-def next_token_rows(ids: list[list[int]]) -> list[tuple[np.ndarray, np.ndarray]]:
+def next_token_rows(ids: list[list[int]]) -> list[Row]:
     """Each text, with its next token to be predicted at each position; texts of one token are left out."""
     rows = []
     for row in ids:
@@ -110,7 +120,11 @@ def next_token_rows(ids: list[list[int]]) -> list[tuple[np.ndarray, np.ndarray]]
 
 
 def predict_tokens(
-    model: PreTrainedModel, rows: list[tuple[np.ndarray, np.ndarray]], batch_size: int, desc: str, **options
+    model: PreTrainedModel,
+    rows: list[Row],
+    batch_size: int,
+    desc: str,
+    **options,
 ) -> tuple[float, float]:
     """The mean cross-entropy in nats, and the accuracy, of the tokens that are to be predicted; NaN if there are none.
 
@@ -125,14 +139,18 @@ def predict_tokens(
 
 @torch.no_grad()
 def predict_rows(
-    model: PreTrainedModel, rows: list[tuple[np.ndarray, np.ndarray]], batch_size: int, desc: str, **options
+    model: PreTrainedModel,
+    rows: list[Row],
+    batch_size: int,
+    desc: str,
+    **options,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The summed cross-entropy in nats of the tokens of each row that are to be predicted, how many of these are
     predicted right, and how many there are, (rows,) each.
 
     Args:
         model: gives `logits` (batch, length, vocab)
-        rows: input ids and labels, (length,) each; -100 where nothing is to be predicted
+        rows: what `masked_rows`, `one_mask_rows` or `next_token_rows` makes
         batch_size: fewer rows are read at a time where their logits would take too much memory
         desc: title of the progress bar
         options: further arguments of the model's forward
@@ -140,12 +158,14 @@ def predict_rows(
     losses = np.zeros(len(rows))
     hits = np.zeros(len(rows))
     counts = np.zeros(len(rows))
-    order = sorted(range(len(rows)), key=lambda row: -len(rows[row][0]))  # the longest first: little padding
+    lengths = [len(ids) for ids, _ in rows]
+    order = sorted(range(len(rows)), key=lambda row: -lengths[row])  # the longest first: little padding
     start = 0
     with logging.tqdm(total=len(rows), desc=desc) as progress:
         while start < len(rows):
-            length = len(rows[order[start]][0])
-            size = max(1, min(batch_size, LOGITS_AT_ONCE // (length * model.config.vocab_size)))
+            length = lengths[order[start]]
+            fitting = LOGITS_AT_ONCE // (length * model.config.vocab_size)
+            size = max(1, min(batch_size, fitting))
             read = order[start : start + size]  # the rows of this batch
             input_ids, mask, labels = _pad([rows[row] for row in read], length, model.device)  # (batch, length) each
             predicted = labels != IGNORE_INDEX
@@ -162,7 +182,9 @@ def predict_rows(
 
 
 def _pad(
-    rows: list[tuple[np.ndarray, np.ndarray]], length: int, device: torch.device
+    rows: list[Row],
+    length: int,
+    device: torch.device,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Input ids, attention mask and labels of rows, (batch, length) each."""
     shape = (len(rows), length)
@@ -183,7 +205,10 @@ def _sum_by_row(of_tokens: torch.Tensor, predicted: torch.Tensor) -> torch.Tenso
 
 
 def surprises(
-    language_model: LanguageModel, ids: list[list[int]], tokenizer: PreTrainedTokenizerBase, batch_size: int
+    language_model: LanguageModel,
+    ids: list[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
 ) -> np.ndarray:
     """How improbable a model finds texts: minus the pseudo-log-likelihood of Salazar et al. 2020, in which each token
     is predicted from all others, or, of a model that reads from left to right only, minus the log-likelihood.
@@ -202,11 +227,16 @@ def surprises(
         rows_of_texts = [next_token_rows([row]) for row in ids]
     rows = list(itertools.chain.from_iterable(rows_of_texts))
     losses, _, _ = predict_rows(language_model.model, rows, batch_size, "Each token predicted", **options)  # (rows,)
-    text_of_row = np.repeat(np.arange(len(ids)), [len(rows) for rows in rows_of_texts])  # (rows,)
+    counts = [len(rows) for rows in rows_of_texts]
+    text_of_row = np.repeat(np.arange(len(ids)), counts)  # (texts,) -> (rows,)
     return np.bincount(text_of_row, weights=losses, minlength=len(ids))  # (rows,) -> (texts,)
 
 
-def unigram_cross_entropy(train: Dataset, held_out: Dataset, tokenizer: PreTrainedTokenizerBase) -> float:
+def unigram_cross_entropy(
+    train: Dataset,
+    held_out: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+) -> float:
     """The MLM loss, in nats a token, of a model that knows only how frequent each token is in the training text.
 
     Args:

@@ -159,7 +159,8 @@ def _ranks(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
     own_scores = np.sort(scores[own])[::-1]  # (own,), the best first
     others = np.delete(scores, own)  # (documents - own,)
     # The i-th of the own documents comes after i own ones, and after the others that score as high or higher.
-    return 1 + np.arange(len(own)) + (others >= own_scores[:, None] - TIE).sum(1)
+    others_before = (others >= own_scores[:, None] - TIE).sum(1)  # (own, others) -> (own,)
+    return 1 + np.arange(len(own)) + others_before
 
 
 def _values_of_ranks(ranks: np.ndarray, k: int) -> tuple[float, float, float, float]:
@@ -266,7 +267,12 @@ def source_probe(vectors: np.ndarray, sources: Sequence[str], seed: int = 0) -> 
     return float((accuracy - guessed) / (1 - guessed))
 
 
-def _read_off(probe: BaseEstimator, vectors: np.ndarray, targets: np.ndarray, seed: int) -> np.ndarray:
+def _read_off(
+    probe: BaseEstimator,
+    vectors: np.ndarray,
+    targets: np.ndarray,
+    seed: int,
+) -> np.ndarray:
     """Predictions of a probe for the direction of each vector, fitted to the other folds: (texts, dim) -> (texts,)"""
     folds = KFold(FOLDS, shuffle=True, random_state=seed)
     with threadpool_limits(limits=1):
@@ -345,7 +351,12 @@ def accuracy_metrics(hits: np.ndarray, fold: np.ndarray) -> dict[str, float]:
     return {"accuracy": float(np.mean(accuracies)), "accuracy_std": float(deviation)}
 
 
-def _fit_classifier(vectors: np.ndarray, labels: np.ndarray, strengths: list[float], seed: int) -> GridSearchCV:
+def _fit_classifier(
+    vectors: np.ndarray,
+    labels: np.ndarray,
+    strengths: list[float],
+    seed: int,
+) -> GridSearchCV:
     # With two classes and many more texts than dimensions, three Newton steps reach what takes L-BFGS two hundred.
     is_binary = len(set(labels.tolist())) == 2
     solver = "newton-cholesky" if is_binary else "lbfgs"

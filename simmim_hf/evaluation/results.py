@@ -6,13 +6,15 @@ from collections.abc import Iterable
 from .. import quantities, records, tables
 from .bootstrap import CONFIDENCE
 
+Row = tuple[str, ...]
+
 
 def models_of(results: dict) -> dict[str, dict]:
     """The facts and values of each model by its name, from what `results.json` holds."""
     return results.get("models") or {results["model"]: results}
 
 
-def table_rows(results: dict, shown: Iterable[str] = quantities.QUANTITIES) -> list[tuple[str, ...]]:
+def table_rows(results: dict, shown: Iterable[str] = quantities.QUANTITIES) -> list[Row]:
     """Task, kind, metric and the value of each model, as text, under a row of titles.
 
     A value is followed by its difference from that of the first model, and the ends of the interval of the difference.
@@ -25,9 +27,11 @@ def table_rows(results: dict, shown: Iterable[str] = quantities.QUANTITIES) -> l
     results = records.printable(results)
     models = models_of(results)
     titles = list(models) if len(models) > 1 else ["value"]
-    rows = [("task", "kind", "metric", *titles)]
+    rows: list[Row] = [("task", "kind", "metric", *titles)]
     for part in ("tasks", "mteb"):
-        tasks = dict.fromkeys(task for model in models.values() for task in model.get(part, {}))
+        tasks: dict[str, None] = {}  # a set that keeps the order
+        for model in models.values():
+            tasks |= dict.fromkeys(model.get(part, {}))
         for task in tasks:
             rows += _rows_of_task(results, part, task, keys)
     return rows
@@ -73,17 +77,19 @@ def _alignment(results: dict) -> str:
     return "<<<" + ">" * len(models_of(results))
 
 
-def _rows_of_task(results: dict, part: str, task: str, keys: list[str]) -> list[tuple[str, ...]]:
-    values = {name: model.get(part, {}).get(task, {}) for name, model in models_of(results).items()}
+def _rows_of_task(results: dict, part: str, task: str, keys: list[str]) -> list[Row]:
+    """A row for each metric that a model has on a task."""
+    values: dict[str, dict] = {}
+    differences: dict[str, dict] = {}
+    for name, model in models_of(results).items():
+        values[name] = model.get(part, {}).get(task, {})
+        differences[name] = results.get("differences", {}).get(name, {}).get(task, {})
     kind = next(iter(values.values())).get("kind", "mteb")
-    rows = []
+    rows: list[Row] = []
     for key in keys:
         if not any(key in of_model for of_model in values.values()):
             continue
-        cells = []
-        for name, of_model in values.items():
-            difference = results.get("differences", {}).get(name, {}).get(task, {}).get(key)
-            cells.append(_cell(of_model, key, difference))
+        cells = [_cell(of_model, key, differences[name].get(key)) for name, of_model in values.items()]
         rows.append((task, kind, quantities.title(key), *cells))
     return rows
 

@@ -27,6 +27,7 @@ POSITIVE_SCORE = 0.8
 
 Values = dict[str, float | int | None]
 Samples = dict[str, Sampled]
+Measured = tuple[Values, Samples]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,10 @@ class EvalSettings:
 
 
 def measure(
-    task: Task, encoder: torch.nn.Module, settings: EvalSettings, language_model: LanguageModel | None = None
+    task: Task,
+    encoder: torch.nn.Module,
+    settings: EvalSettings,
+    language_model: LanguageModel | None = None,
 ) -> Values:
     """The values that `measure_with_samples` finds, with the same arguments."""
     values, _ = measure_with_samples(task, encoder, settings, language_model)
@@ -59,8 +63,11 @@ def measure(
 
 
 def measure_with_samples(
-    task: Task, encoder: torch.nn.Module, settings: EvalSettings, language_model: LanguageModel | None = None
-) -> tuple[Values, Samples]:
+    task: Task,
+    encoder: torch.nn.Module,
+    settings: EvalSettings,
+    language_model: LanguageModel | None = None,
+) -> Measured:
     """All metrics of an encoder on a task. Neither the order of its rows nor the batch size changes a value.
 
     Args:
@@ -123,7 +130,10 @@ class TextVectors:
 
 
 def similarity_spearman(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, max_length: int
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Dataset,
+    max_length: int,
 ) -> float:
     """Spearman correlation x 100 of cosines with human scores.
 
@@ -164,14 +174,24 @@ def _values(samples: Samples) -> dict[str, float]:
     return {name: sampled.value() for name, sampled in samples.items()}
 
 
-def _similarity(task: Task, vectors: TextVectors, language_model, settings: EvalSettings) -> tuple[Values, Samples]:
+def _similarity(
+    task: Task,
+    vectors: TextVectors,
+    language_model,
+    settings: EvalSettings,
+) -> Measured:
     first = metrics.on_the_sphere(vectors[task.test["sentence1"]])  # (pairs, dim)
     second = metrics.on_the_sphere(vectors[task.test["sentence2"]])  # (pairs, dim)
     samples = similarity_samples(first, second, task.test["score"][:])
     return {"pairs": len(task.test), **_values(samples)}, samples
 
 
-def _retrieval(task: Task, vectors: TextVectors, language_model, settings: EvalSettings) -> tuple[Values, Samples]:
+def _retrieval(
+    task: Task,
+    vectors: TextVectors,
+    language_model,
+    settings: EvalSettings,
+) -> Measured:
     queries = task.test["query"][:]
     documents = task.test["document"][:]
     samples = retrieval_samples(vectors[queries], vectors[documents], query_ids=queries, document_ids=documents)
@@ -179,7 +199,7 @@ def _retrieval(task: Task, vectors: TextVectors, language_model, settings: EvalS
     return {**counts, **_values(samples)}, samples
 
 
-def _transfer(task: Task, vectors: TextVectors, language_model, settings: EvalSettings) -> tuple[Values, Samples]:
+def _transfer(task: Task, vectors: TextVectors, language_model, settings: EvalSettings) -> Measured:
     texts, labels = _by_text(task.test)
     if task.train is None:
         count = len(texts)
@@ -196,8 +216,11 @@ def _transfer(task: Task, vectors: TextVectors, language_model, settings: EvalSe
 
 
 def _minimal_pairs(
-    task: Task, vectors: TextVectors, language_model: LanguageModel, settings: EvalSettings
-) -> tuple[Values, Samples]:
+    task: Task,
+    vectors: TextVectors,
+    language_model: LanguageModel,
+    settings: EvalSettings,
+) -> Measured:
     """How often the model finds the good sentence of a pair more probable, as BLiMP has it (Warstadt et al. 2020)."""
     good = _surprises(task.test["sentence_good"][:], language_model, settings)  # (pairs,)
     bad = _surprises(task.test["sentence_bad"][:], language_model, settings)  # (pairs,)
@@ -205,7 +228,11 @@ def _minimal_pairs(
     return {"pairs": len(task.test), **_values(samples)}, samples
 
 
-def _surprises(texts: list[str], language_model: LanguageModel, settings: EvalSettings) -> np.ndarray:
+def _surprises(
+    texts: list[str],
+    language_model: LanguageModel,
+    settings: EvalSettings,
+) -> np.ndarray:
     """(texts,), see `language_modelling.surprises`"""
     parts = []
     for start in range(0, len(texts), PAIRS_AT_ONCE):
@@ -216,8 +243,11 @@ def _surprises(texts: list[str], language_model: LanguageModel, settings: EvalSe
 
 
 def _plain_text(
-    task: Task, vectors: TextVectors, language_model: LanguageModel, settings: EvalSettings
-) -> tuple[Values, Samples]:
+    task: Task,
+    vectors: TextVectors,
+    language_model: LanguageModel,
+    settings: EvalSettings,
+) -> Measured:
     """The losses and perplexities of each direction that the language model has learned."""
     tokenizer = settings.tokenizer
     rows, _ = tokenization.tokenize(task.test, tokenizer, settings.max_length, long_texts="truncate")
@@ -241,7 +271,11 @@ def _plain_text(
     return values, {}
 
 
-def _masked_metrics(ids: list[list[int]], language_model: LanguageModel, settings: EvalSettings) -> dict[str, float]:
+def _masked_metrics(
+    ids: list[list[int]],
+    language_model: LanguageModel,
+    settings: EvalSettings,
+) -> dict[str, float]:
     """`mlm_loss` and `mlm_accuracy`, and of a sample of the texts `pseudo_perplexity`."""
     batch_size = settings.batch_size
     masked = language_modelling.masked_rows(ids, settings.tokenizer, settings.mlm_probability, settings.seed)
@@ -256,14 +290,18 @@ def _masked_metrics(ids: list[list[int]], language_model: LanguageModel, setting
 
 
 def _predict(
-    language_model: LanguageModel, direction: str, rows: list, batch_size: int, desc: str
+    language_model: LanguageModel,
+    direction: str,
+    rows: list,
+    batch_size: int,
+    desc: str,
 ) -> tuple[float, float]:
     options = language_model.options[direction]
     return language_modelling.predict_tokens(language_model.model, rows, batch_size, desc, **options)
 
 
 # How a task of each kind is measured.
-MEASURES: dict[str, Callable[..., tuple[Values, Samples]]] = {
+MEASURES: dict[str, Callable[..., Measured]] = {
     "similarity": _similarity,
     "retrieval": _retrieval,
     "transfer": _transfer,
@@ -313,8 +351,11 @@ def _source_by_text(task: Task) -> dict[str, str]:
 
 def _by_text(rows: Dataset) -> tuple[list[str], list]:
     """Texts and labels in the order of the texts: folds are then the same whatever the order of the file."""
-    pairs = sorted(zip(rows["text"], rows["label"], strict=True), key=lambda pair: (pair[0], str(pair[1])))
-    return [text for text, _ in pairs], [label for _, label in pairs]
+    pairs = list(zip(rows["text"], rows["label"], strict=True))
+    pairs.sort(key=lambda pair: (pair[0], str(pair[1])))  # labels of different types have no order
+    texts = [text for text, _ in pairs]
+    labels = [label for _, label in pairs]
+    return texts, labels
 
 
 def _draw(items: Iterable, count: int, seed: int) -> list:

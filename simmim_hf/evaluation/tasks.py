@@ -133,7 +133,9 @@ def load_tasks(names: Iterable[str], seed: int = 42) -> dict[str, Task]:
     tasks: dict[str, Task] = {}
     for path in dict.fromkeys(names):
         task = load_task(path, seed)
-        short = "/".join(Path(path).parts[-2:]) if os.path.isabs(path) else path
+        short = path
+        if os.path.isabs(path):
+            short = "/".join(Path(path).parts[-2:])
         name = short
         while name in tasks:
             name = f"{short} ({len(tasks) + 1})"
@@ -184,7 +186,9 @@ def halves(texts: Iterable[str], longest: int, most: int = 1000) -> Dataset | No
         cut = start.find(" ", middle, middle + SHORTEST_HALF)
         if cut < 0:  # no space there, as in Chinese
             cut = middle
-        pairs.append({"query": start[:cut].strip(), "document": start[cut:].strip()})
+        query = start[:cut].strip()
+        document = start[cut:].strip()
+        pairs.append({"query": query, "document": document})
         if len(pairs) == most:
             break
     if len(pairs) < 2:
@@ -196,7 +200,8 @@ BUILT_IN = {"docstrings": docstring_pairs}
 
 
 def _load_folder(name: str, folder: Path) -> Task:
-    files = [file for file in sorted(folder.iterdir()) if file.is_file() and corpora.file_format(file.name)]
+    files = [file for file in sorted(folder.iterdir()) if file.is_file()]
+    files = [file for file in files if corpora.file_format(file.name)]
     by_part = {file.name.split(".")[0]: str(file) for file in files}
     if "test" in by_part:
         train = read_file(by_part["train"]) if "train" in by_part else None
@@ -261,7 +266,10 @@ def _read_sts_benchmark(path: str) -> list[dict]:
     for number, fields in enumerate(lines, start=1):
         if len(fields) < 7 or not _is_number(fields[4]):
             raise ValueError(f"line {number}: genre, filename, year, id, score and two sentences expected.")
-    return [{"sentence1": fields[5], "sentence2": fields[6], "score": float(fields[4])} for fields in lines]
+    rows = []
+    for fields in lines:
+        rows.append({"sentence1": fields[5], "sentence2": fields[6], "score": float(fields[4])})
+    return rows
 
 
 def _is_number(value) -> bool:
