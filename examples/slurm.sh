@@ -18,12 +18,8 @@ export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export WORLD_SIZE=$SLURM_NTASKS OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
 
-resume=()
-if compgen -G "$output_dir/checkpoint-*" > /dev/null; then
-    resume=(--resume_from_checkpoint last)
-fi
 srun bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec simmim pretrain "$@"' simmim \
-    "$@" --output_dir "$output_dir" "${resume[@]}"
+    "$@" --output_dir "$output_dir" --resume_from_checkpoint last_if_any
 code=$?
 if [ "$code" = 75 ]; then
     scontrol requeue "$SLURM_JOB_ID"

@@ -242,7 +242,8 @@ def failing(number: int, function, only=lambda *arguments: True):
 
 def environment(inherited=os.environ, **more):
     """The variables of a process that imports the package and the helpers which are tested here."""
-    path = os.pathsep.join(map(str, (Path(__file__).parent, Path(simmim_hf.__file__).parents[1])))
+    places = [str(Path(__file__).parent), str(Path(simmim_hf.__file__).parents[1])]
+    path = os.pathsep.join([*places, *filter(None, [inherited.get("PYTHONPATH")])])
     return {**inherited, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path, **more}
 
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
 from simmim_hf.cli import main
@@ -44,6 +45,7 @@ def keeping_weights(folder: Path):
 
 
 if __name__ == "__main__":
+    Figure.savefig = lambda figure, path, **_: Path(path).write_bytes(b"")  # which takes as long as a tiny run
     SimMIMTrainer.train = keeping_weights(Path(sys.argv[2]))
     for command in json.loads(Path(sys.argv[1]).read_text()):
         assert main(command) == 0, command

@@ -127,7 +127,7 @@ def test_search_finds_a_passage_and_keeps_the_vectors(text_file, backbone, tmp_p
     assert (tmp_path / "index" / "vectors.npy").stat().st_mtime_ns > written
 
 
-CONFIGURATIONS = sorted((EXAMPLES / "accelerate_configs").iterdir())
+CONFIGURATIONS = sorted((EXAMPLES / "accelerate_configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.name)
@@ -149,10 +149,8 @@ def test_the_slurm_script_requeues_what_a_signal_ended(tmp_path, code):
     variables = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1"}
     variables |= {"SLURM_CPUS_PER_TASK": "8", "SLURM_JOB_NODELIST": "a", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     command = ["bash", EXAMPLES / "slurm.sh", "settings.yaml"]
-    for resumes in (False, True):
-        job = subprocess.run(command, env={**os.environ, **variables}, cwd=tmp_path, capture_output=True, text=True)
-        resume = " --resume_from_checkpoint last" if resumes else ""
-        requeue = "scontrol requeue 7\n" if code == 75 else ""
-        assert job.stdout == f"9 1 16 pretrain settings.yaml --output_dir my-encoder{resume}\n{requeue}", job.stderr
-        assert job.returncode == code
-        (tmp_path / "my-encoder" / "checkpoint-5").mkdir(parents=True, exist_ok=True)
+    job = subprocess.run(command, env={**os.environ, **variables}, cwd=tmp_path, capture_output=True, text=True)
+    words = "--output_dir my-encoder --resume_from_checkpoint last_if_any"
+    requeue = "scontrol requeue 7\n" if code == 75 else ""
+    assert job.stdout == f"9 1 16 pretrain settings.yaml {words}\n{requeue}", job.stderr
+    assert job.returncode == code

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import re
+import socket
 from collections.abc import Iterator
 
 import torch
@@ -73,6 +75,27 @@ def checksum(model: torch.nn.Module) -> list[int]:
         bits = parameter.detach().contiguous().view(integers[parameter.element_size()])
         sums.append(bits.sum(dtype=torch.int64))
     return torch.stack(sums).tolist()
+
+
+def leave_store_of_earlier_start() -> None:
+    """Lets processes that torchrun has restarted find each other by a store of their own.
+
+    Since torch 2.5 they share one store with the start before, and connect to addresses of processes that are gone
+    (pytorch/pytorch#135712). On several machines, whose counts of restarts differ, only the launcher can help:
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
+    """
+    restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    shares_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not (restart and shares_store and os.environ.get("GROUP_WORLD_SIZE") == "1"):
+        return
+    shared = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    name = f"simmim_hf/port of restart {restart}"
+    if os.environ["RANK"] == "0":
+        with socket.socket() as listener:
+            listener.bind(("", 0))
+            shared.set(name, str(listener.getsockname()[1]))
+    os.environ["MASTER_PORT"] = shared.get(name).decode()  # waits for process 0
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
 
 
 def is_distributed() -> bool:

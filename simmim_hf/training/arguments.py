@@ -24,7 +24,7 @@ from ..model.configuration_simmim import (
     with_vocabulary,
 )
 from ..options import Parser, check_number, is_number, option, options_of, reason
-from . import sharding
+from . import agreement, sharding
 
 
 @dataclass
@@ -62,6 +62,7 @@ class SimMIMTrainingArguments(TrainingArguments):
             # transformers finds it out later, and leaves a half-made configuration for the next model to stumble on.
             raise ValueError("--deepspeed needs a package: pip install deepspeed, or leave it out.")
         refuse_compiling(self)
+        agreement.leave_store_of_earlier_start()
         if self.use_cpu and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             # transformers hands the timeout over for GPUs only, and takes the process group that it finds.
             PartialState(cpu=True, backend=self.ddp_backend, timeout=timedelta(seconds=self.ddp_timeout))

@@ -38,13 +38,18 @@ def prepare(trainer: Trainer, model: PreTrainedModel) -> None:
     """Chooses what is one shard, where FSDP is asked for and nothing else was chosen: a layer of the backbone.
 
     Raises:
-        ValueError: FSDP is asked for where there is none, or with an option that shards cannot serve.
+        ValueError: FSDP or DeepSpeed is asked for where there is none, or with an option that shards cannot serve.
     """
     asks_for_fsdp = trainer.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"
     if asks_for_fsdp and not trainer.is_fsdp_enabled:
         raise ValueError(
             "FSDP: accelerate does not shard on a CPU, and would train whole copies without a word. Launch with "
             "ddp_cpu.yaml of examples/accelerate_configs."
+        )
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and not trainer.is_deepspeed_enabled:
+        raise ValueError(
+            "DeepSpeed: accelerate leaves it out on a CPU, and would train whole copies without a word. Launch with "
+            "torchrun and --deepspeed, see docs/distributed.md."
         )
     if not is_sharded(trainer):
         return

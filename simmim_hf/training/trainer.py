@@ -421,6 +421,9 @@ class SimMIMTrainer(Trainer):
         written = folder / folders.SAVING / "model"
         shutil.rmtree(written, ignore_errors=True)
         try:
+            if state_dict is not None:  # gathered from shards, where a tied weight has become a second tensor
+                tied = self._unwrapped_model().all_tied_weights_keys
+                state_dict = {name: tensor for name, tensor in state_dict.items() if name not in tied}
             with _without_pickled_arguments():
                 super()._save(str(written), state_dict)
             arguments = records.without_secrets(self.args.to_dict())

@@ -47,7 +47,10 @@ def test_zero3_saves_weights_that_open():
         sharding.prepare(zero3(), tiny_model())
 
 
-def test_a_cpu_does_not_shard_without_a_word(tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="does not shard on a CPU"):
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_a_cpu_does_not_train_whole_copies_without_a_word(tmp_path, monkeypatch, variable):
+    if variable == "ACCELERATE_USE_DEEPSPEED":
+        pytest.importorskip("deepspeed", reason="needs deepspeed, which is no dependency: pip install deepspeed")
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(ValueError, match="on a CPU, and would train whole copies"):
         SimMIMTrainer(tiny_model(), TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
