@@ -10,7 +10,7 @@ CONFIDENCE = 0.95
 RESAMPLES = 1000
 
 
-class Sampled(NamedTuple):
+class ResamplableMetric(NamedTuple):
     """A metric with the items it is computed from, so that it can be computed again on a resample of them.
 
     Args:
@@ -34,7 +34,7 @@ class Difference(NamedTuple):
     high: float
 
 
-def paired_difference(one: Sampled, other: Sampled, seed: int = 0) -> Difference | None:
+def paired_difference(one: ResamplableMetric, other: ResamplableMetric, seed: int = 0) -> Difference | None:
     """`other` minus `one`, of the same items in the same order, with the percentile interval of the paired bootstrap
     (Efron & Tibshirani 1993, chapter 13): items are drawn with replacement, for both models the same.
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data import tokenization
 from . import language_modelling, metrics
-from .bootstrap import Sampled
+from .bootstrap import ResamplableMetric
 from .encoding import encode
 from .language_modelling import LanguageModel
 from .tasks import Task
@@ -26,7 +26,7 @@ PAIRS_AT_ONCE = 1000
 POSITIVE_SCORE = 0.8
 
 Values = dict[str, float | int | None]
-Samples = dict[str, Sampled]
+Samples = dict[str, ResamplableMetric]
 Measured = tuple[Values, Samples]
 
 
@@ -161,13 +161,13 @@ def similarity_samples(first: np.ndarray, second: np.ndarray, scores: Sequence[f
     """
     cosines = (first * second).sum(1, dtype=np.float64)  # (pairs, dim) -> (pairs,)
     columns = (cosines, metrics.check_scores(scores))
-    return {name: Sampled(correlation, columns) for name, correlation in metrics.CORRELATIONS.items()}
+    return {name: ResamplableMetric(correlation, columns) for name, correlation in metrics.CORRELATIONS.items()}
 
 
 def retrieval_samples(queries: np.ndarray, documents: np.ndarray, **ids) -> Samples:
     """The metrics of `metrics.retrieval_values`, with the same arguments, as functions of the queries."""
     by_metric = metrics.retrieval_values(queries, documents, **ids)
-    return {name: Sampled(np.mean, (of_queries,)) for name, of_queries in by_metric.items()}
+    return {name: ResamplableMetric(np.mean, (of_queries,)) for name, of_queries in by_metric.items()}
 
 
 def _values(samples: Samples) -> dict[str, float]:
@@ -212,7 +212,7 @@ def _transfer(task: Task, vectors: TextVectors, language_model, settings: EvalSe
     def accuracy(*hits: np.ndarray) -> float:
         return metrics.accuracy_metrics(*hits)["accuracy"]
 
-    return {"texts": count, **metrics.accuracy_metrics(*hits)}, {"accuracy": Sampled(accuracy, hits)}
+    return {"texts": count, **metrics.accuracy_metrics(*hits)}, {"accuracy": ResamplableMetric(accuracy, hits)}
 
 
 def _minimal_pairs(
@@ -224,7 +224,7 @@ def _minimal_pairs(
     """How often the model finds the good sentence of a pair more probable, as BLiMP has it (Warstadt et al. 2020)."""
     good = _surprises(task.test["sentence_good"][:], language_model, settings)  # (pairs,)
     bad = _surprises(task.test["sentence_bad"][:], language_model, settings)  # (pairs,)
-    samples = {"minimal_pairs_accuracy": Sampled(np.mean, (100.0 * (good < bad),))}
+    samples = {"minimal_pairs_accuracy": ResamplableMetric(np.mean, (100.0 * (good < bad),))}
     return {"pairs": len(task.test), **_values(samples)}, samples
 
 

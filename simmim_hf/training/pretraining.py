@@ -17,7 +17,7 @@ from transformers.trainer_utils import TrainOutput
 
 from .. import folders, memory, records
 from ..data import docstrings
-from ..evaluation.bootstrap import Sampled, paired_difference
+from ..evaluation.bootstrap import ResamplableMetric, paired_difference
 from ..evaluation.encoding import encode
 from ..evaluation.language_modelling import unigram_cross_entropy
 from ..evaluation.metrics import tfidf_reciprocal_rank
@@ -197,7 +197,7 @@ class Pretraining:
             "No checkpoint was: when there is room and it can be written, add --overwrite_output_dir and begin anew."
         )
 
-    def _samples(self, model: SimMIMForPreTraining) -> dict[str, Sampled]:
+    def _samples(self, model: SimMIMForPreTraining) -> dict[str, ResamplableMetric]:
         """What the embeddings of a model are worth, as functions of the queries and pairs."""
         samples = {}
         if self.retrieval_pairs is not None:
@@ -303,7 +303,7 @@ def _at_start(log_history: list[dict]) -> dict[str, float]:
     return _held_out_metrics(evaluations[0]) if evaluations else {}
 
 
-def _values(samples: dict[str, Sampled]) -> dict[str, float]:
+def _values(samples: dict[str, ResamplableMetric]) -> dict[str, float]:
     return {name: sampled.value() for name, sampled in samples.items()}
 
 
