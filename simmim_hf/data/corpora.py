@@ -161,7 +161,7 @@ def _load_group(
         where += f" and {len(files) - 3} more"
     for file in files[:1] if streaming else files:
         check_lengths(file, form.unit)
-    with naming(files[0]), _no_field_left_out():
+    with errors_name_file(files[0]), _no_field_left_out():
         features = _features(read_files(files[:1], form, streaming=True))
     source, columns = _choose_columns(features, text_column, where)
     sources = (source, *columns[1:])  # the same columns by their names in the files
@@ -225,7 +225,7 @@ def check_file(file: str) -> None:
         raise ValueError(f"{file!r} is an empty file: remove it from the data")
     if compression == ".zst" and not importlib.util.find_spec("zstandard"):
         raise ValueError(f"{file!r} needs the package zstandard: pip install zstandard")
-    with naming(file), fsspec.open(file, "rb", compression="infer") as opened:
+    with errors_name_file(file), fsspec.open(file, "rb", compression="infer") as opened:
         stream = io.BufferedReader(opened)  # not every compression gives lines
         if ending == ".parquet":
             content = _read_whole(stream) if compression else stream
@@ -240,7 +240,7 @@ def check_file(file: str) -> None:
 
 
 def _unit_of_lines(file: str) -> str:
-    with naming(file), fsspec.open(file, "rt", compression="infer", encoding="utf-8") as stream:
+    with errors_name_file(file), fsspec.open(file, "rt", compression="infer", encoding="utf-8") as stream:
         is_blank = [not line.strip() for line in itertools.islice(_lines(stream), 10_000)]
     blank = sum(is_blank)
     has_blocks = 0 < blank < len(is_blank) and blank * LINES_A_BLOCK >= len(is_blank)
@@ -257,7 +257,7 @@ def check_lengths(file: str, unit: str) -> None:
     Raises:
         DataError: a line, row, paragraph or file beyond `LONGEST`, or a JSON array beyond `LARGEST_WHOLE`.
     """
-    with naming(file):
+    with errors_name_file(file):
         state = os.stat(file)
         _scan(file, unit, state.st_size, state.st_mtime_ns)
 
@@ -462,10 +462,10 @@ def _tables(files: list[str], form: Form, columns: tuple[str, ...]) -> Iterator[
     """The texts, and negatives where a second column is named, as keys and tables; the error of a file names it."""
     for file in files:
         check_lengths(file, form.unit)
-        with naming(file):
+        with errors_name_file(file):
             tables = read_files([file], form, streaming=True).with_format("arrow").iter(ROWS_AT_ONCE)
         for number in itertools.count():
-            with naming(file), _no_field_left_out():
+            with errors_name_file(file), _no_field_left_out():
                 table = next(tables, None)
                 if table is None:
                     break
@@ -477,7 +477,7 @@ def _tables(files: list[str], form: Form, columns: tuple[str, ...]) -> Iterator[
 
 
 @contextlib.contextmanager
-def naming(file: str) -> Iterator[None]:
+def errors_name_file(file: str) -> Iterator[None]:
     """Turns any error of reading a file into a DataError with its name; each format and compression has its own."""
     try:
         yield

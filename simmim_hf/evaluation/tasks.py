@@ -243,7 +243,7 @@ def read_file(path: str) -> Dataset:
         return corpora.load_text(path)
     corpora.check_file(path)
     corpora.check_lengths(path, "row")
-    with corpora.naming(path):
+    with corpora.errors_name_file(path):
         if corpora.FORMATS[ending] == "csv":
             rows = _read_sts_benchmark(path)
             if rows:
