@@ -41,7 +41,7 @@ from simmim_hf.data.tokenization import load_tokenizer
 from simmim_hf.evaluation.encoding import load_encoder
 from simmim_hf.evaluation.metrics import tfidf_reciprocal_rank
 from simmim_hf.evaluation.run_task import EvalSettings, measure
-from simmim_hf.evaluation.tasks import Task, halves, load_task
+from simmim_hf.evaluation.tasks import Task, half_pairs, load_task
 from simmim_hf.options import build, read_settings, reason
 from simmim_hf.quantities import QUANTITIES
 from simmim_hf.training.adaptation import ADAPTATION, Adaptation
@@ -110,7 +110,7 @@ def tasks_of(domain: str, files: str, arguments, seed: int) -> dict[str, Task]:
     if not files:
         return {domain: load_task("docstrings", seed), **tasks}
     if not held_out.rpartition(".")[2].startswith(("jsonl", "csv", "tsv", "parquet")):
-        pairs = halves(load_text(held_out)["text"], longest=4 * arguments.max_seq_length)
+        pairs = half_pairs(load_text(held_out)["text"], longest=4 * arguments.max_seq_length)
         return {domain: Task(domain, pairs), **tasks}
     return {domain: load_task(held_out, seed), **tasks}
 

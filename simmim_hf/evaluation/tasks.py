@@ -167,7 +167,7 @@ def docstring_pairs(seed: int) -> Dataset:
     return docstrings.retrieval_pairs(held_out)
 
 
-def halves(texts: Iterable[str], longest: int, most: int = 1000) -> Dataset | None:
+def half_pairs(texts: Iterable[str], longest: int, most: int = 1000) -> Dataset | None:
     """`query` and `document`: the first and the second half of texts, cut between two words.
 
     Args:
