@@ -71,7 +71,7 @@ class EvaluationArguments:
             )
 
 
-class Contender:
+class EvaluatedModel:
     """One of the models that are measured, with all that measuring it needs.
 
     Args:
@@ -175,14 +175,14 @@ class Evaluation:
         with refusing("--tasks"):
             self.tasks = load_tasks(args.tasks or (), args.seed)
         needs_head = any(task.needs_head for task in self.tasks.values())
-        self.contenders: dict[str, Contender] = {}
+        self.evaluated_models: dict[str, EvaluatedModel] = {}
         for model in args.model:
-            contender = Contender(model, args, self.device, needs_head)
-            short = contender.results["model"]
+            evaluated = EvaluatedModel(model, args, self.device, needs_head)
+            short = evaluated.results["model"]
             name = short
-            while name in self.contenders:
-                name = f"{short} ({len(self.contenders) + 1})"
-            self.contenders[name] = contender
+            while name in self.evaluated_models:
+                name = f"{short} ({len(self.evaluated_models) + 1})"
+            self.evaluated_models[name] = evaluated
 
     def run(self, argv: Sequence[str] | None = None) -> dict:
         """Measures everything, writes `results.json` and `results.md`, and prints the table.
@@ -208,8 +208,8 @@ class Evaluation:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
             self._measure_tasks(argv)
             if self.mteb_tasks:
-                for name, contender in self.contenders.items():
-                    contender.measure_mteb(self.mteb_tasks, self._mteb_folder(name))
+                for name, evaluated in self.evaluated_models.items():
+                    evaluated.measure_mteb(self.mteb_tasks, self._mteb_folder(name))
                     self._write(argv)
         results = self._write(argv)
         print("", plain_table(results), sep="\n")
@@ -218,9 +218,9 @@ class Evaluation:
     def _measure_tasks(self, argv: Sequence[str] | None) -> None:
         """Each model on each task, and how it differs there from the first model."""
         samples_of_first: dict[str, Samples] = {}
-        for name, contender in self.contenders.items():
+        for name, evaluated in self.evaluated_models.items():
             for title, task in self.tasks.items():
-                samples = contender.measure(title, task)
+                samples = evaluated.measure(title, task)
                 if title in samples_of_first:
                     differences = self._differences(samples_of_first[title], samples)
                     self.differences.setdefault(name, {})[title] = differences
@@ -238,7 +238,7 @@ class Evaluation:
 
     def _mteb_folder(self, name: str) -> Path:
         folder = Path(self.args.output_dir, "mteb")
-        if len(self.contenders) > 1:
+        if len(self.evaluated_models) > 1:
             folder /= name.replace("/", "_")
         return folder
 
@@ -255,7 +255,7 @@ class Evaluation:
             "precision": "bfloat16" if self.args.bf16 else "float32",
             "device": str(self.device),
         }
-        measured = {name: contender.results for name, contender in self.contenders.items()}
+        measured = {name: evaluated.results for name, evaluated in self.evaluated_models.items()}
         if len(measured) == 1:
             results |= next(iter(measured.values()))
         else:
