@@ -94,7 +94,7 @@ def one_line(message: str) -> str:
 
 
 @contextlib.contextmanager
-def refusing(what: str) -> Iterator[None]:
+def error_prefix(what: str) -> Iterator[None]:
     """Makes any error a ValueError of one line that begins with `what`: each library has errors of its own."""
     try:
         yield
@@ -264,7 +264,7 @@ def read_settings(path: str) -> dict:
     """A YAML or JSON file of options and their values."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no settings file `{path}`.")
-    with open(path, encoding="utf-8") as file, refusing(f"`{path}` is not valid YAML or JSON"):
+    with open(path, encoding="utf-8") as file, error_prefix(f"`{path}` is not valid YAML or JSON"):
         loader = yaml.SafeLoader(file)  # every JSON file is a YAML file
         root = loader.get_single_node()
         if _count(root, {}) > MOST_VALUES:

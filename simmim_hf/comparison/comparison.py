@@ -27,7 +27,7 @@ from ..evaluation.run_task import EvalSettings, measure
 from ..evaluation.tasks import load_tasks
 from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig, without_removed
 from ..model.modeling_simmim import SimMIMForPreTraining
-from ..options import build, is_number, option, reason, refusing
+from ..options import build, error_prefix, is_number, option, reason
 from ..training import parts, sharding
 from ..training.arguments import PRETRAINING, default_dropout, fill_defaults
 from ..training.checkpoints import claimed, in_all_processes, last_checkpoint, remove_checkpoint
@@ -152,7 +152,7 @@ class Comparison:
         with without_progress_bars(), folders.writing(self.folder):
             self._save_initial_weights(is_new)
             self.rates = self._rates()
-            with refusing("--tasks"):
+            with error_prefix("--tasks"):
                 self.tasks = load_tasks(tasks, self.seeds[0])
             if any(task.needs_head for task in self.tasks.values()):
                 load_language_model(str(self._initial(self.seeds[0])))  # refuses what has no head

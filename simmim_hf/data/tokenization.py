@@ -10,7 +10,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
-from ..options import refusing
+from ..options import error_prefix
 from .mixtures import rows_of_sources
 
 LongTexts = Literal["split", "truncate"]
@@ -106,14 +106,14 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     has_tokenizer = any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "config.json"))
     vocab_file = path if path.is_file() else path / "vocab.txt"
     if path.is_file() or (vocab_file.is_file() and not has_tokenizer):
-        with refusing(f"the vocabulary `{vocab_file}` cannot be read"):
+        with error_prefix(f"the vocabulary `{vocab_file}` cannot be read"):
             tokens = vocab_file.read_text(encoding="utf-8").rstrip("\n").split("\n")
         vocab = {token: index for index, token in enumerate(tokens)}
         missing = [token for token in SPECIAL_TOKENS if token not in vocab]
         if missing:
             raise ValueError(f"{str(vocab_file)!r} is no BERT vocabulary: it lacks {', '.join(missing)}")
         return BertTokenizer(vocab=vocab)
-    with refusing(f"there is no tokenizer in `{name_or_path}`, or it is damaged"):
+    with error_prefix(f"there is no tokenizer in `{name_or_path}`, or it is damaged"):
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder without a vocabulary
         raise ValueError(f"{name_or_path!r} holds no tokenizer: save one there with save_pretrained")

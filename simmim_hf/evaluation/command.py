@@ -13,7 +13,7 @@ import torch
 from .. import folders, memory, records
 from ..data import tokenization
 from ..model.configuration_simmim import Pooling, SimMIMConfig
-from ..options import is_number, option, refusing
+from ..options import error_prefix, is_number, option
 from .bootstrap import paired_difference
 from .encoding import load_encoder
 from .language_modelling import load_language_model, masked_rows
@@ -84,7 +84,7 @@ class EvaluatedModel:
 
     def __init__(self, name: str, args: EvaluationArguments, device: torch.device, needs_head: bool):
         self.args = args
-        with refusing("--model"):
+        with error_prefix("--model"):
             self.tokenizer = tokenization.load_tokenizer(name)
             self.encoder = load_encoder(name, args.pooling)
         self.encoder.to(device)
@@ -172,7 +172,7 @@ class Evaluation:
         self.args = args
         self.device = _device(args.device)
         self.mteb_tasks = _mteb_tasks(args.mteb) if args.mteb else []
-        with refusing("--tasks"):
+        with error_prefix("--tasks"):
             self.tasks = load_tasks(args.tasks or (), args.seed)
         needs_head = any(task.needs_head for task in self.tasks.values())
         self.evaluated_models: dict[str, EvaluatedModel] = {}

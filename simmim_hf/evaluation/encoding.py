@@ -15,7 +15,7 @@ from ..model import vectors
 from ..model.backbones import explaining_weights, first_position, source_pooling
 from ..model.configuration_simmim import Pooling, SimMIMConfig, as_text_config
 from ..model.vectors import pool
-from ..options import refusing
+from ..options import error_prefix
 
 
 class PooledEncoder(torch.nn.Module):
@@ -94,7 +94,7 @@ def text_encoder_config(name_or_path: str) -> PreTrainedConfig:
     Raises:
         ValueError: it is not a text model, or there is no such model.
     """
-    with refusing(f"there is no model in `{name_or_path}`, or its configuration is damaged"):
+    with error_prefix(f"there is no model in `{name_or_path}`, or its configuration is damaged"):
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
     if config.model_type != SimMIMConfig.model_type:
         try:
@@ -113,7 +113,7 @@ def load_with_missing(auto_class, name_or_path: str) -> tuple[PreTrainedModel, l
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # callers refuse missing weights, and an unused head needs no warning
     try:
-        with refusing(f"the model `{name_or_path}` cannot be loaded"), explaining_weights(name_or_path):
+        with error_prefix(f"the model `{name_or_path}` cannot be loaded"), explaining_weights(name_or_path):
             model, info = auto_class.from_pretrained(name_or_path, output_loading_info=True, **options)
     finally:
         logging.set_verbosity(verbosity)

@@ -19,7 +19,7 @@ from ..data.collator import DataCollatorForSimMIM
 from ..evaluation.bootstrap import CONFIDENCE
 from ..evaluation.results import markdown_table
 from ..model.configuration_simmim import POSITIVE_VIEWS, SimMIMConfig
-from ..options import option, refusing
+from ..options import error_prefix, option
 from ..quantities import QUANTITIES, listed, quantity, title
 from . import report
 from .arguments import METHOD_OPTIONS
@@ -185,7 +185,7 @@ def check_options(hub_model_id: str | None, language: Sequence[str]) -> None:
         if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|multilingual|code", code):
             raise ValueError(f"`{code}` is not a language code: give ISO 639 codes such as `en`, or `multilingual`.")
     if hub_model_id:
-        with refusing("--hub_model_id"):
+        with error_prefix("--hub_model_id"):
             validate_repo_id(hub_model_id)
 
 
@@ -302,7 +302,7 @@ def _metrics(facts: dict) -> list[list[str]]:
 
 def _evaluation(folder: Path) -> str:
     """What `simmim evaluate` measured, by the metrics that lead: a table and how it was made."""
-    with refusing(f"--evaluation: there are no results of `simmim evaluate` in `{folder}`"):
+    with error_prefix(f"--evaluation: there are no results of `simmim evaluate` in `{folder}`"):
         results = records.printable(records.read_json(folder / "results.json"))
         table = markdown_table(results, [key for key, found in QUANTITIES.items() if found.leads or found.hub])
     lines = [*table, ""]
@@ -445,9 +445,9 @@ def write_card(arguments: CardArguments) -> Path:
     check_options(arguments.hub_model_id, arguments.language or ())
     plot, state = folder / PLOT, folder / "trainer_state.json"
     if not plot.exists() and state.exists():
-        with refusing(f"--model: `{state}` is damaged"):
+        with error_prefix(f"--model: `{state}` is damaged"):
             report.plot_training(records.read_json(state)["log_history"], str(plot))
-    with refusing(f"--model: `{folder}/results.json` is damaged"):
+    with error_prefix(f"--model: `{folder}/results.json` is damaged"):
         card = model_card(
             results,
             _name(arguments.hub_model_id, folder),

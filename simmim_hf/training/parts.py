@@ -12,7 +12,7 @@ from ..data.collator import DataCollatorForSimMIM
 from ..model.backbones import dropouts
 from ..model.configuration_simmim import token_ids_of
 from ..model.modeling_simmim import SimMIMForPreTraining
-from ..options import refusing
+from ..options import error_prefix
 from .arguments import DataArguments, ModelArguments, PretrainingArguments
 from .trainer import SimMIMTrainer
 
@@ -35,12 +35,12 @@ def read_text(data_args: DataArguments, seed: int) -> corpora.Corpus:
         how = "whole source files, drawn at random, 2,000 texts at most"
         return corpora.Corpus(train, held_out, {"built_in": True, "held_out": how})
     units: dict[str, str] = {}
-    with refusing(data_args.text_option):
+    with error_prefix(data_args.text_option):
         if data_args.train_file:
             units = corpora.text_units(data_args.train_file, data_args.text_unit)
         train = _read_training_text(data_args, units)
     if data_args.validation_file:
-        with refusing("--validation_file"):
+        with error_prefix("--validation_file"):
             held_out = corpora.load_text(
                 data_args.validation_file, data_args.text_column, text_unit=data_args.text_unit
             )
@@ -57,7 +57,7 @@ def read_text(data_args: DataArguments, seed: int) -> corpora.Corpus:
     else:
         percentage = data_args.validation_split_percentage
         unit = f" by --text_unit {data_args.text_unit}" if data_args.text_unit else ""
-        with refusing(f"nothing can be held out of {data_args.text_option}{unit}, give a --validation_file"):
+        with error_prefix(f"nothing can be held out of {data_args.text_option}{unit}, give a --validation_file"):
             train, held_out = corpora.split_held_out(train, percentage / 100, seed=seed)
         how = f"{percentage:g} % of the texts, 2,000 at most, drawn at random"
     if data_args.shuffle_buffer_size:
@@ -126,7 +126,7 @@ def get_tokenizer(
     }
     for option, name in sources.items():
         if name:
-            with refusing(option):
+            with error_prefix(option):
                 return tokenization.load_tokenizer(name)
     texts = train if isinstance(train, Dataset) else train.take(100_000)
     return tokenization.train_tokenizer(
@@ -142,7 +142,7 @@ def build_model(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase) 
     """
     if model_args.model_name_or_path:
         changed = {name: getattr(model_args, name) for name in ("num_hidden_layers", "dropout", "attn_implementation")}
-        with refusing(f"--model_name_or_path `{model_args.model_name_or_path}`"):
+        with error_prefix(f"--model_name_or_path `{model_args.model_name_or_path}`"):
             model = SimMIMForPreTraining.from_backbone(
                 model_args.model_name_or_path, dtype="float32", **changed, **model_args.config_options()
             )
@@ -181,14 +181,14 @@ def tokenize_text(
         "long_texts": data_args.long_texts,
         "passages": passages,
     }
-    with refusing(f"the training text ({data_args.text_option})"):
+    with error_prefix(f"the training text ({data_args.text_option})"):
         train, train_counts = tokenization.tokenize(train, tokenizer, **options)
     if train_counts is None:
         # Without an end: Trainer counts all steps of a stream as one epoch, and skips within it when it resumes.
         # The number of a row in the stream tells its readings apart, and is the same in all processes.
         train = train.repeat(None).map(lambda row, number: {"draw": number}, with_indices=True)
     held_out_option = "--validation_file" if data_args.validation_file else data_args.text_option
-    with refusing(f"the held-out text ({held_out_option})"):
+    with error_prefix(f"the held-out text ({held_out_option})"):
         held_out, held_out_counts = tokenization.tokenize(held_out, tokenizer, **options)
     return TokenizedText(train, held_out, train_counts, held_out_counts)
 
@@ -224,7 +224,7 @@ def build_trainer(
         **options,
     )
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):  # which need all processes to read
-        with refusing("--text_config or --model_name_or_path"):
+        with error_prefix("--text_config or --model_name_or_path"):
             for is_causal in model.config.objective.directions:
                 model.simmim.prove_direction(is_causal, args.device)
     return trainer

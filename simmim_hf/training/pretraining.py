@@ -24,7 +24,7 @@ from ..evaluation.metrics import tfidf_reciprocal_rank
 from ..evaluation.run_task import retrieval_samples, similarity_samples
 from ..evaluation.tasks import load_scored_pairs
 from ..model.modeling_simmim import SimMIMForPreTraining
-from ..options import reason, refusing
+from ..options import error_prefix, reason
 from ..quantities import QUANTITIES
 from . import card, checkpoints, report, sharding
 from .arguments import DataArguments, ModelArguments, PretrainingArguments, fill_defaults
@@ -52,7 +52,7 @@ class Pretraining:
         # The first evaluation is part of training, which has prepared the model for all processes by then.
         args.eval_on_start = args.eval_on_start or self.checkpoint is None
         check(model_args, data_args, args)
-        with refusing("--similarity_file"):
+        with error_prefix("--similarity_file"):
             self.scored_pairs = load_scored_pairs(data_args.similarity_file) if data_args.similarity_file else None
         set_seed(args.seed)
         with args.main_process_first(desc="reading the corpus"):

@@ -28,7 +28,7 @@ from ..data.collator import DataCollatorForSimMIM
 from ..model.configuration_simmim import Objective
 from ..model.losses import alignment, uniformity
 from ..model.objective import TERMS
-from ..options import refusing
+from ..options import error_prefix
 from . import agreement, card, checkpoints, sampling, sharding
 from .arguments import (
     METHOD_OPTIONS,
@@ -130,7 +130,7 @@ class SimMIMTrainer(Trainer):
             self.accelerator.dataloader_config.dispatch_batches = False
 
     def init_hf_repo(self, *args, **kwargs) -> None:
-        with refusing("--push_to_hub"):  # the Hub cannot be reached, or wants a token: said before training
+        with error_prefix("--push_to_hub"):  # the Hub cannot be reached, or wants a token: said before training
             super().init_hf_repo(*args, **kwargs)
 
     def _set_signature_columns_if_needed(self) -> None:
