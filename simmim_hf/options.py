@@ -83,7 +83,7 @@ def _inherited(cls: type, module: str) -> set[str]:
     for base in cls.__mro__:
         for name in inspect.get_annotations(base):
             declared.setdefault(name, base.__module__)
-    return {each.name for each in fields(cls) if declared[each.name].startswith(module)}
+    return {field_.name for field_ in fields(cls) if declared[field_.name].startswith(module)}
 
 
 def one_line(message: str) -> str:
@@ -213,13 +213,13 @@ def build(dataclasses: Sequence[type], options: Mapping) -> tuple:
     options = without_removed(options)
     _check_names(options, option_names(dataclasses))
     return tuple(
-        cls(**{each.name: options[each.name] for each in fields(cls) if each.init and each.name in options})
+        cls(**{field_.name: options[field_.name] for field_ in fields(cls) if field_.init and field_.name in options})
         for cls in dataclasses
     )
 
 
 def option_names(dataclasses: Sequence[type]) -> list[str]:
-    return [each.name for cls in dataclasses for each in fields(cls) if each.init]
+    return [field_.name for cls in dataclasses for field_ in fields(cls) if field_.init]
 
 
 def known_words(parser: Parser, argv: Sequence[str]) -> list[str]:
