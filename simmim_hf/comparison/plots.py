@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ..quantities import QUANTITIES
-from .statistics import Metric, front_axes, front_of, front_points, metrics_of
+from .statistics import ComparedMetric, front_axes, front_of, front_points, metrics_of
 
 COLOURS = 10
 
@@ -31,7 +31,7 @@ def _figure(width: float, height: float = 4.2):
     return Figure(figsize=(width, height), dpi=130, layout="constrained")
 
 
-def styles_of(results: dict, axes: tuple[Metric, Metric] | None) -> dict[str, dict]:
+def styles_of(results: dict, axes: tuple[ComparedMetric, ComparedMetric] | None) -> dict[str, dict]:
     """Colour, marker and label of each arm; of more than ten arms only those of the front stand out."""
     named = list(results["arms"])
     if len(named) > COLOURS and axes is not None:
@@ -46,7 +46,7 @@ def styles_of(results: dict, axes: tuple[Metric, Metric] | None) -> dict[str, di
     return styles
 
 
-def _draw_front(results: dict, axes: tuple[Metric, Metric], styles: dict[str, dict]):
+def _draw_front(results: dict, axes: tuple[ComparedMetric, ComparedMetric], styles: dict[str, dict]):
     """Two metrics of every arm against each other."""
     x, y = axes
     points = front_points(x, y)

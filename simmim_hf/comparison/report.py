@@ -9,7 +9,7 @@ import jinja2
 from .. import records, tables
 from ..quantities import APART, GEOMETRY, LANGUAGE, RETRIEVAL, SIMILARITY, TRANSFER, listed
 from .plots import draw
-from .statistics import COST, Metric, mean_costs, metrics_of, without_masked_term
+from .statistics import COST, ComparedMetric, mean_costs, metrics_of, without_masked_term
 
 MANY_ARMS = 10  # the most that a sentence names
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -66,7 +66,7 @@ class Section:
     plot: str | None = None
 
 
-def metric_table(metrics: list[Metric], results: dict, caption: str = "") -> Table:
+def metric_table(metrics: list[ComparedMetric], results: dict, caption: str = "") -> Table:
     """A row for each arm, for the weights they started from and for each reference; a column for each metric."""
     untrained, seeds = without_masked_term(results), len(results["seeds"])
     marks = [{metric.best(): "best", **dict.fromkeys(metric.close(), "same")} for metric in metrics]

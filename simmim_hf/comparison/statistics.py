@@ -81,7 +81,7 @@ def differ(one: Estimate, other: Estimate) -> bool:
 
 
 @dataclass
-class Metric:
+class ComparedMetric:
     """One metric of one task: its values for every arm, and for the weights that the arms started from.
 
     Args:
@@ -153,7 +153,7 @@ class Metric:
         return f"{mean} ± {shown}"
 
 
-def metrics_of(results: dict) -> list[Metric]:
+def metrics_of(results: dict) -> list[ComparedMetric]:
     """All metrics of `results.json` that a report shows, in the order of the catalogue and then of the tasks."""
     values, tasks = {}, {}  # (name, task) -> arm, None for the starting weights -> seed -> value
     runs = [(run["arm"], run) for run in results["runs"]] + [(None, run) for run in results["initial"]["runs"]]
@@ -163,7 +163,7 @@ def metrics_of(results: dict) -> list[Metric]:
             for name, value in by_name.items():
                 values.setdefault((name, task), {}).setdefault(arm, {})[run["seed"]] = value
     return [
-        Metric(
+        ComparedMetric(
             task,
             name,
             {arm: estimate(values[name, task].get(arm, {})) for arm in results["arms"]},
@@ -196,7 +196,7 @@ def summary(results: dict) -> list[dict]:
     ]
 
 
-def front_axes(metrics: list[Metric]) -> tuple[Metric, Metric] | None:
+def front_axes(metrics: list[ComparedMetric]) -> tuple[ComparedMetric, ComparedMetric] | None:
     """The held-out MLM loss, and what the vectors are worth: the first task of similarity, retrieval or transfer."""
     x = next((metric for metric in metrics if metric.name == "mlm_loss"), None)
     for name in ("spearman", "mrr@10", "accuracy"):
@@ -206,7 +206,7 @@ def front_axes(metrics: list[Metric]) -> tuple[Metric, Metric] | None:
     return None
 
 
-def front_points(x: Metric, y: Metric) -> dict[str, tuple[float, float]]:
+def front_points(x: ComparedMetric, y: ComparedMetric) -> dict[str, tuple[float, float]]:
     """The means (x, y) of the arms that have both."""
     return {arm: (x.known[arm].mean, y.known[arm].mean) for arm in x.known if arm in y.known}
 
