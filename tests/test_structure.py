@@ -14,13 +14,13 @@ import simmim_hf
 from simmim_hf.model.configuration_simmim import AUTO_MAP, remote_files
 
 PACKAGE = Path(simmim_hf.__file__).parent
-TOP_LEVEL = {"options", "records", "quantities", "tables", "folders", "memory"}
+TOP_LEVEL = {"options", "records", "metric_catalogue", "tables", "folders", "memory"}
 # What each part may import beside its own files. The package itself gives names and is imported by none of them.
 MAY_IMPORT = {
     "records": TOP_LEVEL,
     "folders": TOP_LEVEL,
     "memory": TOP_LEVEL,
-    "quantities": TOP_LEVEL,
+    "metric_catalogue": TOP_LEVEL,
     "tables": TOP_LEVEL,
     "options": {"model"} | TOP_LEVEL,
     "model": set(),

@@ -482,7 +482,7 @@ def _training_seconds(state: TrainerState) -> float:
 
 
 def _curve(history: list[dict], tokens: list[int]) -> list[dict]:
-    """The entries of a log that have quantities of held-out text, against tokens read."""
+    """The entries of a log that have metrics of held-out text, against tokens read."""
     rows, prefix = [], "held_out_"
     for entry in history:
         found = {name.removeprefix(prefix): v for name, v in entry.items() if name.startswith(prefix)}

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterable
 
-from .. import quantities, records, tables
+from .. import metric_catalogue, records, tables
 from .bootstrap import CONFIDENCE
 
 Row = tuple[str, ...]
@@ -14,7 +14,7 @@ def models_of(results: dict) -> dict[str, dict]:
     return results.get("models") or {results["model"]: results}
 
 
-def table_rows(results: dict, shown: Iterable[str] = quantities.QUANTITIES) -> list[Row]:
+def table_rows(results: dict, shown: Iterable[str] = metric_catalogue.METRICS) -> list[Row]:
     """Task, kind, metric and the value of each model, as text, under a row of titles.
 
     A value is followed by its difference from that of the first model, and the ends of the interval of the difference.
@@ -49,7 +49,7 @@ def plain_table(results: dict) -> str:
     return "\n".join(tables.plain(cells, align=_alignment(results)))
 
 
-def markdown_table(results: dict, shown: Iterable[str] = quantities.QUANTITIES) -> list[str]:
+def markdown_table(results: dict, shown: Iterable[str] = metric_catalogue.METRICS) -> list[str]:
     """The lines of `table_rows` in Markdown."""
     return tables.markdown(table_rows(results, shown), align=_alignment(results))
 
@@ -67,7 +67,7 @@ def markdown(results: dict) -> str:
         facts += (
             f" In brackets: the difference to the first model and its {CONFIDENCE:.0%} interval (paired bootstrap)."
         )
-    lines = [f"# Evaluation of {quantities.listed(list(models))}", "", *markdown_table(results), "", facts, ""]
+    lines = [f"# Evaluation of {metric_catalogue.listed(list(models))}", "", *markdown_table(results), "", facts, ""]
     if "command" in results:
         lines += [f"`{results['command']}`", ""]
     return "\n".join(lines)
@@ -90,7 +90,7 @@ def _rows_of_task(results: dict, part: str, task: str, keys: list[str]) -> list[
         if not any(key in of_model for of_model in values.values()):
             continue
         cells = [_cell(of_model, key, differences[name].get(key)) for name, of_model in values.items()]
-        rows.append((task, kind, quantities.title(key), *cells))
+        rows.append((task, kind, metric_catalogue.title(key), *cells))
     return rows
 
 

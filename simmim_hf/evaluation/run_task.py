@@ -77,7 +77,7 @@ def measure_with_samples(
         language_model: see `load_language_model`; needed only for plain text and minimal pairs
 
     Returns:
-        The values by their keys in `quantities.QUANTITIES`, None where one is undefined; and by the same keys those
+        The values by their keys in `metric_catalogue.METRICS`, None where one is undefined; and by the same keys those
         that can be computed of a sample of the pairs, queries or labelled texts, in the same order for every model.
 
     Raises:

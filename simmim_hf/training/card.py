@@ -18,9 +18,9 @@ from .. import records, tables
 from ..data.collator import DataCollatorForSimMIM
 from ..evaluation.bootstrap import CONFIDENCE
 from ..evaluation.results import markdown_table
+from ..metric_catalogue import METRICS, listed, metric_of, title
 from ..model.configuration_simmim import POSITIVE_VIEWS, SimMIMConfig
 from ..options import error_prefix, option
-from ..quantities import QUANTITIES, listed, quantity, title
 from . import report
 from .arguments import METHOD_OPTIONS
 
@@ -71,7 +71,7 @@ def run_facts(trainer: Trainer) -> dict:
     args, state, collator = trainer.args, trainer.state, trainer.data_collator
     model = trainer.accelerator.unwrap_model(trainer.model)
     seconds = [entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry]
-    held_out_metrics = {f"eval_{name}": name for name in QUANTITIES}
+    held_out_metrics = {f"eval_{name}": name for name in METRICS}
     evaluations = [entry for entry in state.log_history if entry.keys() & held_out_metrics.keys()]
     measured = evaluations[-1] if evaluations else {}
     corruption = [f.name for f in dataclasses.fields(collator)] if isinstance(collator, DataCollatorForSimMIM) else []
@@ -226,15 +226,15 @@ def _eval_results(after: dict[str, float], data: dict) -> list[EvalResult]:
     held_out = f"{text}; held out: {data['held_out']}" if "held_out" in data else text
     return [
         EvalResult(
-            task_type=quantity(name).hub[0],
+            task_type=metric_of(name).hub_metric[0],
             dataset_type="unknown",  # the id on the Hub of the held-out part, which has none
             dataset_name=data["similarity_file"] if name == "similarity_spearman" else held_out,
-            metric_type=quantity(name).hub[1],
-            metric_name=quantity(name).title,
+            metric_type=metric_of(name).hub_metric[1],
+            metric_name=metric_of(name).title,
             metric_value=round(value, 4),
         )
         for name, value in after.items()
-        if quantity(name).hub and value is not None and math.isfinite(value)
+        if metric_of(name).hub_metric and value is not None and math.isfinite(value)
     ]
 
 
@@ -304,7 +304,9 @@ def _evaluation(folder: Path) -> str:
     """What `simmim evaluate` measured, by the metrics that lead: a table and how it was made."""
     with error_prefix(f"--evaluation: there are no results of `simmim evaluate` in `{folder}`"):
         results = records.printable(records.read_json(folder / "results.json"))
-        table = markdown_table(results, [key for key, found in QUANTITIES.items() if found.leads or found.hub])
+        table = markdown_table(
+            results, [key for key, found in METRICS.items() if found.is_headline or found.hub_metric]
+        )
     lines = [*table, ""]
     if results.get("differences"):
         lines += [f"In brackets: the difference to the first model and its {CONFIDENCE:.0%} interval.", ""]
@@ -318,8 +320,8 @@ def _notes(facts: dict) -> list[str]:
         scored = facts["data"]["similarity_file"]
         notes.append(f"Similarity is the correlation of cosines with the scores of the pairs in `{scored}`.")
     for other, values in {"before training": facts.get("before", {}), "the baseline": report.baselines(facts)}.items():
-        told = [name for name in values if name in after and quantity(name).hub]
-        behind = [title(name) for name in told if not quantity(name).is_better(after[name], values[name])]
+        told = [name for name in values if name in after and metric_of(name).hub_metric]
+        behind = [title(name) for name in told if not metric_of(name).is_better(after[name], values[name])]
         notes += [f"**No better than {other}: {listed(behind)}.**"] if behind else []
     return notes
 

@@ -23,9 +23,9 @@ from ..evaluation.language_modelling import unigram_cross_entropy
 from ..evaluation.metrics import tfidf_reciprocal_rank
 from ..evaluation.run_task import retrieval_samples, similarity_samples
 from ..evaluation.tasks import load_scored_pairs
+from ..metric_catalogue import METRICS
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import error_prefix, reason
-from ..quantities import QUANTITIES
 from . import card, checkpoints, report, sharding
 from .arguments import DataArguments, ModelArguments, PretrainingArguments, fill_defaults
 from .checks import check, make_optimizer
@@ -294,7 +294,7 @@ class StopAtNonFiniteEvaluation(TrainerCallback):
 
 def _held_out_metrics(measured: dict[str, float]) -> dict[str, float]:
     """The metrics of an evaluation of the Trainer, by their names in the tables."""
-    return {name: measured[f"eval_{name}"] for name in QUANTITIES if f"eval_{name}" in measured}
+    return {name: measured[f"eval_{name}"] for name in METRICS if f"eval_{name}" in measured}
 
 
 def _at_start(log_history: list[dict]) -> dict[str, float]:

@@ -4,9 +4,9 @@ import textwrap
 from collections.abc import Sequence
 
 from .. import records, tables
-from ..quantities import BASELINES, as_text, quantity, title
+from ..metric_catalogue import BASELINES, as_text, metric_of, title
 
-# What the plot shows: the quantities of the log that share a panel, as they are in training and in evaluation.
+# What the plot shows: the metrics of the log that share a panel, as they are in training and in evaluation.
 PANELS = (
     ("loss",),
     ("mlm_loss",),
@@ -52,7 +52,7 @@ def notes(results: dict) -> list[str]:
         what = "a docstring's body by its summary line" if built_in else "the second half of a text by its first"
         found.append(f"Retrieval finds {what} among {results['retrieval_candidates']:,} held-out candidates.")
     for name, gain in results.get("differences", {}).items():
-        value, low, high = (f"{gain[part]:+.{quantity(name).digits}f}" for part in ("value", "low", "high"))
+        value, low, high = (f"{gain[part]:+.{metric_of(name).digits}f}" for part in ("value", "low", "high"))
         found.append(f"{title(name)}: {value} by the training, 95 % interval {low} to {high} (paired bootstrap).")
     return found
 
@@ -105,9 +105,9 @@ def plot_training(log_history: list[dict[str, float]], path: str) -> None:
             steps, values = zip(*[(entry["step"], entry[name]) for entry in log_history if name in entry], strict=True)
             key, held_out = name.removeprefix("eval_"), name.startswith("eval_")
             colours.setdefault(key, f"C{len(colours)}")
-            label = ("loss" if key == "loss" else quantity(key).title) + (", held out" if held_out else "")
+            label = ("loss" if key == "loss" else metric_of(key).title) + (", held out" if held_out else "")
             axis.plot(steps, values, "o" if held_out else "-", color=colours[key], label=label, linewidth=1.5)
-        axis.set_title(" and ".join("loss" if key == "loss" else quantity(key).title for key in colours), fontsize=10)
+        axis.set_title(" and ".join("loss" if key == "loss" else metric_of(key).title for key in colours), fontsize=10)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)

@@ -55,7 +55,7 @@ class SimMIMTrainer(Trainer):
 
     It logs, beside the loss, each term, the accuracy of the masked and of the contrastive prediction, alignment and
     uniformity (Wang & Isola 2020) and the tokens that the encoder reads, in all and per second (of every view, over
-    all processes, without padding); it evaluates the same quantities; it weights the micro-batches of gradient
+    all processes, without padding); it evaluates the same metrics; it weights the micro-batches of gradient
     accumulation by their numbers of corrupted positions and sequences, so that accumulation is exact for every term;
     it skips a step whose loss or gradient is not finite, and stops at too many in a row; its checkpoints are whole or
     absent, `resume_from_checkpoint=True` takes the newest whole one, and each has the collator's settings, the

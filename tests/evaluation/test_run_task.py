@@ -15,7 +15,7 @@ from simmim_hf.evaluation.encoding import load_encoder
 from simmim_hf.evaluation.language_modelling import load_language_model, surprises
 from simmim_hf.evaluation.run_task import EvalSettings, measure, similarity_spearman
 from simmim_hf.evaluation.tasks import Task, load_scored_pairs, load_task
-from simmim_hf.quantities import QUANTITIES
+from simmim_hf.metric_catalogue import METRICS
 
 TEXTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w1 w2", "w3 w3", "w8"]
 
@@ -27,7 +27,7 @@ def test_every_kind_of_task_is_measured_from_a_script(checkpoint, files, few_fol
         task = load_task(path)
         language_model = load_language_model(checkpoint) if task.needs_head else None
         values = measure(task, encoder, settings, language_model)
-        assert values.keys() <= QUANTITIES.keys(), "a table shows what has a title"
+        assert values.keys() <= METRICS.keys(), "a table shows what has a title"
         assert all(value is None or isinstance(value, int | float) for value in values.values())
         with_head = tiny_model(clm_weight=1.0, pooling="max")
         again = measure(task, with_head, settings, language_model)
