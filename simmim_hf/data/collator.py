@@ -1,8 +1,8 @@
 """Text to pairs of an original and a corrupted copy, for siamese masked language modelling.
 
-A batch goes through five steps: features are padded (`_pad`), the positive view makes its two views of each
-(`_make_VIEW`), positions are joined to units (tokens, words or spans), units are drawn (`draw_units`), and the drawn
-units are corrupted as in BERT (Devlin et al. 2019). All steps work on numpy arrays of the whole batch.
+A batch goes through five steps: features are padded (`_pad_rows`), two views are made of each (`_make_VIEW`),
+positions are joined to units (tokens, words or spans; `_unit_starts`), units are drawn (`draw_units`), and the drawn
+units are corrupted as in BERT (Devlin et al. 2019; `_corrupt`). All steps work on numpy arrays of the whole batch.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ TOKEN_KEYS = {"input_ids", "attention_mask", "special_tokens_mask", "token_type_
 
 
 class Rows(NamedTuple):
-    """The sequences of a batch, each (batch, length): ids, which are real, which may be corrupted, and token types."""
+    """The sequences of a batch, (batch, length) each: ids, real tokens, tokens open to corruption, token types."""
 
     input_ids: np.ndarray
     attention_mask: np.ndarray
@@ -191,7 +191,7 @@ class DataCollatorForSimMIM:
         config: SimMIMConfig,
         **options,
     ) -> "DataCollatorForSimMIM":
-        """The collator that makes the views which a model's configuration compares; `options` are the other fields."""
+        """A collator with the views of a model's configuration; `options` are the other fields."""
         return cls(tokenizer, positive_view=config.positive_view, corrupted_views=config.corrupted_views, **options)
 
     def _validate(self) -> None:
@@ -210,7 +210,7 @@ class DataCollatorForSimMIM:
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
-        """Refuses values of fields that cannot work, also before there is a tokenizer.
+        """Checks the fields other than the tokenizer, also before there is one.
 
         Raises:
             ValueError: a setting outside its range; the message names the range.
@@ -255,11 +255,12 @@ class DataCollatorForSimMIM:
             columns |= self._encode(columns["text"], self._row_length(), return_special_tokens_mask=True)
         originals = self._pad_rows(columns)
 
-        # Draws of their own for the views, so that the masks are the same for any positive view.
+        # The views draw from generators of their own, so that the masks are the same for any positive view.
         rng = self._generator(originals, columns.get("draw"))
         views_rng, positives_rng = rng.spawn(2)
         rows, positives = self._make_views(originals, views_rng)
 
+        # Corrupt the first view, and the second one if both are predicted.
         masked_input_ids, labels = self._corrupt(rows, rng)  # (batch, length) each
         batch = {
             "input_ids": rows.input_ids,
@@ -293,8 +294,8 @@ class DataCollatorForSimMIM:
     def from_pretrained(
         cls, directory: str | os.PathLike, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> "DataCollatorForSimMIM":
-        """Reads what `save_pretrained` wrote, from a folder or a Hub repository, and there also the tokenizer if none
-        is given."""
+        """The collator of a folder or a Hub repository with the file of `save_pretrained`, and by default with its
+        tokenizer."""
         with open(cached_file(directory, CONFIG_NAME), encoding="utf-8") as file:
             settings = without_removed(json.load(file))
         if tokenizer is None:
@@ -335,6 +336,7 @@ class DataCollatorForSimMIM:
         return self._encode(texts, self.max_length)["input_ids"]
 
     def _pad_rows(self, columns: dict[str, list]) -> Rows:
+        """The columns of tokenised features as arrays: special tokens and padding are never corrupted."""
         input_ids, attention_mask = self._pad_ids(columns["input_ids"], columns.get("attention_mask"))
         eligible = (attention_mask != 0) & ~np.isin(input_ids, self._special_ids)  # (batch, length)
         if "special_tokens_mask" in columns:
@@ -351,12 +353,13 @@ class DataCollatorForSimMIM:
         length = lengths.max()
         if self.pad_to_multiple_of is not None:
             length += -length % self.pad_to_multiple_of
+        # Every row is written at once, through a mask of its real positions.
         position = np.arange(length)  # (length,)
-        filled = position < lengths  # (batch, length)
+        filled = position < lengths  # (length,), (batch, 1) -> (batch, length)
         if self.tokenizer.padding_side == "left":
             filled = filled[:, ::-1]
         padded = np.full(filled.shape, value)
-        padded[filled] = np.concatenate(arrays)
+        padded[filled] = np.concatenate(arrays)  # (tokens,) -> (batch, length)
         return padded
 
     def _pad_ids(self, rows: list, attention_mask: list | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -369,9 +372,9 @@ class DataCollatorForSimMIM:
     def _generator(self, rows: Rows, draws: list[int] | None) -> RowGenerator:
         """Random numbers seeded by the content of each row.
 
-        So a text is corrupted alike whichever worker reads it and however often training was resumed before, and an
-        evaluation always sees the same masks. `draws` tells one epoch's reading of a row from the next; without it the
-        other rows of the batch do.
+        So the corruption of a text depends neither on the worker that reads it nor on where training was resumed, and
+        every evaluation has the same masks. The seed includes the number in `draws`, such as the epoch, or without
+        one the content of the whole batch: the same row gets another corruption in another epoch.
         """
         if draws is None:
             batch = hashlib.blake2b(rows.input_ids.tobytes(), digest_size=16)
@@ -387,7 +390,7 @@ class DataCollatorForSimMIM:
         return RowGenerator(seeds, is_left_padded=self.tokenizer.padding_side == "left")
 
     def _make_views(self, rows: Rows, rng: RowGenerator) -> tuple[Rows, Rows | None]:
-        """The two views of each sequence; no second one where it is the corrupted copy of the first."""
+        """The two views of each sequence; None for the second where it is the corrupted copy of the first."""
         make = getattr(self, f"_make_{self.positive_view}", None)
         if make is not None:
             return make(rows, rng)
@@ -396,39 +399,41 @@ class DataCollatorForSimMIM:
         return rows, None
 
     def _make_deleted(self, rows: Rows, rng: RowGenerator) -> tuple[Rows, Rows]:
-        """The sequences as they are, and copies with eligible tokens deleted, one of them at least kept."""
+        """The sequences as they are, and copies with eligible tokens deleted; at least one is kept."""
         chance = np.where(rows.eligible, rng.random(rows.eligible.shape), -1)  # (batch, length)
+        # The highest chance of a row is kept in any case.
         kept = (chance >= self.deletion_probability) | (chance == chance.max(1, keepdims=True))
         return rows, self._keep(rows, kept | ~rows.eligible)
 
     def _make_cropped(self, rows: Rows, rng: RowGenerator) -> tuple[Rows, Rows]:
-        """Two stretches of each sequence, drawn one by one, of `min_crop_ratio` of its length up to all of it."""
-        place, count = self._places(rows)
+        """Two independent stretches of each sequence, from `min_crop_ratio` of its length up to all of it."""
+        place, count = self._places(rows)  # (batch, length), (batch, 1)
         one = self._stretch(place, count, rng)  # (batch, length)
         other = self._stretch(place, count, rng)
         return self._keep(rows, one), self._keep(rows, other)
 
     def _stretch(self, place: np.ndarray, count: np.ndarray, rng: RowGenerator) -> np.ndarray:
-        """Which tokens are in a stretch drawn at random, with what surrounds the text: (batch, length), bool"""
+        """A random stretch, with the special tokens around the text: (batch, length), bool"""
         share = rng.uniform(self.min_crop_ratio, 1, count.shape)  # (batch, 1)
         length = np.maximum(np.ceil(share * count), 1)
         start = np.floor(rng.random(count.shape) * (count - length + 1))
         return (place < 0) | (place >= start) & (place < start + length)
 
     def _make_span(self, rows: Rows, rng: RowGenerator) -> tuple[Rows, Rows]:
-        """What stands on the two sides of a cut through each sequence; two views of all of one too short to cut."""
+        """The two sides of a cut through each sequence; a sequence too short to cut is both views as a whole."""
         place, count = self._places(rows)  # (batch, length), (batch, 1)
         shortest = self.min_span_length
         longest = count.max(initial=1)
         if self.max_length is not None:
             longest = self._room()
         count = np.minimum(count, 2 * longest)
-        # The cut is drawn so that each side has from `shortest` to `longest` tokens.
+        # Draw a cut that leaves from `shortest` to `longest` tokens on each side, where there is one.
         first = np.maximum(shortest, count - longest)  # (batch, 1)
         last = np.minimum(count - shortest, longest)
         cut = first + np.floor(rng.random(count.shape) * (last - first + 1))  # (batch, 1), tokens before it
         is_cut = first <= last
-        sentence = self._first_sentence(rows, place, last, rng)
+        # Some texts are cut behind their first sentence instead.
+        sentence = self._first_sentence(rows, place, last, rng)  # (batch, 1)
         cut = np.where(sentence > 0, sentence, cut)
         before = np.where(is_cut, place < cut, place < longest)  # (batch, length)
         end = np.minimum(count, cut + longest)
@@ -436,18 +441,21 @@ class DataCollatorForSimMIM:
         return self._keep(rows, before), self._keep(rows, behind | (place < 0))
 
     def _make_snippet(self, rows: Rows, rng: RowGenerator) -> tuple[Rows, Rows]:
-        """Each sequence, some without the snippet, and a snippet of it."""
+        """Each sequence, with or without the snippet, and the snippet: a token-level inverse cloze task (Lee, Chang &
+        Toutanova 2019)."""
         place, count = self._places(rows)  # (batch, length), (batch, 1)
         if self.max_length is not None:
             count = np.minimum(count, self._room())
         shortest = self.min_span_length
         least, most = np.broadcast_to(self.snippet_ratio, 2)
+        # Draw the length of the snippet, so that it and the rest have `shortest` tokens, and its place.
         length = np.ceil(rng.uniform(least, most, count.shape) * count)  # (batch, 1)
         clipped = np.clip(length, shortest, np.maximum(count - shortest, 1))
-        length = np.where(count < 2 * shortest, count, clipped)  # a text too short for two is a snippet as a whole
+        length = np.where(count < 2 * shortest, count, clipped)  # too short for two: the whole text
         start = np.floor(rng.random(count.shape) * (count - length + 1))
         removed = (rng.random(count.shape) < self.snippet_removal) & (length < count)
-        sentence = self._first_sentence(rows, place, count - shortest, rng)
+        # Some snippets are the first sentence instead, which is always removed from the rest.
+        sentence = self._first_sentence(rows, place, count - shortest, rng)  # (batch, 1)
         is_sentence = sentence > 0
         start = np.where(is_sentence, 0, start)
         length = np.where(is_sentence, sentence, length)
@@ -466,7 +474,7 @@ class DataCollatorForSimMIM:
         """Tokens in the first sentence of each text that is cut behind it, and 0 for the others: (batch, 1)"""
         if not self.first_sentence_probability:
             return np.zeros_like(longest)
-        length = place + 1  # (batch, length), of the text up to a token
+        length = place + 1  # (batch, length), of the text up to and with a token
         ends = np.isin(rows.input_ids, self._sentence_ends)
         ends &= (length >= self.min_span_length) & (length <= longest)
         is_drawn = rng.random(longest.shape) < self.first_sentence_probability  # (batch, 1)
@@ -478,6 +486,7 @@ class DataCollatorForSimMIM:
         """The place of each token in its text, from 0 (batch, length), and the tokens of the text (batch, 1). Special
         tokens around the text, and padding, have the place -1."""
         text = (rows.attention_mask != 0) & ~np.isin(rows.input_ids, self._frame_ids)  # (batch, length)
+        # Special tokens within a text count as its tokens: inside is everything from its first to its last token.
         is_after_first = text.cumsum(1) > 0
         is_before_last = text[:, ::-1].cumsum(1)[:, ::-1] > 0
         inside = is_after_first & is_before_last
@@ -504,20 +513,22 @@ class DataCollatorForSimMIM:
         """The corrupted copy of the ids and the labels, both (batch, length)."""
         ids = rows.input_ids
         eligible = rows.eligible
+        # Draw the units to be corrupted, and find the positions in them.
         starts = self._unit_starts(ids, eligible, rng)  # (batch, length)
         unit, drawn = draw_units(starts, eligible, self.mlm_probability, rng)  # (positions,), (units,)
         tokens = ids[eligible]  # (batch, length) -> (positions,)
         corrupted = drawn[unit]  # (units,) -> (positions,)
 
-        # One draw a unit, so that no word is half [MASK] and half readable: (units,) -> (positions,)
-        action = rng.random(ids.shape)[starts][unit]
+        # Mask, replace or keep: one draw a unit, so that no word is half [MASK] and half readable.
+        action = rng.random(ids.shape)[starts][unit]  # (batch, length) -> (units,) -> (positions,)
         masked = action < self.mask_replace_prob
         randomly = ~masked & (action < self.mask_replace_prob + self.random_replace_prob)
         replaced = np.where(masked, self.tokenizer.mask_token_id, tokens)  # (positions,)
         choice = rng.random(ids.shape)[eligible][randomly] * len(self._ordinary_ids)  # (random positions,)
         replaced[randomly] = self._ordinary_ids[choice.astype(np.int64)]
 
-        masked_ids = ids.copy()  # (batch, length)
+        # Write the corrupted tokens, and as labels the original ones: (positions,) -> (batch, length)
+        masked_ids = ids.copy()
         masked_ids[eligible] = np.where(corrupted, replaced, tokens)
         labels = np.full_like(ids, IGNORE_INDEX)
         labels[eligible] = np.where(corrupted, tokens, IGNORE_INDEX)
@@ -572,7 +583,7 @@ def to_columns(features: Sequence[str | Mapping[str, Any]]) -> dict[str, list]:
 
 
 def _integers(name: str, row: Sequence[int]) -> np.ndarray:
-    """(length,) of ids, or of other values of tokens: no part of a number is cut off."""
+    """(length,), the ids or other values of the tokens of a row; fractions are refused, not cut off."""
     values = np.asarray(row)
     if values.ndim != 1 or (values.size and values.dtype.kind not in "iub"):
         raise ValueError(f"{name} is {row!r:.200}: give a list of integers for each sequence.")
@@ -587,9 +598,9 @@ def draw_units(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws units of consecutive positions that cover the share `ratio` of each sequence's eligible positions.
 
-    With n eligible positions the expected number covered is ratio * n: units come in random order, and the one that
-    crosses ratio * n is taken with the probability that keeps the mean there. With units of one token this is
-    floor(ratio * n + u), u ~ U(0, 1). A sequence in which no unit is drawn gets its shortest one.
+    Units are drawn in random order until they cover ratio * n of n eligible positions; the unit that crosses this
+    number is drawn with a probability that makes it the expected value. With units of one token the number is
+    floor(ratio * n + u), u ~ U(0, 1). A sequence without a drawn unit gets its shortest one.
 
     Args:
         starts: where a unit begins, (batch, length), bool.
@@ -598,19 +609,24 @@ def draw_units(
     Returns:
         The unit of each eligible position (positions,) and whether a unit is drawn (units,).
     """
-    first = starts[eligible]  # (positions,)
+    # Number the units of the whole batch, and find the row of each.
+    first = starts[eligible]  # (batch, length) -> (positions,)
     unit = np.cumsum(first) - 1  # (positions,)
     row = np.nonzero(eligible)[0][first]  # (units,), ascending
-    order = np.lexsort((rng.random(starts.shape)[starts], row))  # (units,), random within a row: row[order] == row
-    length = np.bincount(unit, minlength=len(row))[order]  # (units,)
+    # Shuffle the units within their rows: `row` stays the row of each.
+    chance = rng.random(starts.shape)[starts]  # (batch, length) -> (units,)
+    order = np.lexsort((chance, row))  # (units,)
+    length = np.bincount(unit, minlength=len(row))[order]  # (positions,) -> (units,)
+    # Count the positions that the units before cover in the same row, and draw units up to the ratio.
     tokens = eligible.sum(axis=1)  # (batch,)
     tokens_of_rows_before = np.cumsum(tokens) - tokens
-    covered = np.cumsum(length) - length - tokens_of_rows_before[row]  # (units,), by those before in the same row
+    covered = np.cumsum(length) - length - tokens_of_rows_before[row]  # (units,)
     share_of_last = rng.random((len(tokens), 1))[row, 0]  # (batch, 1) -> (units,)
     drawn_in_order = covered + share_of_last * length < ratio * tokens[row]
+    # Give rows without a drawn unit their shortest one.
     empty_rows = np.setdiff1d(row, row[drawn_in_order])
     shortest_first = np.lexsort((length, row))
     drawn_in_order[shortest_first[np.searchsorted(row, empty_rows)]] = True
-    drawn = np.empty_like(drawn_in_order)
+    drawn = np.empty_like(drawn_in_order)  # back to the order of the positions
     drawn[order] = drawn_in_order
     return unit, drawn

@@ -68,7 +68,7 @@ class TooLong(ValueError):
 
 
 class Corpus(NamedTuple):
-    """Training and held-out documents, and what they are.
+    """Training and held-out documents, and their description.
 
     Args:
         train: documents; a stream of them has no length
@@ -115,7 +115,7 @@ def load_text(
             taken for a description of them and left out.
         text_column: the column that holds the text; by default `text`, else the only column of strings.
         streaming: read while iterating instead of converting everything to Arrow first.
-        text_unit: what a document is in a .txt or .md file: a `line`, a `paragraph` (a block between blank lines) or
+        text_unit: the documents of a .txt or .md file: each `line`, a `paragraph` (a block between blank lines) or
             the whole `file`. By default what `text_units` finds. A document of any other format is a `row`.
 
     Returns:
@@ -135,7 +135,7 @@ def load_files(
     text_column: str | None = None,
     streaming: bool = False,
 ) -> Documents:
-    """As [`load_text`], for files whose units `text_units` has found."""
+    """As [`load_text`], for files with the units of `text_units`."""
     groups: dict[Form, list[str]] = {}
     for file, unit in units.items():
         ending, compression = format_of(file)
@@ -166,7 +166,7 @@ def _load_group(
     source, columns = _choose_columns(features, text_column, where)
     sources = (source, *columns[1:])  # the same columns by their names in the files
     if streaming:
-        # Faster than a generator of single rows, each of which would be checked.
+        # Whole tables are faster than a generator of rows, where `datasets` checks every row.
         target = Features({column: Value("string") for column in columns})
         options = {"files": files, "form": form, "columns": sources}
         dataset = IterableDataset(ArrowExamplesIterable(_tables, options), DatasetInfo(features=target))
@@ -204,7 +204,7 @@ def text_units(paths: str | list[str], text_unit: TextUnit | None = None) -> dic
 
 
 def describe_units(units: dict[str, str]) -> list[str]:
-    """The units that `text_units` has found, each with the ending of its files once: `a line of .txt`."""
+    """The units of `text_units` with the endings of their files, each pair once: `a line of .txt`."""
     kinds = [f"a {unit} of {format_of(file)[0]}" for file, unit in units.items()]
     return list(dict.fromkeys(kinds))
 
@@ -584,7 +584,7 @@ def _not_blank(*columns: list[str | None]) -> list[bool]:
 
 
 def _progress(dataset: Documents, desc: str) -> dict[str, str]:
-    """The title of a progress bar, which a stream does not have."""
+    """The title of a progress bar; a stream has none."""
     return {"desc": desc} if isinstance(dataset, Dataset) else {}
 
 

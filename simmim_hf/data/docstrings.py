@@ -15,7 +15,7 @@ from pathlib import Path
 from datasets import Dataset
 from datasets.utils import tqdm
 
-# How the lines of a docstring are told apart: code, the name of a parameter before its description, markup.
+# The parts of a docstring that are not prose: code, the name of a parameter before its description, markup.
 _CODE_DIRECTIVE = re.compile(r"\.\. *(code|math|test|image|plot|figure|doctest|graphviz|_)")
 _PARAMETER = re.compile(r"([-*`\w][\w., *`]* ?\([^)]*\) ?:|:\w+( [\w*]+)*:|[\w*`]+ ?:)(\s+|$)")
 _ROLE = re.compile(r":[\w:]+:`~?([^`]*)`|\[`~?([^`\]]*)`\](\([^)]*\))?")
@@ -45,7 +45,7 @@ def built_in_corpus() -> Dataset:
 
 
 def retrieval_pairs(corpus: Dataset) -> Dataset:
-    """`query` and `document`, the summary and the body of each docstring whose body says enough to be found by it, and
+    """`query` and `document`, the summary and the body of each docstring with ten words or more in its body, and
     `source`, its package."""
     pairs = corpus.filter(lambda row: len(row["body"].split()) >= 10)
     pairs = pairs.map(lambda row: {"source": row["source"].partition("/")[0]})

@@ -5,7 +5,7 @@ from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_
 
 
 def numbered(sources: list[Dataset]) -> Dataset:
-    """All documents of the sources, with the column `source_number`: which one each is of, from 0.
+    """All documents of the sources, with the number of the source, from 0, in the column `source_number`.
 
     Raises:
         ValueError: the sources have different columns.

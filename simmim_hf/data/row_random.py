@@ -11,9 +11,9 @@ SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
 
 
 class RowGenerator:
-    """Numbers that depend on a row's seed and a position in the row, and not on the rows beside it.
+    """Numbers that depend on the seed of a row and a position in it, and not on the other rows.
 
-    It has the methods of `numpy.random.Generator` that the collator uses, which would draw for the whole batch.
+    It has the methods of `numpy.random.Generator` that the collator uses; that class draws for the whole batch.
 
     Args:
         seeds: one of 64 bits for each row

@@ -65,7 +65,7 @@ def train_tokenizer(
     # The trainer numbers the characters in the order of a random hash and breaks ties by these numbers. So let it
     # find the characters alone (`a` and `##a`), and then train with those numbered beforehand.
     characters = train(0, SPECIAL_TOKENS, show_progress=False).keys() - set(SPECIAL_TOKENS)
-    # It aborts where it cannot print, which a pipe or a file may come to.
+    # The trainer aborts where it cannot print, such as in a closed pipe or on a full disk.
     has_terminal = sys.stdout is not None and sys.stdout.isatty()
     vocab = train(vocab_size, SPECIAL_TOKENS + sorted(characters), show_progress and has_terminal)
     return BertTokenizer(vocab=vocab, do_lower_case=lowercase)
@@ -115,7 +115,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         return BertTokenizer(vocab=vocab)
     with error_prefix(f"there is no tokenizer in `{name_or_path}`, or it is damaged"):
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder without a vocabulary
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # a folder without a vocabulary
         raise ValueError(f"{name_or_path!r} holds no tokenizer: save one there with save_pretrained")
     return tokenizer
 
@@ -143,8 +143,8 @@ def tokenize(
 
     Args:
         dataset: documents, with the column `text` and possibly `negative`, and in a mixture `source_number`.
-        tokenizer: a tokenizer whose special tokens stand before and behind a text.
-        max_length: the most tokens of a passage, which the encoder reads at once; the special ones included.
+        tokenizer: a tokenizer with special tokens only before and behind a text.
+        max_length: the most tokens of a passage (one input of the encoder), special ones included.
         num_proc: the number of processes; a stream takes only one.
         long_texts: `split` a longer document into as few rows of consecutive tokens as hold it, of equal length; or
             `truncate` it to the first. Negatives are truncated to a passage.

@@ -1,4 +1,4 @@
-"""Where words begin, told from token ids: the marks of tokenizers, and Chinese words by jieba."""
+"""Where words begin, by token ids: the marks of tokenizers, and Chinese words by jieba."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""`simmim evaluate`: tasks in; a table, `results.json` and `results.md` of what one or more encoders are worth out."""
+"""`simmim evaluate`: tasks in; a table, `results.json` and `results.md` with the metrics of encoders out."""
 
 import importlib.metadata
 import os

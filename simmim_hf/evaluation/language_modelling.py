@@ -29,11 +29,11 @@ Row: TypeAlias = tuple[
 
 @dataclass
 class LanguageModel:
-    """A model that gives token logits, and what it can be asked for.
+    """A model that gives token logits, and the directions in which it predicts.
 
     Args:
         model: gives `logits` (batch, length, vocab)
-        options: further arguments of its forward for each thing it has learned, `"masked"` or `"causal"`
+        options: further arguments of its forward by direction, `"masked"` or `"causal"`, as far as it has learned them
     """
 
     model: PreTrainedModel
@@ -150,7 +150,7 @@ def predict_rows(
 
     Args:
         model: gives `logits` (batch, length, vocab)
-        rows: what `masked_rows`, `one_mask_rows` or `next_token_rows` makes
+        rows: of `masked_rows`, `one_mask_rows` or `next_token_rows`
         batch_size: fewer rows are read at a time where their logits would take too much memory
         desc: title of the progress bar
         options: further arguments of the model's forward
@@ -210,7 +210,7 @@ def surprises(
     tokenizer: PreTrainedTokenizerBase,
     batch_size: int,
 ) -> np.ndarray:
-    """How improbable a model finds texts: minus the pseudo-log-likelihood of Salazar et al. 2020, in which each token
+    """The surprise of a model at texts: minus the pseudo-log-likelihood of Salazar et al. 2020, in which each token
     is predicted from all others, or, of a model that reads from left to right only, minus the log-likelihood.
 
     Args:

@@ -191,7 +191,7 @@ def tfidf_reciprocal_rank(queries: list[str], documents: list[str], k: int = 10)
 
 
 def geometry_metrics(vectors: np.ndarray, pairs: tuple[np.ndarray, np.ndarray] | None = None) -> dict[str, float]:
-    """How vectors lie on the unit sphere.
+    """How vectors are spread over the unit sphere.
 
     - `uniformity`: log mean exp(-2 |x - y|^2) over all pairs (Wang & Isola 2020); lower is more even
     - `mean_cosine`: over all pairs; near 1 where the vectors fill a narrow cone
@@ -235,7 +235,7 @@ def length_probe(vectors: np.ndarray, lengths: Sequence[int], seed: int = 0) -> 
         seed: of the folds
 
     Returns:
-        None where there is nothing to tell: fewer than 20 texts, or all of one length.
+        None without anything to predict: fewer than 20 texts, or all of one length.
     """
     logarithms = np.log(np.asarray(lengths, dtype=np.float64))  # (texts,)
     if len(logarithms) < 2 * FOLDS or np.ptp(logarithms) == 0:
@@ -256,7 +256,7 @@ def source_probe(vectors: np.ndarray, sources: Sequence[str], seed: int = 0) -> 
         seed: of the folds
 
     Returns:
-        None where there is nothing to tell: fewer than 20 texts, or a single source.
+        None without anything to predict: fewer than 20 texts, or a single source.
     """
     names, source, counts = np.unique(np.asarray(sources), return_inverse=True, return_counts=True)
     if len(source) < 2 * FOLDS or len(names) < 2:
@@ -314,7 +314,7 @@ def transfer_hits(
     test_labels: Sequence | None = None,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which texts the classifiers of `transfer_metrics` judge right, and in which fold, with the same arguments.
+    """The hits of the classifiers of `transfer_metrics`, with the same arguments, and the fold of each text.
 
     Returns:
         (texts,) of 0.0 and 1.0, and (texts,) numbers of folds: of the test texts, in fold 0, where they are given,
@@ -325,7 +325,7 @@ def transfer_hits(
     """
     classes = np.asarray(labels)
     check_labels(classes.tolist(), needed=3 if test_vectors is None else 2)
-    with threadpool_limits(limits=1):  # a second thread costs such small problems many times what it saves
+    with threadpool_limits(limits=1):  # a second thread slows such small problems down
         if test_vectors is not None:
             classifier = _fit_classifier(vectors, classes, STRENGTHS_FOR_A_SPLIT, seed)
             is_right = classifier.predict(test_vectors) == np.asarray(test_labels)  # (texts,)
@@ -357,13 +357,13 @@ def _fit_classifier(
     strengths: list[float],
     seed: int,
 ) -> GridSearchCV:
-    # With two classes and many more texts than dimensions, three Newton steps reach what takes L-BFGS two hundred.
+    # With two classes and many more texts than dimensions, three Newton steps do as much as two hundred of L-BFGS.
     is_binary = len(set(labels.tolist())) == 2
     solver = "newton-cholesky" if is_binary else "lbfgs"
     classifier = LogisticRegression(max_iter=1000, solver=solver)
     search = GridSearchCV(classifier, {"C": strengths}, cv=_folds(labels, seed))
     with warnings.catch_warnings():
-        # The weakest penalties need not converge: the cross-validation judges a classifier by what it has reached.
+        # The weakest penalties need not converge: the cross-validation scores the classifier as it is.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return search.fit(vectors, labels)
 

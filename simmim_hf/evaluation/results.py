@@ -10,7 +10,7 @@ Row = tuple[str, ...]
 
 
 def models_of(results: dict) -> dict[str, dict]:
-    """The facts and values of each model by its name, from what `results.json` holds."""
+    """The facts and values of each model by its name, from the content of `results.json`."""
     return results.get("models") or {results["model"]: results}
 
 
@@ -20,7 +20,7 @@ def table_rows(results: dict, shown: Iterable[str] = metric_catalogue.METRICS) -
     A value is followed by its difference from that of the first model, and the ends of the interval of the difference.
 
     Args:
-        results: what `results.json` holds
+        results: the content of `results.json`
         shown: the keys of the metrics
     """
     keys = list(shown)

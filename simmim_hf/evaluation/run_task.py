@@ -1,4 +1,4 @@
-"""Measuring an encoder on one task: what `simmim evaluate` does for each of its tasks, callable from a script."""
+"""The metrics of an encoder on one task, for `simmim evaluate` and for scripts."""
 
 import math
 import random

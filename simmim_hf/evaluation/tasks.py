@@ -1,4 +1,4 @@
-"""What `simmim evaluate` measures: files, folders, Hub datasets and built-in sets, told apart by their columns."""
+"""The tasks of `simmim evaluate`: files, folders, Hub datasets and built-in sets, of a kind by their columns."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -32,7 +32,7 @@ class Task:
     """Something to measure.
 
     Args:
-        name: as it was asked for
+        name: as in the command
         test: with the columns of its kind
         train: for transfer the training texts of a given split, for language modelling the text that the counts of
             tokens come from
@@ -128,7 +128,7 @@ def load_tasks(names: Iterable[str], seed: int = 42) -> dict[str, Task]:
     this machine, and a number where two would be called the same.
 
     Args:
-        names, seed: see `load_task`, also for what is raised
+        names, seed: see `load_task`, also for the errors
     """
     tasks: dict[str, Task] = {}
     for path in dict.fromkeys(names):
@@ -171,7 +171,7 @@ def half_pairs(texts: Iterable[str], longest: int, most: int = 1000) -> Dataset 
     """`query` and `document`: the first and the second half of texts, cut between two words.
 
     Args:
-        longest: characters of a half; of a text that is longer than two of them the beginning is taken
+        longest: characters of a half; the rest of a longer text is left out
         most: the texts that are enough
 
     Returns:
