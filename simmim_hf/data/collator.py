@@ -177,7 +177,8 @@ class DataCollatorForSimMIM:
         self._frame_ids = self._special_ids  # around a text, such as [CLS] and [SEP]
         if self.tokenizer.unk_token_id is not None:
             self._frame_ids = np.setdiff1d(self._special_ids, [self.tokenizer.unk_token_id])
-        self._ordinary_ids = np.setdiff1d(list(self.tokenizer.get_vocab().values()), self._special_ids)
+        all_ids = list(self.tokenizer.get_vocab().values())
+        self._ordinary_ids = np.setdiff1d(all_ids, self._special_ids)
         if self.whole_word_mask:
             self._word_table, self._han_table = build_word_tables(self.tokenizer)
         self._sentence_ends: list[int] = []
@@ -400,9 +401,10 @@ class DataCollatorForSimMIM:
 
     def _make_deleted(self, rows: Rows, rng: RowGenerator) -> tuple[Rows, Rows]:
         """The sequences as they are, and copies with eligible tokens deleted; at least one is kept."""
-        chance = np.where(rows.eligible, rng.random(rows.eligible.shape), -1)  # (batch, length)
-        # The highest chance of a row is kept in any case.
-        kept = (chance >= self.deletion_probability) | (chance == chance.max(1, keepdims=True))
+        chance = rng.random(rows.eligible.shape)  # (batch, length)
+        chance = np.where(rows.eligible, chance, -1)
+        is_highest = chance == chance.max(1, keepdims=True)  # kept in any case
+        kept = (chance >= self.deletion_probability) | is_highest
         return rows, self._keep(rows, kept | ~rows.eligible)
 
     def _make_cropped(self, rows: Rows, rng: RowGenerator) -> tuple[Rows, Rows]:
@@ -435,10 +437,13 @@ class DataCollatorForSimMIM:
         # Some texts are cut behind their first sentence instead.
         sentence = self._first_sentence(rows, place, last, rng)  # (batch, 1)
         cut = np.where(sentence > 0, sentence, cut)
-        before = np.where(is_cut, place < cut, place < longest)  # (batch, length)
+        # The two sides, each with the special tokens around the text (place -1): (batch, length)
         end = np.minimum(count, cut + longest)
-        behind = np.where(is_cut, (place >= cut) & (place < end), place < longest)
-        return self._keep(rows, before), self._keep(rows, behind | (place < 0))
+        whole = place < longest
+        before = np.where(is_cut, place < cut, whole)
+        behind = np.where(is_cut, (place >= cut) & (place < end), whole)
+        behind |= place < 0
+        return self._keep(rows, before), self._keep(rows, behind)
 
     def _make_snippet(self, rows: Rows, rng: RowGenerator) -> tuple[Rows, Rows]:
         """Each sequence, with or without the snippet, and the snippet: a token-level inverse cloze task (Lee, Chang &
@@ -453,7 +458,8 @@ class DataCollatorForSimMIM:
         clipped = np.clip(length, shortest, np.maximum(count - shortest, 1))
         length = np.where(count < 2 * shortest, count, clipped)  # too short for two: the whole text
         start = np.floor(rng.random(count.shape) * (count - length + 1))
-        removed = (rng.random(count.shape) < self.snippet_removal) & (length < count)
+        removed = rng.random(count.shape) < self.snippet_removal
+        removed &= length < count  # a snippet of the whole text leaves nothing to remove
         # Some snippets are the first sentence instead, which is always removed from the rest.
         sentence = self._first_sentence(rows, place, count - shortest, rng)  # (batch, 1)
         is_sentence = sentence > 0
@@ -462,7 +468,8 @@ class DataCollatorForSimMIM:
         removed |= is_sentence
         inside = (place >= start) & (place < start + length)  # (batch, length)
         rest = (place < count) & ~(inside & removed)
-        return self._keep(rows, rest), self._keep(rows, inside | (place < 0))
+        snippet = inside | (place < 0)
+        return self._keep(rows, rest), self._keep(rows, snippet)
 
     def _first_sentence(
         self,
@@ -485,7 +492,8 @@ class DataCollatorForSimMIM:
     def _places(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
         """The place of each token in its text, from 0 (batch, length), and the tokens of the text (batch, 1). Special
         tokens around the text, and padding, have the place -1."""
-        text = (rows.attention_mask != 0) & ~np.isin(rows.input_ids, self._frame_ids)  # (batch, length)
+        is_frame = np.isin(rows.input_ids, self._frame_ids)
+        text = (rows.attention_mask != 0) & ~is_frame  # (batch, length)
         # Special tokens within a text count as its tokens: inside is everything from its first to its last token.
         is_after_first = text.cumsum(1) > 0
         is_before_last = text[:, ::-1].cumsum(1)[:, ::-1] > 0
@@ -524,8 +532,9 @@ class DataCollatorForSimMIM:
         masked = action < self.mask_replace_prob
         randomly = ~masked & (action < self.mask_replace_prob + self.random_replace_prob)
         replaced = np.where(masked, self.tokenizer.mask_token_id, tokens)  # (positions,)
-        choice = rng.random(ids.shape)[eligible][randomly] * len(self._ordinary_ids)  # (random positions,)
-        replaced[randomly] = self._ordinary_ids[choice.astype(np.int64)]
+        choice = rng.random(ids.shape)[eligible][randomly]  # (batch, length) -> (random positions,)
+        choice = (choice * len(self._ordinary_ids)).astype(np.int64)
+        replaced[randomly] = self._ordinary_ids[choice]
 
         # Write the corrupted tokens, and as labels the original ones: (positions,) -> (batch, length)
         masked_ids = ids.copy()
@@ -574,7 +583,8 @@ def to_columns(features: Sequence[str | Mapping[str, Any]]) -> dict[str, list]:
     columns = {key: [row[key] for row in rows] for key in keys[0]}
     for key in TOKEN_KEYS & columns.keys():
         columns[key] = [_integers(key, row) for row in columns[key]]
-        for row, ids in zip(columns[key], columns.get("input_ids", ()), strict=False):
+        all_ids = columns.get("input_ids", ())
+        for row, ids in zip(columns[key], all_ids, strict=False):
             if len(row) != len(ids):
                 raise ValueError(
                     f"A feature has {len(row)} values in {key} and {len(ids)} in input_ids: give one for each token."

@@ -349,7 +349,8 @@ def load_hub_text(
         ValueError: no such configuration, split or text column, or no text.
     """
     if not streaming:
-        for file in _text_files(os.path.join(glob.escape(name), "**", "*")):
+        everything = os.path.join(glob.escape(name), "**", "*")  # where the name is that of a folder
+        for file in _text_files(everything):
             check_lengths(file, "row")
     try:
         dataset = load_dataset(name, config_name, split=split, streaming=streaming)
@@ -463,7 +464,8 @@ def _tables(files: list[str], form: Form, columns: tuple[str, ...]) -> Iterator[
     for file in files:
         check_lengths(file, form.unit)
         with errors_name_file(file):
-            tables = read_files([file], form, streaming=True).with_format("arrow").iter(ROWS_AT_ONCE)
+            stream = read_files([file], form, streaming=True)
+            tables = stream.with_format("arrow").iter(ROWS_AT_ONCE)
         for number in itertools.count():
             with errors_name_file(file), _no_field_left_out():
                 table = next(tables, None)
@@ -473,7 +475,8 @@ def _tables(files: list[str], form: Form, columns: tuple[str, ...]) -> Iterator[
                 if missing:
                     raise ValueError(f"there is no column {missing.pop()!r} as in the files before it")
                 texts = [table[column].cast(pyarrow.string()) for column in columns]
-            yield (file, number), pyarrow.table(texts, ["text", "negative"][: len(texts)])
+            names = ["text", "negative"][: len(texts)]
+            yield (file, number), pyarrow.table(texts, names)
 
 
 @contextlib.contextmanager
@@ -573,14 +576,18 @@ def _select_columns(dataset: Documents, text_column: str, columns: list[str]) ->
 
 def _without_blanks(dataset: Documents, columns: list[str], where: str) -> Documents:
     """Drops the blank rows, and makes sure that something is left."""
-    dataset = dataset.filter(_not_blank, batched=True, input_columns=columns, **_progress(dataset, "Dropping blanks"))
+    options = _progress(dataset, "Dropping blanks")
+    dataset = dataset.filter(_not_blank, batched=True, input_columns=columns, **options)
     if next(iter(dataset), None) is None:
         raise ValueError(f"{where} holds no text: all of its rows are blank")
     return dataset
 
 
 def _not_blank(*columns: list[str | None]) -> list[bool]:
-    return [all(text and not text.isspace() for text in row) for row in zip(*columns, strict=True)]
+    kept = []
+    for row in zip(*columns, strict=True):
+        kept.append(all(text and not text.isspace() for text in row))
+    return kept
 
 
 def _progress(dataset: Documents, desc: str) -> dict[str, str]:
@@ -637,7 +644,8 @@ def split_held_out(
     held_out = dataset.select(held_out_rows[:max_rows])
     known = set(held_out["text"][:])
     texts = dataset["text"][:]
-    kept = [row for row, group in enumerate(hashes) if group not in chosen and texts[row] not in known]
+    rows = [row for row, group in enumerate(hashes) if group not in chosen]
+    kept = [row for row in rows if texts[row] not in known]
     if not kept:
         raise ValueError("every training text is also held out: the data repeats itself too much to be split")
     return dataset.select(kept), held_out

@@ -40,8 +40,9 @@ def built_in_corpus() -> Dataset:
         if spec and spec.submodule_search_locations:
             folders[package] = spec.submodule_search_locations[0]
     files = [Path(folder, path) for folder in folders.values() for path in _modules(folder)]
-    newest = max(file.stat().st_mtime_ns for file in [*files, Path(__file__)])  # how they are read may change too
-    return Dataset.from_generator(_scanned, gen_kwargs={"folders": folders, "files": len(files), "newest": newest})
+    newest = max(file.stat().st_mtime_ns for file in [*files, Path(__file__)])  # this file too: it reads the others
+    state = {"folders": folders, "files": len(files), "newest": newest}
+    return Dataset.from_generator(_scanned, gen_kwargs=state)
 
 
 def retrieval_pairs(corpus: Dataset) -> Dataset:
@@ -49,7 +50,8 @@ def retrieval_pairs(corpus: Dataset) -> Dataset:
     `source`, its package."""
     pairs = corpus.filter(lambda row: len(row["body"].split()) >= 10)
     pairs = pairs.map(lambda row: {"source": row["source"].partition("/")[0]})
-    return pairs.select_columns(["summary", "body", "source"]).rename_columns({"summary": "query", "body": "document"})
+    pairs = pairs.select_columns(["summary", "body", "source"])
+    return pairs.rename_columns({"summary": "query", "body": "document"})
 
 
 def _scanned(folders: dict[str, str | Path], **state) -> Iterator[dict[str, str]]:
@@ -83,8 +85,8 @@ def scan_docstrings(folders: dict[str, str | Path]) -> list[dict[str, str]]:
             summary, body = _split_summary(text)
             # Models repeat each other's documentation under other names, so names and numbers do not count here:
             # only plain lower-case words. A repeated summary, or a repeated start of the body, is a repeat.
-            keys = {("summary", _plain_words(summary)), ("body", _plain_words(body)[:100])}
-            keys = {(part, words) for part, words in keys if len(words) >= 20}
+            parts = {"summary": _plain_words(summary), "body": _plain_words(body)[:100]}
+            keys = {(part, words) for part, words in parts.items() if len(words) >= 20}
             if text in seen or not seen.isdisjoint(keys):
                 continue
             seen |= keys | {text}

@@ -33,7 +33,12 @@ class RowGenerator:
         bits = _mixed(self.state[:, None] + columns * INCREMENT)  # (rows, columns)
         return (bits >> np.uint64(11)) * 2.0**-53
 
-    def uniform(self, low: float, high: float, shape: tuple[int, int]) -> np.ndarray:
+    def uniform(
+        self,
+        low: float,
+        high: float,
+        shape: tuple[int, int],
+    ) -> np.ndarray:
         """Uniform numbers in [low, high) of the shape (rows, columns)."""
         return low + (high - low) * self.random(shape)
 

@@ -103,7 +103,8 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         ValueError: no tokenizer of this name, a damaged one, or a vocabulary without BERT's special tokens.
     """
     path = Path(name_or_path)
-    has_tokenizer = any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "config.json"))
+    described_by = ("tokenizer.json", "tokenizer_config.json", "config.json")
+    has_tokenizer = any((path / name).exists() for name in described_by)
     vocab_file = path if path.is_file() else path / "vocab.txt"
     if path.is_file() or (vocab_file.is_file() and not has_tokenizer):
         with error_prefix(f"the vocabulary `{vocab_file}` cannot be read"):

@@ -64,7 +64,8 @@ class EvaluationArguments:
             value = getattr(self, name)
             if not is_number(value, least, LARGEST_SEED, int):
                 raise ValueError(f"--{name} is {value!r}: it must be {least} or more, up to {LARGEST_SEED:,}.")
-        if os.path.exists(os.path.join(self.output_dir, "results.json")) and not self.overwrite_output_dir:
+        has_results = os.path.exists(os.path.join(self.output_dir, "results.json"))
+        if has_results and not self.overwrite_output_dir:
             raise ValueError(
                 f"--output_dir `{self.output_dir}` already has a results.json. Give another folder, or "
                 "--overwrite_output_dir to replace it."
@@ -246,12 +247,15 @@ class Evaluation:
         libraries = ["evaluate", "numpy", "scipy", "scikit-learn"]
         if self.mteb_tasks:
             libraries.append("mteb")
+        versions = records.versions()
+        for name in libraries:
+            versions[name] = importlib.metadata.version(name)
         results: dict = {}
         if argv is not None:
             results["command"] = records.command(argv)
         results |= {
             "seed": self.args.seed,
-            "versions": records.versions() | {name: importlib.metadata.version(name) for name in libraries},
+            "versions": versions,
             "precision": "bfloat16" if self.args.bf16 else "float32",
             "device": str(self.device),
         }

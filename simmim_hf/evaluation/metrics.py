@@ -71,7 +71,8 @@ def on_the_sphere(vectors: np.ndarray) -> np.ndarray:
     vectors = np.asarray(vectors)
     if not np.isfinite(vectors).all():
         raise ValueError("a vector holds numbers that are not finite.")
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)  # (texts, dim) -> (texts, 1)
+    return vectors / norms.clip(min=1e-12)
 
 
 def similarity_metrics(cosines: Sequence[float], scores: Sequence[float]) -> dict[str, float]:
@@ -139,7 +140,8 @@ def retrieval_values(
     """
     query, queries = _distinct(on_the_sphere(queries), query_ids)  # (pairs, dim) -> (pairs,), (queries, dim)
     document, documents = _distinct(on_the_sphere(documents), document_ids)  # -> (pairs,), (documents, dim)
-    pairs = np.unique(np.stack([query, document], axis=1), axis=0)  # (pairs, 2), in the order of the queries
+    numbers = np.stack([query, document], axis=1)  # (pairs, 2)
+    pairs = np.unique(numbers, axis=0)  # (distinct pairs, 2), in the order of the queries
     ends = np.flatnonzero(np.diff(pairs[:, 0])) + 1  # where the next query begins
     relevant = np.split(pairs[:, 1], ends)  # for each query its documents
 
@@ -167,9 +169,11 @@ def _values_of_ranks(ranks: np.ndarray, k: int) -> tuple[float, float, float, fl
     """Reciprocal rank, recall@1, recall@k and nDCG@k of a query whose documents have these ranks (own,)"""
     reciprocal = 1 / ranks[0] if ranks[0] <= k else 0.0
     best_ranks = 1 + np.arange(min(len(ranks), k))
-    gain = (1 / np.log2(1 + ranks[ranks <= k])).sum()
+    is_first = ranks <= 1  # (own,)
+    is_in_list = ranks <= k
+    gain = (1 / np.log2(1 + ranks[is_in_list])).sum()
     best_gain = (1 / np.log2(1 + best_ranks)).sum()
-    return reciprocal, (ranks <= 1).mean(), (ranks <= k).mean(), gain / best_gain
+    return reciprocal, is_first.mean(), is_in_list.mean(), gain / best_gain
 
 
 def _distinct(vectors: np.ndarray, ids: Sequence | None) -> tuple[np.ndarray, np.ndarray]:
@@ -190,7 +194,10 @@ def tfidf_reciprocal_rank(queries: list[str], documents: list[str], k: int = 10)
     return retrieval_metrics(query_vectors, document_vectors, queries, documents, k)[f"mrr@{k}"]
 
 
-def geometry_metrics(vectors: np.ndarray, pairs: tuple[np.ndarray, np.ndarray] | None = None) -> dict[str, float]:
+def geometry_metrics(
+    vectors: np.ndarray,
+    pairs: tuple[np.ndarray, np.ndarray] | None = None,
+) -> dict[str, float]:
     """How vectors are spread over the unit sphere.
 
     - `uniformity`: log mean exp(-2 |x - y|^2) over all pairs (Wang & Isola 2020); lower is more even
@@ -210,12 +217,13 @@ def geometry_metrics(vectors: np.ndarray, pairs: tuple[np.ndarray, np.ndarray] |
     total = vectors.sum(0, dtype=np.float64)  # (texts, dim) -> (dim,)
     singular = np.linalg.svd(vectors, compute_uv=False)  # (min(texts, dim),)
     share = singular[singular > 0] / singular.sum()
+    entropy = -(share * np.log(share)).sum()
     # The sum of all cosines is the squared length of the sum of the vectors; those with themselves do not count.
     sum_of_cosines = total @ total - np.square(vectors).sum()
     metrics = {
         "uniformity": losses.uniformity(torch.from_numpy(vectors)).item(),
         "mean_cosine": float(sum_of_cosines / (count * (count - 1))),
-        "effective_rank": float(np.exp(-(share * np.log(share)).sum())),
+        "effective_rank": float(np.exp(entropy)),
     }
     if pairs is not None and len(pairs[0]):
         first, second = (torch.from_numpy(on_the_sphere(side)) for side in pairs)  # (pairs, dim) each
@@ -258,7 +266,7 @@ def source_probe(vectors: np.ndarray, sources: Sequence[str], seed: int = 0) -> 
     Returns:
         None without anything to predict: fewer than 20 texts, or a single source.
     """
-    names, source, counts = np.unique(np.asarray(sources), return_inverse=True, return_counts=True)
+    names, source, counts = np.unique(sources, return_inverse=True, return_counts=True)  # source: (texts,)
     if len(source) < 2 * FOLDS or len(names) < 2:
         return None
     predicted = _read_off(RidgeClassifierCV(RIDGE_STRENGTHS), vectors, source, seed)  # (texts,)
@@ -344,10 +352,12 @@ def transfer_hits(
 def accuracy_metrics(hits: np.ndarray, fold: np.ndarray) -> dict[str, float]:
     """The metrics of `transfer_metrics` from the hits and folds of `transfer_hits`, (texts,) each."""
     sizes = np.bincount(fold)  # (folds,)
-    accuracies = 100 * np.bincount(fold, hits)[sizes > 0] / sizes[sizes > 0]  # (folds,)
+    is_used = sizes > 0
+    accuracies = 100 * np.bincount(fold, hits)[is_used] / sizes[is_used]  # (folds,)
     deviation = np.std(accuracies)
     if len(accuracies) == 1:  # the standard error of a share among so many texts
-        deviation = np.sqrt(accuracies[0] * (100 - accuracies[0]) / len(hits))
+        accuracy = accuracies[0]
+        deviation = np.sqrt(accuracy * (100 - accuracy) / len(hits))
     return {"accuracy": float(np.mean(accuracies)), "accuracy_std": float(deviation)}
 
 
@@ -369,5 +379,6 @@ def _fit_classifier(
 
 
 def _folds(labels: np.ndarray, seed: int) -> StratifiedKFold:
-    rarest = min(Counter(labels.tolist()).values())
+    counts = Counter(labels.tolist())
+    rarest = min(counts.values())
     return StratifiedKFold(min(FOLDS, rarest), shuffle=True, random_state=seed)

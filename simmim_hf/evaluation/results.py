@@ -82,14 +82,18 @@ def _rows_of_task(results: dict, part: str, task: str, keys: list[str]) -> list[
     values: dict[str, dict] = {}
     differences: dict[str, dict] = {}
     for name, model in models_of(results).items():
+        of_model = results.get("differences", {}).get(name, {})
+        differences[name] = of_model.get(task, {})
         values[name] = model.get(part, {}).get(task, {})
-        differences[name] = results.get("differences", {}).get(name, {}).get(task, {})
     kind = next(iter(values.values())).get("kind", "mteb")
     rows: list[Row] = []
     for key in keys:
         if not any(key in of_model for of_model in values.values()):
             continue
-        cells = [_cell(of_model, key, differences[name].get(key)) for name, of_model in values.items()]
+        cells = []
+        for name, of_model in values.items():
+            difference = differences[name].get(key)
+            cells.append(_cell(of_model, key, difference))
         rows.append((task, kind, metric_catalogue.title(key), *cells))
     return rows
 

@@ -161,13 +161,19 @@ def similarity_samples(first: np.ndarray, second: np.ndarray, scores: Sequence[f
     """
     cosines = (first * second).sum(1, dtype=np.float64)  # (pairs, dim) -> (pairs,)
     columns = (cosines, metrics.check_scores(scores))
-    return {name: ResamplableMetric(correlation, columns) for name, correlation in metrics.CORRELATIONS.items()}
+    samples = {}
+    for name, correlation in metrics.CORRELATIONS.items():
+        samples[name] = ResamplableMetric(correlation, columns)
+    return samples
 
 
 def retrieval_samples(queries: np.ndarray, documents: np.ndarray, **ids) -> Samples:
     """The metrics of `metrics.retrieval_values`, with the same arguments, as functions of the queries."""
     by_metric = metrics.retrieval_values(queries, documents, **ids)
-    return {name: ResamplableMetric(np.mean, (of_queries,)) for name, of_queries in by_metric.items()}
+    samples = {}
+    for name, of_queries in by_metric.items():
+        samples[name] = ResamplableMetric(np.mean, (of_queries,))
+    return samples
 
 
 def _values(samples: Samples) -> dict[str, float]:
@@ -206,13 +212,15 @@ def _transfer(task: Task, vectors: TextVectors, language_model, settings: EvalSe
         hits = metrics.transfer_hits(vectors[texts], labels, seed=settings.seed)
     else:
         train_texts, train_labels = _by_text(task.train)
+        train_vectors = vectors[train_texts]  # (texts, dim)
         count = len(train_texts) + len(texts)
-        hits = metrics.transfer_hits(vectors[train_texts], train_labels, vectors[texts], labels, settings.seed)
+        hits = metrics.transfer_hits(train_vectors, train_labels, vectors[texts], labels, settings.seed)
 
     def accuracy(*hits: np.ndarray) -> float:
         return metrics.accuracy_metrics(*hits)["accuracy"]
 
-    return {"texts": count, **metrics.accuracy_metrics(*hits)}, {"accuracy": ResamplableMetric(accuracy, hits)}
+    values: Values = {"texts": count, **metrics.accuracy_metrics(*hits)}
+    return values, {"accuracy": ResamplableMetric(accuracy, hits)}
 
 
 def _minimal_pairs(
@@ -224,7 +232,8 @@ def _minimal_pairs(
     """How often the model finds the good sentence of a pair more probable, as BLiMP has it (Warstadt et al. 2020)."""
     good = _surprises(task.test["sentence_good"][:], language_model, settings)  # (pairs,)
     bad = _surprises(task.test["sentence_bad"][:], language_model, settings)  # (pairs,)
-    samples = {"minimal_pairs_accuracy": ResamplableMetric(np.mean, (100.0 * (good < bad),))}
+    hits = 100.0 * (good < bad)  # (pairs,), in per cent
+    samples = {"minimal_pairs_accuracy": ResamplableMetric(np.mean, (hits,))}
     return {"pairs": len(task.test), **_values(samples)}, samples
 
 
@@ -319,7 +328,8 @@ def _geometry(task: Task, vectors: TextVectors, settings: EvalSettings) -> Value
     sampled = vectors[sample]  # (texts, dim)
     values: Values = {**metrics.geometry_metrics(sampled, _positive_pairs(task, vectors))}
     ids = settings.tokenizer(sample, truncation=True, max_length=settings.max_length)["input_ids"]
-    values["length_r2"] = metrics.length_probe(sampled, [len(row) for row in ids], settings.seed)
+    lengths = [len(row) for row in ids]
+    values["length_r2"] = metrics.length_probe(sampled, lengths, settings.seed)
     if "source" in task.test.column_names:
         source_of = _source_by_text(task)
         known = [text for text in sample if text in source_of]  # none of the training texts of a split

@@ -47,9 +47,10 @@ class Task:
 
     def __post_init__(self):
         present = set(self.test.column_names)
-        self.kind = next((kind for kind, columns in KINDS.items() if present >= set(columns)), None)
-        if self.kind is None:
+        kinds = [kind for kind, columns in KINDS.items() if present.issuperset(columns)]
+        if not kinds:
             raise ValueError(f"`{self.name}` has the columns {sorted(present)}, but a task needs one of: {NEEDED}.")
+        self.kind = kinds[0]
         try:
             self._check_rows()
         except ValueError as error:
@@ -262,13 +263,16 @@ def _read_sts_benchmark(path: str) -> list[dict]:
         first = file.readline().rstrip("\r\n").split("\t")
         if len(first) < 7 or not _is_number(first[4]):
             return []
-        lines = [first, *(line.rstrip("\r\n").split("\t") for line in file)]
+        lines = [first]
+        for line in file:
+            lines.append(line.rstrip("\r\n").split("\t"))
     for number, fields in enumerate(lines, start=1):
         if len(fields) < 7 or not _is_number(fields[4]):
             raise ValueError(f"line {number}: genre, filename, year, id, score and two sentences expected.")
     rows = []
     for fields in lines:
-        rows.append({"sentence1": fields[5], "sentence2": fields[6], "score": float(fields[4])})
+        score = float(fields[4])
+        rows.append({"sentence1": fields[5], "sentence2": fields[6], "score": score})
     return rows
 
 
