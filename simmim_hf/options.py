@@ -107,7 +107,7 @@ def one_line(message: str) -> str:
 
 
 @contextlib.contextmanager
-def refusing(what: str) -> Iterator[None]:
+def error_prefix(what: str) -> Iterator[None]:
     """Makes any error a ValueError of one line that begins with `what`: each library has errors of its own."""
     try:
         yield
@@ -230,13 +230,13 @@ def build(dataclasses: Sequence[type], options: Mapping) -> tuple:
     options = current_options(options)
     _check_names(options, option_names(dataclasses))
     return tuple(
-        cls(**{each.name: options[each.name] for each in fields(cls) if each.init and each.name in options})
+        cls(**{field_.name: options[field_.name] for field_ in fields(cls) if field_.init and field_.name in options})
         for cls in dataclasses
     )
 
 
 def option_names(dataclasses: Sequence[type]) -> list[str]:
-    return [each.name for cls in dataclasses for each in fields(cls) if each.init]
+    return [field_.name for cls in dataclasses for field_ in fields(cls) if field_.init]
 
 
 def known_words(parser: Parser, argv: Sequence[str]) -> list[str]:
@@ -309,7 +309,7 @@ def read_settings(path: str) -> dict:
     """A YAML or JSON file of options and their values."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no settings file `{path}`.")
-    with open(path, encoding="utf-8") as file, refusing(f"`{path}` is not valid YAML or JSON"):
+    with open(path, encoding="utf-8") as file, error_prefix(f"`{path}` is not valid YAML or JSON"):
         loader = yaml.SafeLoader(file)  # every JSON file is a YAML file
         root = loader.get_single_node()
         if _count(root, {}) > MOST_VALUES:

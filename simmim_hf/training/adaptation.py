@@ -18,7 +18,7 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from .. import export, folders
-from ..evaluation.tasks import halves
+from ..evaluation.tasks import half_pairs
 from ..model.configuration_simmim import OBJECTIVES
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..model.st_format import FILES_BESIDE_WEIGHTS, source_pooling
@@ -155,7 +155,7 @@ class Adaptation(Pretraining):
 
     def _retrieval_pairs(self) -> Dataset | None:
         """Of the built-in text summaries and bodies, of other text the halves of each held-out document."""
-        return super()._retrieval_pairs() or halves(self.held_out["text"], longest=4 * self.max_length)
+        return super()._retrieval_pairs() or half_pairs(self.held_out["text"], longest=4 * self.max_length)
 
     @property
     def _warms_up_head(self) -> bool:

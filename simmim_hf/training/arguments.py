@@ -70,7 +70,7 @@ class SimMIMTrainingArguments(TrainingArguments):
         self.weight_schedule = read_weight_schedule(self.weight_schedule)
 
 
-METHOD_OPTIONS = [each.name for each in fields(SimMIMTrainingArguments)][len(fields(TrainingArguments)) :]
+METHOD_OPTIONS = [field_.name for field_ in fields(SimMIMTrainingArguments)][len(fields(TrainingArguments)) :]
 
 
 def refuse_compiling(args: TrainingArguments) -> None:
@@ -144,7 +144,7 @@ ObjectiveOptions = options_of(SimMIMConfig, leave_out=["text_config", "tie_word_
 CorruptionOptions = options_of(
     DataCollatorForSimMIM, leave_out=["max_length", "seed", "positive_view", "corrupted_views"]
 )  # these have other names on the command line, or follow from other options
-RANGES = [each.name for each in fields(CorruptionOptions) if get_origin(each.type) is list]  # one number, or two
+RANGES = [field_.name for field_ in fields(CorruptionOptions) if get_origin(field_.type) is list]  # one number, or two
 
 # From scratch without `--text_config`: as large as the tiny BERT of Turc et al. 2019, which learns something on a CPU
 # in minutes. Norms before the layers and rotary positions learn more from the same text, see examples/comparisons.
@@ -199,7 +199,7 @@ class ModelArguments(ObjectiveOptions):
         preset = options_of_objective(self.objective)
         if self.model_name_or_path:  # whose vectors stay what they are
             preset = {name: value for name, value in preset.items() if name not in VECTOR_OPTIONS}
-        options = {each.name: getattr(self, each.name) for each in fields(ObjectiveOptions)}
+        options = {field_.name: getattr(self, field_.name) for field_ in fields(ObjectiveOptions)}
         return {**preset, **{name: value for name, value in options.items() if value is not None}}
 
     def new_config(self, vocab_size: int, token_ids: dict[str, int | None]) -> SimMIMConfig:
@@ -273,7 +273,7 @@ class DataArguments(CorruptionOptions):
 
     def collator_options(self) -> dict:
         """The options of `DataCollatorForSimMIM`."""
-        options = {each.name: getattr(self, each.name) for each in fields(CorruptionOptions)}
+        options = {field_.name: getattr(self, field_.name) for field_ in fields(CorruptionOptions)}
         ranges = {name: tuple(options[name]) if len(options[name]) > 1 else options[name][0] for name in RANGES}
         return {**options, **ranges}
 
