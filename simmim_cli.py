@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
 
 COMMANDS = {
     "pretrain": "pre-train an encoder on your text, from scratch or from another encoder",
@@ -26,7 +27,7 @@ class Output(io.RawIOBase):
         name: how a warning names it; None for no warning
     """
 
-    def __init__(self, raw: io.RawIOBase, name: str | None):
+    def __init__(self, raw: io.RawIOBase, name: str | None) -> None:
         self.raw = raw
         self.name = name
 
@@ -60,7 +61,7 @@ def keep_output_from_ending_the_run() -> None:
     sys.stderr = _lasting(sys.stderr, sys.__stderr__, None)
 
 
-def _lasting(stream, own, name: str | None):
+def _lasting(stream: Any, own: Any, name: str | None) -> Any:
     if stream is None or stream is not own:  # closed, or replaced by whoever calls, such as a notebook
         return stream
     buffer = stream.buffer

@@ -5,7 +5,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from simmim_cli import keep_output_from_ending_the_run
 
@@ -14,7 +14,8 @@ from .options import REFUSED, Parser, one_line, option_names, parse, parse_given
 FAILED = 1  # the input was right and the result is not
 # A signal came and a checkpoint was saved: EX_TEMPFAIL of sysexits.h, try again. 128 + signal, as of a shell, would
 # look like a run that the signal killed. Ctrl-C saves nothing, and has the usual code.
-TRY_AGAIN, CTRL_C = 75, 130
+TRY_AGAIN = 75
+CTRL_C = 130
 
 
 def pretrain(argv: list[str]) -> int:
@@ -131,10 +132,12 @@ def compare(argv: list[str]) -> int:
             own = {name: options.pop(name) for name in option_names([ComparisonArguments]) if name in options}
             arms = read_arms(own.pop("objectives", None), own.pop("arms", None))
             comparison = Comparison(arms, options, options.pop("output_dir"), **own)
-        failed, interrupted = ending(parser, FAILED, OutOfMemory, NotSaved), ending(parser, TRY_AGAIN, Interrupted)
+        failed = ending(parser, FAILED, OutOfMemory, NotSaved)
+        interrupted = ending(parser, TRY_AGAIN, Interrupted)
         with failed, interrupted, comparison.signals.listening():
             results = comparison.run(["compare", *argv])
-    return 0 if any(run["status"] == "finished" for run in results["runs"]) else 1
+    any_finished = any(run["status"] == "finished" for run in results["runs"])
+    return 0 if any_finished else FAILED
 
 
 def parser_of(arguments: type | tuple[type, ...], usage: str, description: str) -> Parser:
@@ -144,7 +147,7 @@ def parser_of(arguments: type | tuple[type, ...], usage: str, description: str) 
 
 
 @contextlib.contextmanager
-def ending(parser: argparse.ArgumentParser, status: int, *errors: type[Exception]):
+def ending(parser: argparse.ArgumentParser, status: int, *errors: type[Exception]) -> Iterator[None]:
     """Ends the command with a status and the message of the error in one line, where one of these is raised."""
     try:
         yield
@@ -155,7 +158,7 @@ def ending(parser: argparse.ArgumentParser, status: int, *errors: type[Exception
 
 
 @contextlib.contextmanager
-def staying_together(parser: argparse.ArgumentParser):
+def staying_together(parser: argparse.ArgumentParser) -> Iterator[None]:
     """Ends a command of several processes in one line, where one of them is lost or does something else."""
     from .training.agreement import ProcessesDiffer, ProcessLost, noticing_lost_processes
 
@@ -165,7 +168,7 @@ def staying_together(parser: argparse.ArgumentParser):
 
 
 @contextlib.contextmanager
-def letting_threads_end():
+def letting_threads_end() -> Iterator[None]:
     """Waits a moment where several processes end: threads of gloo let go of the tensors of the last collective.
 
     One that still holds some aborts the process when Python ends, with an exit code that is not the run's

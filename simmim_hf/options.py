@@ -11,7 +11,7 @@ import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
 from numbers import Integral, Real
-from typing import Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 from transformers import HfArgumentParser
@@ -30,7 +30,7 @@ class Parser(HfArgumentParser):
     """The parser of a command: an option has its whole name, a refusal is one line, and the help shows the options of
     this package in groups; those of transformers too with `--help_all`."""
 
-    def __init__(self, arguments: type | tuple[type, ...], **options):
+    def __init__(self, arguments: type | Sequence[type], **options: Any) -> None:
         super().__init__(arguments, allow_abbrev=False, formatter_class=HelpFormatter, **options)
         self._hidden = {}  # an option of transformers, and its help
         names = set().union(*(_inherited(cls, "transformers.") for cls in self.dataclass_types))
@@ -50,14 +50,14 @@ class Parser(HfArgumentParser):
             action.help = text
         self.print_help()
 
-    def error(self, message: str):
+    def error(self, message: str) -> None:
         self.exit(REFUSED, f"{self.prog}: error: {one_line(message)}\n")
 
 
 class HelpAll(argparse.Action):
     """show the options of transformers too, and exit"""
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         parser.print_all_help()
         parser.exit()
 
@@ -65,9 +65,10 @@ class HelpAll(argparse.Action):
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Names an option once, and its default where the text does not say it."""
 
-    def _get_help_string(self, action: argparse.Action) -> str:
-        told = "Default: " in action.help or action.default in (None, "", [], {}, argparse.SUPPRESS)
-        return action.help if told else super()._get_help_string(action)
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        says_default = "Default: " in text or action.default in (None, "", [], {}, argparse.SUPPRESS)
+        return text if says_default else super()._get_help_string(action)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         names, values = action.option_strings, "" if action.nargs == 0 else self._format_args(action, "VALUE")
@@ -79,7 +80,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 def _inherited(cls: type, module: str) -> set[str]:
     """The options of a dataclass that were declared in a module or package of this name, and nowhere below."""
-    declared = {}
+    declared: dict[str, str] = {}
     for base in cls.__mro__:
         for name in inspect.get_annotations(base):
             declared.setdefault(name, base.__module__)
@@ -109,13 +110,15 @@ def reason(error: BaseException) -> str:
     return words if len(words) <= LONGEST_REASON else f"{words[:LONGEST_REASON]} ..."
 
 
-def is_number(value, least: float = -math.inf, most: float = math.inf, kind: type = float) -> bool:
+def is_number(value: Any, least: float = -math.inf, most: float = math.inf, kind: type = float) -> bool:
     """Whether a value is a number in a range, whole where `kind` is int; a truth value and nan are none."""
     numbers = Integral if kind is int else Real
-    return isinstance(value, numbers) and not isinstance(value, bool) and least <= value <= most
+    if isinstance(value, bool) or not isinstance(value, numbers):
+        return False
+    return bool(least <= value <= most)  # type: ignore[operator]  # `Real` is no `float` to mypy
 
 
-def check_number(name: str, value, least: float = -math.inf, most: float = math.inf, kind: type = float) -> None:
+def check_number(name: str, value: Any, least: float = -math.inf, most: float = math.inf, kind: type = float) -> None:
     """Refuses what `is_number` says is none.
 
     Raises:
@@ -126,7 +129,7 @@ def check_number(name: str, value, least: float = -math.inf, most: float = math.
         raise ValueError(f"{name}={value!r}: give a {'whole ' if kind is int else ''}number, {ends}.")
 
 
-def option(default=MISSING, help: str = "", **metadata):
+def option(default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
     """A dataclass field for the command line; without a default it has to be given."""
     return field(default=default, metadata={"help": help, **metadata})
 
@@ -152,19 +155,21 @@ def options_of(cls: type, leave_out: Sequence[str] = (), unset: Mapping[str, str
             default = None
         if get_origin(kind) is list and default is not None:
             values = [default] if not isinstance(default, tuple) else list(default)
-            made = field(default_factory=values.copy, metadata=metadata)
+            made: Any = field(default_factory=values.copy, metadata=metadata)
         else:
             made = field(default=default, metadata=metadata)
         derived.append((declared.name, kind if default is not None else kind | None, made))
     return make_dataclass(f"{cls.__name__}Options", derived)
 
 
-def _readable(kind):
+def _readable(kind: Any) -> Any:
     """The type that HfArgumentParser reads: `float | int` is a float, `float | tuple[float, float]` a list of them."""
     if get_origin(kind) not in (Union, types.UnionType):
         return kind
     kinds = [part for part in get_args(kind) if part is not type(None)]
-    return list[kinds[0]] if any(get_origin(part) is tuple for part in kinds) else kinds[0]
+    if any(get_origin(part) is tuple for part in kinds):
+        return types.GenericAlias(list, (kinds[0],))
+    return kinds[0]
 
 
 def parse(parser: Parser, argv: Sequence[str]) -> tuple:

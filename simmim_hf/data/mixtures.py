@@ -14,7 +14,7 @@ def numbered(sources: list[Dataset]) -> Dataset:
         raise ValueError("some of the sources have a column 'negative' and some do not: mix one kind only")
     parts = []
     for number, source in enumerate(sources):
-        column = np.full(len(source), number, np.int32)  # (documents,)
+        column: np.ndarray = np.full(len(source), number, np.int32)  # (documents,)
         parts.append(source.add_column("source_number", column))
     return concatenate_datasets(parts)
 
