@@ -183,8 +183,8 @@ def operations(run: Adaptation) -> Iterator[float]:
         cost = training_flops(model, batch, objective)
         if model.head_is_new and objective.mlm_weight:
             masked = type(objective)(mlm_weight=1.0, contrastive_weight=0.0, clm_weight=0.0)
-            (reading,) = model.readings(masked, **batch)
-            predicted = reading.is_predicted.sum().item()
+            (view,) = model.views(masked, **batch)
+            predicted = view.is_predicted.sum().item()
             head = 6 * sum(parameter.numel() for parameter in model.lm_head.parameters()) * predicted
             cost += run.args.head_warmup * (head + (training_flops(model, batch, masked) - head) / 3)
         yield cost

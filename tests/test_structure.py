@@ -121,7 +121,7 @@ def test_no_import_runs_in_a_circle(graph):
         ("training/report.py", "from .. import comparison", "comparison"),
         ("comparison/report.py", "from ..cli import main", "cli"),
         ("comparison/report.py", "from .. import SimMIMConfig", ""),
-        ("records.py", "from .model.losses import gather", "model.losses"),
+        ("records.py", "from .model.losses import gather_rows", "model.losses"),
     ],
 )
 def test_a_wrong_import_is_found(graph, file, line, other, tmp_path):

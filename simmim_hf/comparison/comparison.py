@@ -25,7 +25,7 @@ from ..evaluation.language_modelling import load_language_model, unigram_cross_e
 from ..evaluation.metrics import tfidf_reciprocal_rank
 from ..evaluation.run_task import EvalSettings, measure
 from ..evaluation.tasks import load_tasks
-from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig, without_removed
+from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig, current_options
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import build, error_prefix, is_number, option, reason
 from ..training import parts, sharding
@@ -112,7 +112,7 @@ class Comparison:
         self, arms: dict[str, dict], options: dict | None = None, output_dir: str = "simmim-comparison", **settings
     ):
         self.arms, self.folder = check_arms(arms), Path(output_dir)
-        self.options = {name: value for name, value in without_removed(options or {}).items() if value is not None}
+        self.options = {name: value for name, value in current_options(options or {}).items() if value is not None}
         refuse_decided(self.options)
         settings = ComparisonArguments(**settings)
         is_new = not (self.folder / "comparison.json").is_file()
@@ -204,7 +204,7 @@ class Comparison:
     def _arguments(self, options: dict) -> tuple:
         """The arguments of `simmim pretrain` from options, checked; on every text with the same defaults."""
         defaults = {"report_to": "none", "overwrite_output_dir": True}
-        defaults |= {"first_sentence_probability": 0.0, "lexicon_size": SimMIMConfig.lexicon_size}
+        defaults |= {"first_sentence_probability": 0.0, "token_table_dim": SimMIMConfig.token_table_dim}
         arguments = build(PRETRAINING, {**defaults, **options})
         fill_defaults(*arguments)
         check(*arguments)
@@ -222,8 +222,8 @@ class Comparison:
         if not path.is_file():
             return
         old, new = records.without_secrets(records.read_json(path)), json.loads(json.dumps(self.record))
-        old["options"] = without_removed(old["options"])
-        old["arms"] = {arm: without_removed(options) for arm, options in old["arms"].items()}
+        old["options"] = current_options(old["options"])
+        old["arms"] = {arm: current_options(options) for arm, options in old["arms"].items()}
         pairs = {name: (old.get(name), new[name]) for name in names}
         pairs |= {f"the arm `{arm}`": (options, new["arms"].get(arm)) for arm, options in old["arms"].items()}
         if old["seeds"] != new["seeds"][: len(old["seeds"])]:

@@ -24,7 +24,7 @@ from ..model.configuration_simmim import (
     SimMIMConfig,
     choices_of,
     described,
-    without_removed,
+    takes_old_names,
 )
 from ..model.losses import IGNORE_INDEX
 from ..options import is_number, option
@@ -68,6 +68,7 @@ def _is_ratio(value) -> bool:
 PROBABILITY = {"allows": lambda value: is_number(value, 0, 1), "choose": "a probability from 0 to 1"}
 
 
+@takes_old_names
 @described
 @dataclass
 class DataCollatorForSimMIM:
@@ -104,7 +105,7 @@ class DataCollatorForSimMIM:
         allows=lambda value: isinstance(value, bool),
         choose="True or False",
     )
-    mean_span_length: float | None = option(
+    mean_mask_span: float | None = option(
         None,
         "Corrupt spans with geometric lengths of this mean, in tokens or, with whole_word_mask, words.",
         allows=lambda value: value is None or is_number(value, 1, 4096),
@@ -142,7 +143,7 @@ class DataCollatorForSimMIM:
         choose="a share above 0, up to 1, such as 0.5",
     )
     corrupted_views: CorruptedViews = option("copy", "As in `SimMIMConfig`.")
-    min_span_length: int = option(
+    min_view_length: int = option(
         4,
         "With positive_view span or snippet: tokens of the shortest stretch. A text too short for two of them gives "
         "two views of all of it.",
@@ -161,7 +162,7 @@ class DataCollatorForSimMIM:
         allows=_is_ratio,
         choose="a number between 0 and 1, or a pair (shortest, longest)",
     )
-    snippet_removal: float = option(
+    context_removal_prob: float = option(
         0.25,
         "With positive_view snippet: how often it is taken out of the text that it is compared with: at 0 the views "
         "share all of its words, at 1 none.",
@@ -298,7 +299,7 @@ class DataCollatorForSimMIM:
         """The collator of a folder or a Hub repository with the file of `save_pretrained`, and by default with its
         tokenizer."""
         with open(cached_file(directory, CONFIG_NAME), encoding="utf-8") as file:
-            settings = without_removed(json.load(file))
+            settings = json.load(file)
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(directory)
         return cls(tokenizer, **settings)
@@ -408,7 +409,8 @@ class DataCollatorForSimMIM:
         return rows, self._keep(rows, kept | ~rows.eligible)
 
     def _make_cropped(self, rows: Rows, rng: RowGenerator) -> tuple[Rows, Rows]:
-        """Two independent stretches of each sequence, from `min_crop_ratio` of its length up to all of it."""
+        """Two random crops of each sequence (as in Contriever, Izacard et al. 2022), drawn one by one, from
+        `min_crop_ratio` of its length up to all of it."""
         place, count = self._places(rows)  # (batch, length), (batch, 1)
         one = self._stretch(place, count, rng)  # (batch, length)
         other = self._stretch(place, count, rng)
@@ -422,9 +424,10 @@ class DataCollatorForSimMIM:
         return (place < 0) | (place >= start) & (place < start + length)
 
     def _make_span(self, rows: Rows, rng: RowGenerator) -> tuple[Rows, Rows]:
-        """The two sides of a cut through each sequence; a sequence too short to cut is both views as a whole."""
+        """The two sides of a cut through each sequence (coCondenser, Gao & Callan 2022, has such pairs of spans); a
+        sequence too short to cut is both views as a whole."""
         place, count = self._places(rows)  # (batch, length), (batch, 1)
-        shortest = self.min_span_length
+        shortest = self.min_view_length
         longest = count.max(initial=1)
         if self.max_length is not None:
             longest = self._room()
@@ -446,19 +449,19 @@ class DataCollatorForSimMIM:
         return self._keep(rows, before), self._keep(rows, behind)
 
     def _make_snippet(self, rows: Rows, rng: RowGenerator) -> tuple[Rows, Rows]:
-        """Each sequence, with or without the snippet, and the snippet: a token-level inverse cloze task (Lee, Chang &
-        Toutanova 2019)."""
+        """Each sequence, some without the snippet, and a snippet of it: the inverse cloze task (Lee, Chang & Toutanova
+        2019) on tokens instead of sentences."""
         place, count = self._places(rows)  # (batch, length), (batch, 1)
         if self.max_length is not None:
             count = np.minimum(count, self._room())
-        shortest = self.min_span_length
+        shortest = self.min_view_length
         least, most = np.broadcast_to(self.snippet_ratio, 2)
         # Draw the length of the snippet, so that it and the rest have `shortest` tokens, and its place.
         length = np.ceil(rng.uniform(least, most, count.shape) * count)  # (batch, 1)
         clipped = np.clip(length, shortest, np.maximum(count - shortest, 1))
         length = np.where(count < 2 * shortest, count, clipped)  # too short for two: the whole text
         start = np.floor(rng.random(count.shape) * (count - length + 1))
-        removed = rng.random(count.shape) < self.snippet_removal
+        removed = rng.random(count.shape) < self.context_removal_prob
         removed &= length < count  # a snippet of the whole text leaves nothing to remove
         # Some snippets are the first sentence instead, which is always removed from the rest.
         sentence = self._first_sentence(rows, place, count - shortest, rng)  # (batch, 1)
@@ -481,9 +484,9 @@ class DataCollatorForSimMIM:
         """Tokens in the first sentence of each text that is cut behind it, and 0 for the others: (batch, 1)"""
         if not self.first_sentence_probability:
             return np.zeros_like(longest)
-        length = place + 1  # (batch, length), of the text up to and with a token
+        length: np.ndarray = place + 1  # (batch, length), of the text up to and with a token
         ends = np.isin(rows.input_ids, self._sentence_ends)
-        ends &= (length >= self.min_span_length) & (length <= longest)
+        ends &= (length >= self.min_view_length) & (length <= longest)
         is_drawn = rng.random(longest.shape) < self.first_sentence_probability  # (batch, 1)
         is_cut = ends.any(1, keepdims=True) & is_drawn
         sentence = np.take_along_axis(length, ends.argmax(1, keepdims=True), axis=1)  # (batch, length) -> (batch, 1)
@@ -551,10 +554,10 @@ class DataCollatorForSimMIM:
             joined = (place == CONTINUES) & (shift_right(place) != ALONE)
             han = np.where(eligible, self._han_table[ids], ord(" "))
             starts = eligible & ~joined & ~inside_han_word(han)
-        if self.mean_span_length is not None:
+        if self.mean_mask_span is not None:
             # A boundary before each token (or word) with probability 1 / mean makes the lengths geometric. There
             # is always one after special tokens, so that no span runs across them.
-            boundary = rng.random(ids.shape) < 1 / self.mean_span_length
+            boundary = rng.random(ids.shape) < 1 / self.mean_mask_span
             starts = starts & (boundary | ~shift_right(eligible))
         return starts
 

@@ -12,10 +12,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 
 from ..data.tokenization import load_tokenizer
-from ..model import vectors
-from ..model.backbones import explaining_weights, first_position, source_pooling
+from ..model import pooling as model_pooling
+from ..model.backbones import first_position
 from ..model.configuration_simmim import Pooling, SimMIMConfig, as_text_config
-from ..model.vectors import pool
+from ..model.loading import explaining_weights
+from ..model.pooling import pool
+from ..model.st_format import source_pooling
 from ..options import error_prefix
 
 
@@ -33,7 +35,7 @@ class PooledEncoder(torch.nn.Module):
         self.config = encoder.config
         self.pooling = pooling
 
-    encode = vectors.encode
+    encode = model_pooling.encode
 
     @property
     def base_model(self) -> "PooledEncoder":
@@ -157,4 +159,4 @@ def encode(
         model = load_encoder(name)
         if torch.accelerator.is_available():
             model.to(torch.accelerator.current_accelerator())
-    return vectors.encode(model, texts, tokenizer, max_length, batch_size, normalize, show_progress)
+    return model_pooling.encode(model, texts, tokenizer, max_length, batch_size, normalize, show_progress)

@@ -404,7 +404,8 @@ DEFAULTS = {
     "learning_rate": 5e-4,
     "first_sentence_probability": 0.0,
 }
-BUILT_IN_LEXICON_SIZE = 512  # of the default backbone; a wider table tells more words apart, and is cheap beside 8,192
+# Of the default backbone; a wider table tells more words apart, and is cheap beside a vocabulary of 8,192.
+BUILT_IN_TOKEN_TABLE_DIM = 512
 
 
 def default_dropout(options: dict) -> float | None:
@@ -425,17 +426,33 @@ def fill_defaults(model_args: ModelArguments, data_args: DataArguments, args: Pr
     options = model_args.config_options()
     if model_args.dropout is None:
         model_args.dropout = default_dropout(options)
-    if model_args.lexicon_size is None and data_args.built_in and options.get("pooled_layers") == "lexical_last":
-        model_args.lexicon_size = BUILT_IN_LEXICON_SIZE
+    if model_args.token_table_dim is None and data_args.built_in and options.get("pooled_layers") == "table_and_last":
+        model_args.token_table_dim = BUILT_IN_TOKEN_TABLE_DIM
 
 
 PRETRAINING = (ModelArguments, DataArguments, PretrainingArguments)
+
+
+# What a newcomer needs, in the order of the questions: which text, which model, how it is trained.
+PRETRAINING_HELP = {
+    "text": [
+        *("train_file", "validation_file", "dataset_name", "text_column", "text_unit", "max_seq_length"),
+        "whole_word_mask",
+    ],
+    "model": ["model_name_or_path", "objective", "text_config", "tokenizer_name", "vocab_size"],
+    "training": [
+        *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps"),
+        *("per_device_train_batch_size", "chunk_size", "learning_rate", "bf16", "seed", "report_to", "push_to_hub"),
+    ],
+    "evaluation": ["similarity_file"],
+}
 
 
 def pretraining_parser() -> Parser:
     """The options of `simmim pretrain`."""
     return Parser(
         PRETRAINING,
+        sections=PRETRAINING_HELP,
         prog="simmim pretrain",
         usage="simmim pretrain [settings.yaml | settings.json] [options]",
         description="Pre-train a SimMIM encoder. Without options: a small one on the documentation inside Python, "

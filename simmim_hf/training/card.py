@@ -83,7 +83,7 @@ def run_facts(trainer: Trainer) -> dict:
         "parameters": model.num_parameters(),
         "backbone": options_of(model.config.text_config, BACKBONE_OPTIONS),
         "objective": options_of(model.config, OBJECTIVE_OPTIONS),
-        "vector_size": model.config.vector_size,
+        "vector_size": model.config.embedding_dim,
         "corruption": options_of(collator, [name for name in corruption if name != "tokenizer"]),
         "training": options_of(args, TRAINING_OPTIONS),
         "precision": precision(trainer),

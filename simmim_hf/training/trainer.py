@@ -220,18 +220,17 @@ class SimMIMTrainer(Trainer):
             share = self._shares.popleft()
             # Trainer divides by the number of micro-batches afterwards.
             loss = unwrapped.weighted_sum({name: share[name] * term for name, term in terms.items()}, objective)
-        self._observe(is_training, outputs, unwrapped.counts(objective, **inputs))
+        self._observe(is_training, outputs)
         if is_training:
-            readings = unwrapped.readings(**inputs, objective=objective)
-            self._tokens = self._tokens + sum(reading.attention_mask.sum() for reading in readings)
+            self._tokens = self._tokens + outputs.num_tokens
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
-    def _observe(self, training: bool, outputs, counts: dict[str, torch.Tensor]) -> None:
+    def _observe(self, training: bool, outputs) -> None:
         # A training step that is not finite is skipped; a batch of evaluation may only keep step with other processes.
         meter = self._training_meter if training else self._evaluation_meter
         is_counted = outputs.loss.isfinite() if training else self._is_counted
-        for name, count in counts.items():
+        for name, count in outputs.counts.items():
             meter.add({name: outputs[name]}, count, is_counted)
         if outputs.original_embeds is not None:
             rows = len(outputs.original_embeds)

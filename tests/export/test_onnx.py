@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow  # it exports to ONNX
         ("bert", {"pooling": "cls"}),
         *(
             ("modernbert", {"pooling": "attention", "pooled_layers": layers})
-            for layers in ("first_last", "lexical_last")
+            for layers in ("first_last", "table_and_last")
         ),
         ("roberta", {"pooling": "max", **CAUSAL}),
     ],

@@ -117,14 +117,14 @@ def test_a_killed_run_resumes_with_the_same_losses(resumes, name):
 
 
 def test_every_checkpoint_has_the_collator(tmp_path):
-    collator = DataCollatorForSimMIM(make_tokenizer(), mlm_probability=0.2, mean_span_length=2.0, seed=3)
+    collator = DataCollatorForSimMIM(make_tokenizer(), mlm_probability=0.2, mean_mask_span=2.0, seed=3)
     make_trainer(tmp_path, collator=collator, max_steps=2, save_strategy="steps", save_steps=1).train()
     for step in (1, 2):
         folder = tmp_path / f"checkpoint-{step}"
         assert (folder / "data_collator_config.json").exists()
         loaded = DataCollatorForSimMIM.from_pretrained(folder)
-        assert (loaded.mlm_probability, loaded.mean_span_length, loaded.seed) == (0.2, 2.0, 3)
-        fresh = DataCollatorForSimMIM(make_tokenizer(), mlm_probability=0.2, mean_span_length=2.0, seed=3)
+        assert (loaded.mlm_probability, loaded.mean_mask_span, loaded.seed) == (0.2, 2.0, 3)
+        fresh = DataCollatorForSimMIM(make_tokenizer(), mlm_probability=0.2, mean_mask_span=2.0, seed=3)
         ours, theirs = loaded(make_texts(5)), fresh(make_texts(5))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 

@@ -56,6 +56,14 @@ def test_evaluation_gathers_no_outputs_of_the_model(tmp_path, trainer_class):
 # --------------------------------------------------------------------------------------------------- what is logged
 
 
+def test_the_views_of_a_batch_are_made_once(tmp_path, monkeypatch):
+    made = []
+    views = SimMIMForPreTraining.views
+    monkeypatch.setattr(SimMIMForPreTraining, "views", lambda *args, **batch: made.append(1) or views(*args, **batch))
+    make_trainer(tmp_path, SimMIMTrainer, max_steps=3).train()
+    assert len(made) == 3
+
+
 @pytest.mark.parametrize("objective", ["clm", "simcse", "fused"])
 def test_every_term_is_logged_and_the_loss_is_their_weighted_sum(tmp_path, objective):
     weights = {"mlm_weight": 0.5, "contrastive_weight": 2.0, "clm_weight": 0.25}
