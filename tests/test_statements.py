@@ -17,7 +17,6 @@ ALLOWED = {
     "comparison/plots.py": 1,
     "comparison/report.py": 6,
     "comparison/statistics.py": 6,
-    "data/corpora.py": 2,
     "export.py": 14,
     "options.py": 10,
     "training/adaptation.py": 4,
