@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
 
 COMMANDS = {
     "pretrain": "pre-train an encoder on your text, from scratch or from another encoder",
@@ -17,6 +18,8 @@ COMMANDS = {
     "export": "write a checkpoint as a plain BERT, for sentence-transformers, or as ONNX",
 }
 
+CTRL_C = 130  # as of a shell: nothing is saved
+
 
 class Output(io.RawIOBase):
     """Standard output or error: what nobody reads, or has no room, is dropped, and the run goes on.
@@ -26,7 +29,7 @@ class Output(io.RawIOBase):
         name: how a warning names it; None for no warning
     """
 
-    def __init__(self, raw: io.RawIOBase, name: str | None):
+    def __init__(self, raw: io.RawIOBase, name: str | None) -> None:
         self.raw = raw
         self.name = name
 
@@ -60,7 +63,7 @@ def keep_output_from_ending_the_run() -> None:
     sys.stderr = _lasting(sys.stderr, sys.__stderr__, None)
 
 
-def _lasting(stream, own, name: str | None):
+def _lasting(stream: Any, own: Any, name: str | None) -> Any:
     if stream is None or stream is not own:  # closed, or replaced by whoever calls, such as a notebook
         return stream
     buffer = stream.buffer
@@ -86,12 +89,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"simmim_hf {version('simmim_hf')}")
     parser.add_argument("command", choices=list(COMMANDS), metavar="command", help="what to do, see below")
     parser.add_argument("options", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if not words:
+        parser.print_help()
+        return 0
+    arguments = parser.parse_args(words)
     try:
         from simmim_hf import cli
+
+        return cli.run(arguments.command, arguments.options)
     except KeyboardInterrupt:
-        parser.exit(130, f"simmim {arguments.command}: interrupted.\n")
-    return cli.main(argv)
+        parser.exit(CTRL_C, f"simmim {arguments.command}: interrupted.\n")
 
 
 if __name__ == "__main__":

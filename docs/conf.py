@@ -39,6 +39,8 @@ examples/comparisons/README
 benchmarks/README
 model_cards/README
 CONTRIBUTING
+CHANGELOG
+RELEASE
 中文 <README.zh>
 ```
 """

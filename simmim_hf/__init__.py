@@ -3,12 +3,12 @@
 Importing this package registers its configuration and models with the Auto classes of transformers.
 """
 
+import importlib
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import transformers
 
-from .data.collator import DataCollatorForSimMIM
-from .evaluation.encoding import encode
 from .model import modeling_simmim
 from .model.configuration_simmim import AUTO_MAP, SimMIMConfig
 from .model.modeling_simmim import (
@@ -21,8 +21,27 @@ from .model.modeling_simmim import (
     SimMIMForTokenClassification,
     SimMIMModel,
 )
-from .training.arguments import SimMIMTrainingArguments
-from .training.trainer import SimMIMTrainer
+
+if TYPE_CHECKING:  # checkers see the classes themselves, and that no other name exists
+    from .data.collator import DataCollatorForSimMIM
+    from .evaluation.encoding import encode
+    from .training.arguments import SimMIMTrainingArguments
+    from .training.trainer import SimMIMTrainer
+else:
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(_MODULE_OF[name], __name__), name)
+
+
+# Imported on first use: these modules import datasets, the Trainer and the metrics, which takes seconds.
+_MODULE_OF = {
+    "DataCollatorForSimMIM": ".data.collator",
+    "SimMIMTrainer": ".training.trainer",
+    "SimMIMTrainingArguments": ".training.arguments",
+    "encode": ".evaluation.encoding",
+}
 
 for _auto_class, _reference in AUTO_MAP.items():
     if _auto_class == "AutoConfig":
@@ -48,3 +67,7 @@ __all__ = [
     "SimMIMTrainingArguments",
     "encode",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})

@@ -29,7 +29,7 @@ from .model.backbones import can_be_decoder, class_with_head, is_decoder_family,
 from .model.configuration_simmim import SimMIMConfig
 from .model.encoder import SimMIMPreTrainedModel, give_usual_mode
 from .model.st_format import FILES_BESIDE_WEIGHTS, is_plain
-from .options import option, reason, refusing
+from .options import error_prefix, option, reason
 
 logger = logging.get_logger(__name__)
 
@@ -103,7 +103,7 @@ def run(arguments: ExportArguments) -> None:
 
 def _export(arguments: ExportArguments) -> None:
     name, to, folder = arguments.model, arguments.to, arguments.output_dir
-    with refusing("--model"):
+    with error_prefix("--model"):
         model, tokenizer = load_checkpoint(name), load_tokenizer(name)
     with tempfile.TemporaryDirectory() as private:
         staging = Path(private, "export")  # with the usual mode, which copytree gives to `folder`
@@ -140,14 +140,14 @@ def load_checkpoint(name_or_path: str) -> SimMIMPreTrainedModel:
     Raises:
         ValueError: there is no such model, it is not a SimMIM checkpoint, or it has no weights in safetensors.
     """
-    with refusing(f"`{name_or_path}` is neither a folder with a SimMIM checkpoint nor a model on the Hub"):
+    with error_prefix(f"`{name_or_path}` is neither a folder with a SimMIM checkpoint nor a model on the Hub"):
         config = AutoConfig.from_pretrained(name_or_path)
     if config.model_type != SimMIMConfig.model_type:
         raise ValueError(
             f"`{name_or_path}` is a `{config.model_type}`, not a SimMIM checkpoint. Make one of it with "
             "`SimMIMForPreTraining.from_backbone`, or with `simmim pretrain --model_name_or_path`."
         )
-    with refusing(f"the model `{name_or_path}` cannot be loaded"):
+    with error_prefix(f"the model `{name_or_path}` cannot be loaded"):
         return getattr(modeling_simmim, (config.architectures or ["SimMIMModel"])[0]).from_pretrained(name_or_path)
 
 

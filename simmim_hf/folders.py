@@ -16,14 +16,15 @@ from .options import reason
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.get_logger(__name__)
 
 # Trainer uploads nothing that begins with `_`. The file of a lock means nothing by itself: the lock that the system
 # has on it ends with its process, however that ends.
 LOCK = "_lock"
-SAVING, TRIAL = "_saving", "_trial"  # the folder of what is not whole yet, and of a trial of writing
+SAVING = "_saving"  # the folder of what is not whole yet
+TRIAL = "_trial"  # the folder of a trial of writing
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.EXDEV, errno.ENODEV, errno.ENXIO)
@@ -66,7 +67,7 @@ def claimed(folder: str | os.PathLike) -> Iterator[None]:
             raise ValueError(_unwritable(folder, error)) from error
         yield
     finally:
-        _release(lock, folder, is_new)
+        _release(lock, folder, is_new=is_new)
 
 
 def is_used(folder: str | os.PathLike, *others: str) -> bool:
@@ -151,7 +152,7 @@ def _lock_file(descriptor: int, folder: Path) -> None:
         logger.warning(f"`{folder}` cannot be locked ({reason(error)}): start no other command that writes there.")
 
 
-def _release(lock: int, folder: Path, is_new: bool) -> None:
+def _release(lock: int, folder: Path, *, is_new: bool) -> None:
     with contextlib.suppress(OSError):  # the folder may be gone
         os.unlink(folder / LOCK)
     os.close(lock)

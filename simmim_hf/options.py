@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import inspect
 import itertools
 import json
 import math
@@ -11,7 +10,7 @@ import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
 from numbers import Integral, Real
-from typing import Union, get_args, get_origin
+from typing import Any, NoReturn, Union, get_args, get_origin
 
 import yaml
 from transformers import HfArgumentParser
@@ -19,6 +18,7 @@ from transformers import HfArgumentParser
 from . import records
 from .model.configuration_simmim import REMOVED_OPTIONS, RENAMED_OPTIONS, current_options, current_value, nearest
 
+MODEL_SPELLINGS = ("model", "model_name_or_path")
 SETTINGS_FILES = (".yaml", ".yml", ".json")
 NOT_GIVEN = object()
 REFUSED = 2  # the exit code where the input cannot work, as in argparse
@@ -27,37 +27,58 @@ LONGEST_LINE, LONGEST_REASON = 1200, 600  # characters of a refusal, and of what
 
 
 class Parser(HfArgumentParser):
-    """The parser of a command: an option has its whole name, a refusal is one line, and the help shows the options of
-    this package in groups; those of transformers too with `--help_all`."""
+    """The parser of a command: an option has its whole name, and a refusal is one line.
 
-    def __init__(self, arguments: type | tuple[type, ...], **options):
+    Args:
+        arguments: the dataclasses of the options
+        sections: what `--help` shows, names of options by title; `--help_all` shows all. Default: all, in the groups
+            of the dataclasses
+        hidden: options that are refused with the remedy, and no help shows
+    """
+
+    def __init__(
+        self,
+        arguments: type | Sequence[type],
+        sections: Mapping[str, Sequence[str]] | None = None,
+        hidden: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
         super().__init__(arguments, allow_abbrev=False, formatter_class=HelpFormatter, **options)
-        self._hidden = {}  # an option of transformers, and its help
-        names = set().union(*(_inherited(cls, "transformers.") for cls in self.dataclass_types))
-        for action in self._actions:
-            if action.dest in names:
-                self._hidden[action], action.help = action.help, argparse.SUPPRESS
-        if self._hidden:
+        self.sections = sections
+        self.options_by_name = {action.dest: action for action in self._actions}
+        for name in hidden:
+            self.options_by_name[name].help = argparse.SUPPRESS
+        if sections:
             nothing = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS}  # it is no option of a dataclass
             self.add_argument("--help_all", "--help-all", nargs=0, action=HelpAll, help=HelpAll.__doc__, **nothing)
-            self.epilog = (
-                "All options of TrainingArguments of transformers too, such as --max_steps, --bf16, --seed, "
-                "--gradient_accumulation_steps, --resume_from_checkpoint and --push_to_hub: --help_all"
-            )
+            self.epilog = "--help_all lists every option, also those of TrainingArguments of transformers."
+
+    def format_help(self) -> str:
+        if not self.sections:
+            return super().format_help()
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, [])
+        formatter.add_text(self.description)
+        for title, names in self.sections.items():
+            formatter.start_section(title)
+            formatter.add_arguments([self.options_by_name[name] for name in names])
+            formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
 
     def print_all_help(self) -> None:
-        for action, text in self._hidden.items():
-            action.help = text
+        self.sections = None
         self.print_help()
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         self.exit(REFUSED, f"{self.prog}: error: {one_line(message)}\n")
+        raise AssertionError("exit does not return")
 
 
 class HelpAll(argparse.Action):
-    """show the options of transformers too, and exit"""
+    """show every option, and exit"""
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         parser.print_all_help()
         parser.exit()
 
@@ -65,9 +86,10 @@ class HelpAll(argparse.Action):
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Names an option once, and its default where the text does not say it."""
 
-    def _get_help_string(self, action: argparse.Action) -> str:
-        told = "Default: " in action.help or action.default in (None, "", [], {}, argparse.SUPPRESS)
-        return action.help if told else super()._get_help_string(action)
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        says_default = "Default: " in text or action.default in (None, "", [], {}, argparse.SUPPRESS)
+        return text if says_default else super()._get_help_string(action)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         names, values = action.option_strings, "" if action.nargs == 0 else self._format_args(action, "VALUE")
@@ -75,15 +97,6 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
             values = "{" + ",".join(map(str, action.choices)) + "}" + (" ..." if action.nargs in ("+", "*") else "")
         shown = [name for name in names if "-" not in name.lstrip("-")] or names
         return " ".join([", ".join(shown), *filter(None, [values])])
-
-
-def _inherited(cls: type, module: str) -> set[str]:
-    """The options of a dataclass that were declared in a module or package of this name, and nowhere below."""
-    declared = {}
-    for base in cls.__mro__:
-        for name in inspect.get_annotations(base):
-            declared.setdefault(name, base.__module__)
-    return {each.name for each in fields(cls) if declared[each.name].startswith(module)}
 
 
 def one_line(message: str) -> str:
@@ -94,7 +107,7 @@ def one_line(message: str) -> str:
 
 
 @contextlib.contextmanager
-def refusing(what: str) -> Iterator[None]:
+def error_prefix(what: str) -> Iterator[None]:
     """Makes any error a ValueError of one line that begins with `what`: each library has errors of its own."""
     try:
         yield
@@ -109,13 +122,15 @@ def reason(error: BaseException) -> str:
     return words if len(words) <= LONGEST_REASON else f"{words[:LONGEST_REASON]} ..."
 
 
-def is_number(value, least: float = -math.inf, most: float = math.inf, kind: type = float) -> bool:
+def is_number(value: Any, least: float = -math.inf, most: float = math.inf, kind: type = float) -> bool:
     """Whether a value is a number in a range, whole where `kind` is int; a truth value and nan are none."""
     numbers = Integral if kind is int else Real
-    return isinstance(value, numbers) and not isinstance(value, bool) and least <= value <= most
+    if isinstance(value, bool) or not isinstance(value, numbers):
+        return False
+    return bool(least <= value <= most)  # type: ignore[operator]  # `Real` is no `float` to mypy
 
 
-def check_number(name: str, value, least: float = -math.inf, most: float = math.inf, kind: type = float) -> None:
+def check_number(name: str, value: Any, least: float = -math.inf, most: float = math.inf, kind: type = float) -> None:
     """Refuses what `is_number` says is none.
 
     Raises:
@@ -126,7 +141,7 @@ def check_number(name: str, value, least: float = -math.inf, most: float = math.
         raise ValueError(f"{name}={value!r}: give a {'whole ' if kind is int else ''}number, {ends}.")
 
 
-def option(default=MISSING, help: str = "", **metadata):
+def option(default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
     """A dataclass field for the command line; without a default it has to be given."""
     return field(default=default, metadata={"help": help, **metadata})
 
@@ -152,19 +167,21 @@ def options_of(cls: type, leave_out: Sequence[str] = (), unset: Mapping[str, str
             default = None
         if get_origin(kind) is list and default is not None:
             values = [default] if not isinstance(default, tuple) else list(default)
-            made = field(default_factory=values.copy, metadata=metadata)
+            made: Any = field(default_factory=values.copy, metadata=metadata)
         else:
             made = field(default=default, metadata=metadata)
         derived.append((declared.name, kind if default is not None else kind | None, made))
     return make_dataclass(f"{cls.__name__}Options", derived)
 
 
-def _readable(kind):
+def _readable(kind: Any) -> Any:
     """The type that HfArgumentParser reads: `float | int` is a float, `float | tuple[float, float]` a list of them."""
     if get_origin(kind) not in (Union, types.UnionType):
         return kind
     kinds = [part for part in get_args(kind) if part is not type(None)]
-    return list[kinds[0]] if any(get_origin(part) is tuple for part in kinds) else kinds[0]
+    if any(get_origin(part) is tuple for part in kinds):
+        return types.GenericAlias(list, (kinds[0],))
+    return kinds[0]
 
 
 def parse(parser: Parser, argv: Sequence[str]) -> tuple:
@@ -213,13 +230,13 @@ def build(dataclasses: Sequence[type], options: Mapping) -> tuple:
     options = current_options(options)
     _check_names(options, option_names(dataclasses))
     return tuple(
-        cls(**{each.name: options[each.name] for each in fields(cls) if each.init and each.name in options})
+        cls(**{field_.name: options[field_.name] for field_ in fields(cls) if field_.init and field_.name in options})
         for cls in dataclasses
     )
 
 
 def option_names(dataclasses: Sequence[type]) -> list[str]:
-    return [each.name for cls in dataclasses for each in fields(cls) if each.init]
+    return [field_.name for cls in dataclasses for field_ in fields(cls) if field_.init]
 
 
 def known_words(parser: Parser, argv: Sequence[str]) -> list[str]:
@@ -232,6 +249,7 @@ def known_words(parser: Parser, argv: Sequence[str]) -> list[str]:
         argv = [*words_of(read_settings(argv[0])), *argv[1:]]
     argv = current_words(argv)
     names = option_names(parser.dataclass_types)
+    argv = [_in_spelling_of(names, word) for word in argv]
     given = [word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
     _check_names(
         [name for name in given if name not in ("help", "help_all") and name.removeprefix("no_") not in names], names
@@ -246,6 +264,15 @@ def known_words(parser: Parser, argv: Sequence[str]) -> list[str]:
                 f"{option}: {word!a} is not UTF-8, in which results are written: give another name or value."
             )
     return list(argv)
+
+
+def _in_spelling_of(names: Sequence[str], word: str) -> str:
+    """`--model` and `--model_name_or_path` are one option, whichever of the two a command has."""
+    name, equals, value = word.partition("=")
+    for spelling, other in (MODEL_SPELLINGS, MODEL_SPELLINGS[::-1]):
+        if name.replace("-", "_") == f"__{spelling}" and spelling not in names and other in names:
+            return f"--{other}{equals}{value}"
+    return word
 
 
 def current_words(argv: Sequence[str]) -> list[str]:
@@ -270,7 +297,7 @@ def _check_names(given: Iterable[str], names: Sequence[str]) -> None:
         if name in REMOVED_OPTIONS:
             raise ValueError(f"--{name} is gone: {REMOVED_OPTIONS[name][1]}. Leave it out.")
         if name not in names:
-            raise ValueError(f"there is no option --{name}.{nearest(name, names, '--{}', cutoff=0.5)}")
+            raise ValueError(f"there is no option --{name}.{nearest(name, names, '--{}')}")
 
 
 def _refuse(left_over: Sequence[str]) -> None:
@@ -282,7 +309,7 @@ def read_settings(path: str) -> dict:
     """A YAML or JSON file of options and their values."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no settings file `{path}`.")
-    with open(path, encoding="utf-8") as file, refusing(f"`{path}` is not valid YAML or JSON"):
+    with open(path, encoding="utf-8") as file, error_prefix(f"`{path}` is not valid YAML or JSON"):
         loader = yaml.SafeLoader(file)  # every JSON file is a YAML file
         root = loader.get_single_node()
         if _count(root, {}) > MOST_VALUES:

@@ -1,6 +1,5 @@
 """What results depend on, and JSON files that are whole or absent."""
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -12,6 +11,7 @@ import shlex
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -44,8 +44,10 @@ def git_revision() -> str | None:
         return None
     words = ["git", "-C", str(clone), "-c", "core.fsmonitor=false"]
     words += ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    with contextlib.suppress(OSError):  # there may be no git
+    try:
         return subprocess.run(words, capture_output=True, text=True).stdout.strip() or None
+    except OSError:  # there may be no git
+        return None
 
 
 def fingerprint(rows) -> str | None:
@@ -59,8 +61,10 @@ def fingerprint(rows) -> str | None:
             while pa.types.is_list(values.type):
                 checksum.update(values.value_lengths().to_numpy(zero_copy_only=False).tobytes())
                 values = values.flatten()
-            numbers = pa.types.is_integer(values.type) and not values.null_count
-            checksum.update(values.to_numpy().tobytes() if numbers else repr(values.to_pylist()).encode())
+            if pa.types.is_integer(values.type) and not values.null_count:
+                checksum.update(values.to_numpy().tobytes())
+            else:
+                checksum.update(repr(values.to_pylist()).encode())
     return checksum.hexdigest()[:16]
 
 
@@ -68,20 +72,31 @@ def hardware(args: TrainingArguments) -> str:
     """The device of one process, by the name that its maker gave it."""
     if args.device.type == "cpu":
         threads = torch.get_num_threads()
-        return f"{_cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
-    name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type
+        return f"{cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
+    name = args.device.type
+    if name == "cuda":
+        name = torch.cuda.get_device_name(args.device)
     return f"{args.n_gpu} x {name}" if args.n_gpu > 1 else name
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     information = Path("/proc/cpuinfo")  # on Linux `platform` knows the architecture only
-    names = re.findall(r"^model name\s*:\s*(.+)$", information.read_text(), re.M) if information.is_file() else []
-    return (names or [platform.processor() or platform.machine()])[0]
+    if information.is_file():
+        name = re.search(r"^model name\s*:\s*(.+)$", information.read_text(), re.M)
+        if name:
+            return name[1]
+    return platform.processor() or platform.machine()
 
 
-def without_folders(value):
+def without_folders(value: Any) -> Any:
     """An option with absolute paths cut to their last part: what is shared names no folder of this machine."""
-    return _changed(value, lambda part: Path(part).name if isinstance(part, str) and os.path.isabs(part) else part)
+    return _changed(value, _without_folder)
+
+
+def _without_folder(part: Any) -> Any:
+    if isinstance(part, str) and os.path.isabs(part):
+        return Path(part).name
+    return part
 
 
 def without_secrets(options: dict) -> dict:
@@ -90,43 +105,52 @@ def without_secrets(options: dict) -> dict:
     return {name: without_secrets(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
-def printable(value):
+def printable(value: Any) -> Any:
     """A text, or the texts in dicts and lists, with control characters written as in Python: `\\n`, `\\x1b`."""
     if isinstance(value, dict):
         return {printable(name): printable(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [printable(part) for part in value]
-    return CONTROL.sub(_escape, value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return CONTROL.sub(_escape, value)
+    return value
 
 
 def _escape(found: re.Match) -> str:
     return found[0].encode("unicode_escape").decode()
 
 
-def _changed(value, change: Callable):
+def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
     """A value, or the dicts and lists that it is made of, with every part that is neither of them changed."""
     if isinstance(value, dict):
         return {str(name): _changed(part, change) for name, part in value.items()}
-    return [_changed(part, change) for part in value] if isinstance(value, (list, tuple)) else change(value)
+    if isinstance(value, (list, tuple)):
+        return [_changed(part, change) for part in value]
+    return change(value)
 
 
 def command(argv: Sequence[str], program: str = "simmim") -> str:
     """A command line as it may be shared: without access tokens and folders of this machine."""
-    shared, words = [program], iter(argv)
+    shared = [program]
+    words = iter(argv)
     for word in words:
         name, equals, value = word.partition("=")
         if name.startswith("--") and SECRET.fullmatch(name[2:]):
             if not equals:
                 next(words, None)
+        elif equals:
+            shared.append(f"{name}={without_folders(value)}")
         else:
-            shared.append(f"{name}={without_folders(value)}" if equals else without_folders(word))
+            shared.append(without_folders(word))
     return shlex.join(shared)
 
 
 def distinct_names(paths: list[str]) -> list[str]:
     """The last part of each path, with the folder that it lies in where two would be the same."""
     names = [Path(path).name for path in paths]
-    return names if len(set(names)) == len(names) else [str(Path(*Path(path).parts[-2:])) for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    return [str(Path(*Path(path).parts[-2:])) for path in paths]
 
 
 def read_json(path: Path) -> dict:
@@ -147,6 +171,12 @@ def write_json(path: Path, content: dict) -> None:
     """Writes all of a file or nothing. NaN and infinity, such as the loss of an arm that diverged, become null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    finite = _changed(content, lambda part: None if isinstance(part, float) and not math.isfinite(part) else part)
+    finite = _changed(content, _null_if_not_finite)
     partial.write_text(json.dumps(finite, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
+
+
+def _null_if_not_finite(part: Any) -> Any:
+    if isinstance(part, float) and not math.isfinite(part):
+        return None
+    return part

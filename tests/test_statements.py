@@ -1,4 +1,4 @@
-"""One statement a line: no parallel assignment of unrelated things, no long or nested conditional expression."""
+"""One statement a line: no assignment of several unrelated things, no long or nested conditional expression."""
 
 import ast
 from pathlib import Path
@@ -8,50 +8,84 @@ import pytest
 import simmim_hf
 
 PACKAGE = Path(simmim_hf.__file__).parent
-PLAIN = ["model"]  # the folders that are held to it
-LONGEST = 60  # characters of a conditional expression: half a line
+HALF_A_LINE = 60
+# How many each file still has. A number may only become smaller, and a file without one has none.
+ALLOWED = {
+    "comparison/budget.py": 4,
+    "comparison/comparison.py": 12,
+    "comparison/held_out.py": 2,
+    "comparison/plots.py": 1,
+    "comparison/report.py": 6,
+    "comparison/statistics.py": 6,
+    "data/corpora.py": 2,
+    "export.py": 14,
+    "options.py": 10,
+    "training/adaptation.py": 4,
+    "training/agreement.py": 2,
+    "training/arguments.py": 2,
+    "training/card.py": 28,
+    "training/checkpoints.py": 3,
+    "training/checks.py": 2,
+    "training/measuring.py": 1,
+    "training/parts.py": 2,
+    "training/pretraining.py": 9,
+    "training/report.py": 3,
+    "training/signals.py": 2,
+    "training/trainer.py": 15,
+}
+FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 
-def faults(source: str) -> list[str]:
-    """The statements that are two in one."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if (
-            isinstance(node, ast.Assign)
-            and isinstance(node.targets[0], ast.Tuple)
-            and isinstance(node.value, ast.Tuple)
-        ):
-            targets = sorted(ast.unparse(part) for part in node.targets[0].elts)
-            values = sorted(ast.unparse(part) for part in node.value.elts)
-            if targets != values:  # equal where things are swapped
-                found.append(ast.unparse(node))
-        elif isinstance(node, ast.IfExp):
-            parts = (node.test, node.body, node.orelse)
-            is_nested = any(isinstance(inner, ast.IfExp) for part in parts for inner in ast.walk(part))
-            if is_nested or len(ast.unparse(node)) > LONGEST:
-                found.append(ast.unparse(node))
-        elif isinstance(node, ast.NamedExpr):
-            found.append(ast.unparse(node))
-    return found
+def is_parallel_assignment(node: ast.AST) -> bool:
+    """`a, b = x, y`, unless the names are those of the values: a swap."""
+    if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Tuple):
+        return False
+    targets = node.targets[0]
+    if not isinstance(targets, ast.Tuple):
+        return False
+    return {ast.unparse(part) for part in targets.elts} != {ast.unparse(part) for part in node.value.elts}
 
 
-@pytest.mark.parametrize("folder", PLAIN)
-def test_a_line_is_one_statement(folder):
-    found = {str(path): faults(path.read_text(encoding="utf-8")) for path in (PACKAGE / folder).rglob("*.py")}
-    assert not {path: lines for path, lines in found.items() if lines}
+def is_hard_to_read(node: ast.AST) -> bool:
+    """A conditional expression that is longer than half a line, or has another one inside."""
+    if not isinstance(node, ast.IfExp):
+        return False
+    is_nested = any(isinstance(inner, ast.IfExp) for inner in ast.walk(node) if inner is not node)
+    return is_nested or len(ast.unparse(node)) > HALF_A_LINE
+
+
+def dense_lines(source: str) -> list[int]:
+    """The numbers of the lines that hold more than one statement should."""
+    nodes = ast.walk(ast.parse(source))
+    return sorted(node.lineno for node in nodes if is_parallel_assignment(node) or is_hard_to_read(node))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_line_holds_one_statement(file):
+    lines = dense_lines((PACKAGE / file).read_text(encoding="utf-8"))
+    allowed = ALLOWED.get(file, 0)
+    assert len(lines) <= allowed, f"{file} has {len(lines)}, and {allowed} may be: write plain `if`s. Lines {lines}"
+
+
+def test_every_file_with_a_number_exists():
+    assert set(ALLOWED) <= set(FILES)
 
 
 @pytest.mark.parametrize(
-    ("line", "is_fault"),
+    "line",
     [
-        ("rows, columns = [], 3", True),
-        ("first, second = second, first", False),
-        ("batch, length = x.shape", False),
-        ("size = 1 if small else 2", False),
-        ("size = 1 if small else 2 if large else 3", True),
-        ("size = function(argument, another) if a_condition and another_one else default", True),
-        ("found = (size := 3)", True),
+        "first, second = one, {}",
+        "a, b = b, c",
+        "value = x if a else (y if b else z)",
+        f"value = {'x' * 30} if {'y' * 30} else z",
     ],
 )
-def test_what_is_one_statement(line, is_fault):
-    assert bool(faults(line)) == is_fault
+def test_a_dense_line_is_found(line):
+    assert dense_lines(f"import os\n{line}") == [2]
+
+
+@pytest.mark.parametrize(
+    "line", ["a, b = b, a", "rows, width = states.shape", "first, *rest = words", "x = a if b else c"]
+)
+def test_a_plain_line_is_none(line):
+    assert not dense_lines(line)

@@ -22,12 +22,12 @@ from transformers.utils import logging
 from .. import folders, memory, records
 from ..data import tokenization
 from ..evaluation.language_modelling import load_language_model, unigram_cross_entropy
-from ..evaluation.measure import measure
 from ..evaluation.metrics import tfidf_reciprocal_rank
+from ..evaluation.run_task import EvalSettings, measure
 from ..evaluation.tasks import load_tasks
 from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig, current_options
 from ..model.modeling_simmim import SimMIMForPreTraining
-from ..options import build, is_number, option, reason, refusing
+from ..options import build, error_prefix, is_number, option, reason
 from ..training import parts, sharding
 from ..training.arguments import PRETRAINING, default_dropout, fill_defaults
 from ..training.checkpoints import claimed, in_all_processes, last_checkpoint, remove_checkpoint
@@ -152,7 +152,7 @@ class Comparison:
         with without_progress_bars(), folders.writing(self.folder):
             self._save_initial_weights(is_new)
             self.rates = self._rates()
-            with refusing("--tasks"):
+            with error_prefix("--tasks"):
                 self.tasks = load_tasks(tasks, self.seeds[0])
             if any(task.needs_head for task in self.tasks.values()):
                 load_language_model(str(self._initial(self.seeds[0])))  # refuses what has no head
@@ -173,7 +173,9 @@ class Comparison:
         """Reads and tokenises the text of all arms, and masks the held-out part that every arm is asked about."""
         set_seed(self.seeds[0])
         with self.args.main_process_first(desc="reading the corpus"):
-            self.train, self.held_out_texts = parts.read_text(self.data_args, self.seeds[0])
+            corpus = parts.read_text(self.data_args, self.seeds[0])
+            self.train = corpus.train
+            self.held_out_texts = corpus.held_out
             self.tokenizer = parts.get_tokenizer(self.model_args, self.train, show_progress=self.is_main)
         model = parts.build_model(self.model_args, self.tokenizer)
         started_from = model.config if self.model_args.model_name_or_path else SimMIMConfig
@@ -430,8 +432,8 @@ class Comparison:
         for name, task in self.tasks.items():
             if self.signals.received:  # only the main process is here
                 raise Interrupted
-            options = {"max_length": self.max_length, "language_model": language_model, "seed": self.seeds[0]}
-            metrics[name] = measure(task, model, self.tokenizer, **options)
+            settings = EvalSettings(self.tokenizer, self.max_length, seed=self.seeds[0])
+            metrics[name] = measure(task, model, settings, language_model)
         return metrics
 
     def _measure_initial_weights(self, seed: int) -> None:
@@ -480,7 +482,7 @@ def _training_seconds(state: TrainerState) -> float:
 
 
 def _curve(history: list[dict], tokens: list[int]) -> list[dict]:
-    """The entries of a log that have quantities of held-out text, against tokens read."""
+    """The entries of a log that have metrics of held-out text, against tokens read."""
     rows, prefix = [], "held_out_"
     for entry in history:
         found = {name.removeprefix(prefix): v for name, v in entry.items() if name.startswith(prefix)}

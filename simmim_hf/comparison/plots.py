@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..quantities import QUANTITIES
-from .statistics import Metric, front_axes, front_of, front_points, metrics_of
+from ..metric_catalogue import METRICS
+from .statistics import ComparedMetric, front_axes, front_of, front_points, metrics_of
 
 COLOURS = 10
 
@@ -31,12 +31,12 @@ def _figure(width: float, height: float = 4.2):
     return Figure(figsize=(width, height), dpi=130, layout="constrained")
 
 
-def styles_of(results: dict, axes: tuple[Metric, Metric] | None) -> dict[str, dict]:
+def styles_of(results: dict, axes: tuple[ComparedMetric, ComparedMetric] | None) -> dict[str, dict]:
     """Colour, marker and label of each arm; of more than ten arms only those of the front stand out."""
     named = list(results["arms"])
     if len(named) > COLOURS and axes is not None:
         x, y = axes
-        named = front_of(front_points(x, y), x.quantity.better, y.quantity.better)
+        named = front_of(front_points(x, y), x.definition.sign, y.definition.sign)
     styles = {arm: {"color": "0.8", "marker": ".", "zorder": 1, "label": "_other"} for arm in results["arms"]}
     for arm in [arm for arm in styles if arm not in named][:1]:
         styles[arm]["label"] = "other arms"  # once; matplotlib leaves a label that begins with _ out
@@ -46,7 +46,7 @@ def styles_of(results: dict, axes: tuple[Metric, Metric] | None) -> dict[str, di
     return styles
 
 
-def _draw_front(results: dict, axes: tuple[Metric, Metric], styles: dict[str, dict]):
+def _draw_front(results: dict, axes: tuple[ComparedMetric, ComparedMetric], styles: dict[str, dict]):
     """Two metrics of every arm against each other."""
     x, y = axes
     points = front_points(x, y)
@@ -61,7 +61,7 @@ def _draw_front(results: dict, axes: tuple[Metric, Metric], styles: dict[str, di
             panel.plot([at_x, seed_x], [at_y, seed_y], color=colour, linewidth=0.8, alpha=0.6)
             panel.plot(seed_x, seed_y, ".", color=colour, alpha=0.6)
         panel.plot(at_x, at_y, linestyle="none", markersize=10, **styles[arm])
-    front = front_of(points, x.quantity.better, y.quantity.better)
+    front = front_of(points, x.definition.sign, y.definition.sign)
     panel.plot(*zip(*sorted(points[arm] for arm in front)), "--", color="grey", linewidth=1, zorder=0)
     if y.initial:
         panel.axhline(y.initial.mean, label=results["initial"]["name"], color="black", linestyle=":", linewidth=1)
@@ -75,7 +75,7 @@ def _draw_front(results: dict, axes: tuple[Metric, Metric], styles: dict[str, di
 
 
 def _curves(results: dict, name: str) -> dict[str, list[np.ndarray]]:
-    """For each arm an array (2, points) of tokens and values for each of its runs that have the quantity."""
+    """For each arm an array (2, points) of tokens and values for each of its runs that have the metric."""
     found = {}
     for run in results["runs"]:
         rows = [(row["tokens"], row[name]) for row in run.get("curve") or () if row.get(name) is not None]
@@ -112,7 +112,7 @@ def _draw_curves(results: dict, styles: dict[str, dict]):
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     for panel, (name, found) in zip(panels, curves.items(), strict=True):
         _draw_lines(panel, found, styles)
-        panel.set_title(f"{QUANTITIES[name].title}, held out", fontsize=11)
+        panel.set_title(f"{METRICS[name].title}, held out", fontsize=11)
         if name == "mlm_loss":
             # A run that diverges, or an arm that never learned to answer, may leave the plot.
             start = max(values[0] for runs in found.values() for _, values in runs)

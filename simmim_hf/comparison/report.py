@@ -6,10 +6,10 @@ from pathlib import Path
 
 import jinja2
 
-from .. import records
-from ..quantities import APART, GEOMETRY, LANGUAGE, RETRIEVAL, SIMILARITY, TRANSFER, listed
+from .. import records, tables
+from ..metric_catalogue import APART, GEOMETRY, LANGUAGE, RETRIEVAL, SIMILARITY, TRANSFER, listed
 from .plots import draw
-from .statistics import COST, Metric, mean_costs, metrics_of, without_masked_term
+from .statistics import COST, ComparedMetric, mean_costs, metrics_of, without_masked_term
 
 MANY_ARMS = 10  # the most that a sentence names
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -66,7 +66,7 @@ class Section:
     plot: str | None = None
 
 
-def metric_table(metrics: list[Metric], results: dict, caption: str = "") -> Table:
+def metric_table(metrics: list[ComparedMetric], results: dict, caption: str = "") -> Table:
     """A row for each arm, for the weights they started from and for each reference; a column for each metric."""
     untrained, seeds = without_masked_term(results), len(results["seeds"])
     marks = [{metric.best(): "best", **dict.fromkeys(metric.close(), "same")} for metric in metrics]
@@ -77,10 +77,10 @@ def metric_table(metrics: list[Metric], results: dict, caption: str = "") -> Tab
         rows.append([f"{arm} †" if arm in untrained else arm, f"{finished} of {seeds}", *cells])
     rows.append([results["initial"]["name"], str(seeds), *(metric.format(metric.initial) for metric in metrics)])
     for name in dict.fromkeys(metric.reference[0] for metric in metrics if metric.reference):
-        cells = [m.quantity.format(m.reference[1]) if m.reference and name in m.reference else "-" for m in metrics]
+        cells = [m.definition.format(m.reference[1]) if m.reference and name in m.reference else "-" for m in metrics]
         rows.append([name, "-", *cells])
     several = len({metric.task for metric in metrics}) > 1
-    titles = [metric.title if several else metric.quantity.described for metric in metrics]
+    titles = [metric.title if several else metric.definition.described for metric in metrics]
     untested = [f"{metric.title} ({listed(arms)})" for metric in metrics if (arms := metric.without_variance())]
     note = "The difference from the best is the same with every seed, which leaves nothing to test: {}."
     note = note.format(listed(untested)) if untested else ""
@@ -94,7 +94,7 @@ def sections_of(results: dict, plots: dict[str, str]) -> list[Section]:
         plots: file names by kind, of those that were drawn
     """
     metrics, sections = metrics_of(results), []
-    leading = [metric for metric in metrics if metric.quantity.leads]
+    leading = [metric for metric in metrics if metric.definition.is_headline]
     if leading:
         sections.append(Section("At a glance", [NOTES["At a glance"]], [metric_table(leading, results)]))
     failed = [[run["arm"], str(run["seed"]), run["reason"]] for run in results["runs"] if run["status"] != "finished"]
@@ -108,11 +108,11 @@ def sections_of(results: dict, plots: dict[str, str]) -> list[Section]:
     for kind, title in PLOTS.items():
         if kind in plots:
             sections.append(Section(title, [NOTES[title]], plot=plots[kind]))
-    for axis in dict.fromkeys(metric.quantity.axis for metric in metrics):
-        of_axis = [metric for metric in metrics if metric.quantity.axis == axis]
-        tasks = dict.fromkeys(metric.task for metric in of_axis)
-        tables = [metric_table([m for m in of_axis if m.task == task], results, task) for task in tasks]
-        sections.append(Section(axis, [NOTES[axis]], tables))
+    for name in dict.fromkeys(metric.definition.section for metric in metrics):
+        of_section = [metric for metric in metrics if metric.definition.section == name]
+        tasks = dict.fromkeys(metric.task for metric in of_section)
+        tables = [metric_table([m for m in of_section if m.task == task], results, task) for task in tasks]
+        sections.append(Section(name, [NOTES[name]], tables))
     costs = Table(["arm", *COST], [[arm, *means] for arm, means in mean_costs(results).items()])
     counted = TOKENS[results.get("tokens", "text")]
     return [*sections, Section("Cost", [NOTES["Cost"].format(tokens=counted)], [costs])]
@@ -158,7 +158,7 @@ def write(results: dict, folder: Path) -> None:
 
 def overview(results: dict) -> str:
     """The table of the leading metrics, for a terminal."""
-    leading = [metric for metric in metrics_of(results) if metric.quantity.leads]
+    leading = [metric for metric in metrics_of(results) if metric.definition.is_headline]
     return "\n{}\n".format("\n\n".join(_markdown(metric_table(leading, results))))
 
 
@@ -177,8 +177,9 @@ def as_markdown(title: str, sections: list[Section]) -> str:
 def _markdown(table: Table) -> list[str]:
     """The caption, the table and the note, as far as there are any."""
     marks = {"best": "**{}**", "same": "{} ≈", "": "{}"}
-    rows = [table.head, ["---"] * len(table.head)]
+    rows = [table.head]
     for row in table.rows:
         cells = [cell if isinstance(cell, tuple) else (cell, "") for cell in row]
-        rows.append([marks[mark].format(" ".join(text.replace("|", "\\|").split())) for text, mark in cells])
-    return list(filter(None, [table.caption, "\n".join(f"| {' | '.join(row)} |" for row in rows), table.note]))
+        rows.append([marks[mark].format(text) for text, mark in cells])
+    lines = tables.markdown(rows, align="<" * len(table.head))
+    return list(filter(None, [table.caption, "\n".join(lines), table.note]))

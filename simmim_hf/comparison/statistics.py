@@ -7,7 +7,7 @@ import numpy as np
 from scipy import stats
 
 from ..evaluation.bootstrap import CONFIDENCE
-from ..quantities import QUANTITIES, Quantity
+from ..metric_catalogue import METRICS, Metric
 
 COST = {  # title -> (name in a result, divided by, format)
     "steps": ("steps", 1, ",.0f"),
@@ -81,7 +81,7 @@ def differ(one: Estimate, other: Estimate) -> bool:
 
 
 @dataclass
-class Metric:
+class ComparedMetric:
     """One metric of one task: its values for every arm, and for the weights that the arms started from.
 
     Args:
@@ -95,12 +95,12 @@ class Metric:
     reference: tuple[str, float] | None = None
 
     @property
-    def quantity(self) -> Quantity:
-        return QUANTITIES[self.name]
+    def definition(self) -> Metric:
+        return METRICS[self.name]
 
     @property
     def title(self) -> str:
-        return f"{self.task}: {self.quantity.title}"
+        return f"{self.task}: {self.definition.title}"
 
     @property
     def known(self) -> dict[str, Estimate]:
@@ -110,14 +110,14 @@ class Metric:
     def best(self) -> str | None:
         """The arm with the best mean; None where no direction is better, fewer than two arms have a value, or none
         of them is better than the weights they started from."""
-        if not self.quantity.better or len(self.known) < 2:
+        if not self.definition.sign or len(self.known) < 2:
             return None
-        best = max(self.known, key=lambda arm: self.quantity.better * self.known[arm].mean)
+        best = max(self.known, key=lambda arm: self.definition.sign * self.known[arm].mean)
         return best if self.beats_initial(best) else None
 
     def beats_initial(self, arm: str) -> bool:
         """Whether the mean of an arm is better than that of the weights it started from, where these have one."""
-        return self.initial is None or self.quantity.is_better(self.known[arm].mean, self.initial.mean)
+        return self.initial is None or self.definition.is_better(self.known[arm].mean, self.initial.mean)
 
     def p_against_best(self) -> dict[str, float | None]:
         """For each other arm than the best, `paired_p` of the two; {} without a best arm."""
@@ -144,16 +144,16 @@ class Metric:
         """`mean ± half width`, in words where equal seeds give no interval; `-` where nothing is known."""
         if found is None:
             return "-"
-        mean, half = self.quantity.format(found.mean), found.half_width
+        mean, half = self.definition.format(found.mean), found.half_width
         if not half:
             return mean if half is None else f"{mean} (all seeds equal)"
-        shown = self.quantity.format(half)
-        if shown == self.quantity.format(0):  # narrower than the last digit, but not of no width
-            shown = f"<{self.quantity.format(10**-self.quantity.digits)}"
+        shown = self.definition.format(half)
+        if shown == self.definition.format(0):  # narrower than the last digit, but not of no width
+            shown = f"<{self.definition.format(10**-self.definition.digits)}"
         return f"{mean} ± {shown}"
 
 
-def metrics_of(results: dict) -> list[Metric]:
+def metrics_of(results: dict) -> list[ComparedMetric]:
     """All metrics of `results.json` that a report shows, in the order of the catalogue and then of the tasks."""
     values, tasks = {}, {}  # (name, task) -> arm, None for the starting weights -> seed -> value
     runs = [(run["arm"], run) for run in results["runs"]] + [(None, run) for run in results["initial"]["runs"]]
@@ -163,16 +163,16 @@ def metrics_of(results: dict) -> list[Metric]:
             for name, value in by_name.items():
                 values.setdefault((name, task), {}).setdefault(arm, {})[run["seed"]] = value
     return [
-        Metric(
+        ComparedMetric(
             task,
             name,
             {arm: estimate(values[name, task].get(arm, {})) for arm in results["arms"]},
             estimate(values[name, task].get(None, {})),
             results["references"].get(task, {}).get(name),
         )
-        for name, quantity in QUANTITIES.items()
+        for name, definition in METRICS.items()
         for task in tasks
-        if quantity.axis and (name, task) in values
+        if definition.section and (name, task) in values
     ]
 
 
@@ -196,7 +196,7 @@ def summary(results: dict) -> list[dict]:
     ]
 
 
-def front_axes(metrics: list[Metric]) -> tuple[Metric, Metric] | None:
+def front_axes(metrics: list[ComparedMetric]) -> tuple[ComparedMetric, ComparedMetric] | None:
     """The held-out MLM loss, and what the vectors are worth: the first task of similarity, retrieval or transfer."""
     x = next((metric for metric in metrics if metric.name == "mlm_loss"), None)
     for name in ("spearman", "mrr@10", "accuracy"):
@@ -206,7 +206,7 @@ def front_axes(metrics: list[Metric]) -> tuple[Metric, Metric] | None:
     return None
 
 
-def front_points(x: Metric, y: Metric) -> dict[str, tuple[float, float]]:
+def front_points(x: ComparedMetric, y: ComparedMetric) -> dict[str, tuple[float, float]]:
     """The means (x, y) of the arms that have both."""
     return {arm: (x.known[arm].mean, y.known[arm].mean) for arm in x.known if arm in y.known}
 

@@ -169,12 +169,12 @@ def _check_removed(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` is {value!r}, and this option is gone: {reason}. Leave it out.")
 
 
-def nearest(name: str, candidates: Iterable[str], spelling: str = "`{}`", cutoff: float = 0.6) -> str:
+def nearest(name: str, candidates: Iterable[str], spelling: str = "`{}`") -> str:
     """` Did you mean X?` for a misspelt or shortened option, or nothing where no candidate is near."""
     candidates = list(candidates)
     # First a name that was shortened to its end, such as `length` for `max_length`.
     near = [candidate for candidate in candidates if candidate.endswith(f"_{name}")]
-    near += difflib.get_close_matches(name, candidates, n=1, cutoff=cutoff)
+    near += difflib.get_close_matches(name, candidates, n=1, cutoff=0.7)
     if not near:
         return ""
     return f" Did you mean {spelling.format(near[0])}?"

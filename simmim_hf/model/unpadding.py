@@ -442,8 +442,8 @@ def varlen_kernel(device: torch.device, dtype: torch.dtype) -> Callable | None:
         sizes = {"cu_seq_q": cu_seqlens, "cu_seq_k": cu_seqlens, "max_q": 3, "max_k": 3}
         actual = varlen_attn(query, query, query, **sizes, scale=0.1, window_size=(-1, 0), enable_gqa=False)
         expected = []
-        for row in (query[:3], query[3:]):
-            row = row.transpose(0, 1)  # (heads, length, dim)
+        for part in (query[:3], query[3:]):
+            row = part.transpose(0, 1)  # (heads, length, dim)
             attended = F.scaled_dot_product_attention(row, row, row, is_causal=True, scale=0.1)
             expected.append(attended.transpose(0, 1))
         is_right = torch.allclose(actual, torch.cat(expected), atol=3e-2)  # (tokens, heads, dim), half precision

@@ -18,7 +18,7 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from .. import export, folders
-from ..evaluation.tasks import halves
+from ..evaluation.tasks import half_pairs
 from ..model.configuration_simmim import OBJECTIVES
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..model.st_format import FILES_BESIDE_WEIGHTS, source_pooling
@@ -85,6 +85,15 @@ class AdaptationArguments(PretrainingArguments):
 
 
 ADAPTATION = (AdaptedModelArguments, AdaptationTextArguments, AdaptationArguments)
+ADAPTATION_HELP = {
+    "model": ["model_name_or_path", "objective"],
+    "text": ["train_file", "validation_file", "dataset_name", "text_column", "text_unit", "max_seq_length"],
+    "training": [
+        *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps"),
+        *("per_device_train_batch_size", "learning_rate", "head_warmup", "bf16", "seed"),
+    ],
+    "evaluation": ["similarity_file"],
+}
 
 
 class Adaptation(Pretraining):
@@ -113,6 +122,11 @@ class Adaptation(Pretraining):
         args.output_dir = str(folder / RUN)
         self.epochs_are_given = args.num_train_epochs is not None
         super().__init__(model_args, data_args, args)
+        if self._warms_up_head and (self.trainer.is_deepspeed_enabled or self.trainer.is_fsdp_enabled):
+            raise ValueError(
+                f"--head_warmup {args.head_warmup}: FSDP and DeepSpeed prepare a model once, and the warm-up would be "
+                "a training before the training. Give --head_warmup 0, or leave FSDP and DeepSpeed out."
+            )
         self.source = source_folder(model_args.model_name_or_path)
         if args.process_index == 0:
             self._check_that_it_can_be_written()
@@ -141,11 +155,16 @@ class Adaptation(Pretraining):
 
     def _retrieval_pairs(self) -> Dataset | None:
         """Of the built-in text summaries and bodies, of other text the halves of each held-out document."""
-        return super()._retrieval_pairs() or halves(self.held_out["text"], longest=4 * self.max_length)
+        return super()._retrieval_pairs() or half_pairs(self.held_out["text"], longest=4 * self.max_length)
+
+    @property
+    def _warms_up_head(self) -> bool:
+        is_needed = self.model.head_is_new and self.model.config.mlm_weight and not self.checkpoint
+        return bool(is_needed and self.args.head_warmup)
 
     def train(self) -> TrainOutput:
         share = self.args.head_warmup
-        if self.model.head_is_new and self.model.config.mlm_weight and share and not self.checkpoint:
+        if self._warms_up_head:
             logger.warning(
                 f"`{self.model_args.model_name_or_path}` has no masked-LM head. A new one is trained with the encoder "
                 f"frozen for {share:.0%} of the steps, before these (--head_warmup): its first gradients are random."

@@ -40,6 +40,7 @@ def prepare(trainer: Trainer, model: PreTrainedModel) -> None:
     Raises:
         ValueError: FSDP or DeepSpeed is asked for where there is none, or with an option that shards cannot serve.
     """
+    keep_models_whole()
     asks_for_fsdp = trainer.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"
     if asks_for_fsdp and not trainer.is_fsdp_enabled:
         raise ValueError(

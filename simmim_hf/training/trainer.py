@@ -28,7 +28,7 @@ from ..data.collator import DataCollatorForSimMIM
 from ..model.configuration_simmim import Objective
 from ..model.losses import alignment, uniformity
 from ..model.objective import TERMS
-from ..options import refusing
+from ..options import error_prefix
 from . import agreement, card, checkpoints, sampling, sharding
 from .arguments import (
     METHOD_OPTIONS,
@@ -55,7 +55,7 @@ class SimMIMTrainer(Trainer):
 
     It logs, beside the loss, each term, the accuracy of the masked and of the contrastive prediction, alignment and
     uniformity (Wang & Isola 2020) and the tokens that the encoder reads, in all and per second (of every view, over
-    all processes, without padding); it evaluates the same quantities; it weights the micro-batches of gradient
+    all processes, without padding); it evaluates the same metrics; it weights the micro-batches of gradient
     accumulation by their numbers of corrupted positions and sequences, so that accumulation is exact for every term;
     it skips a step whose loss or gradient is not finite, and stops at too many in a row; its checkpoints are whole or
     absent, `resume_from_checkpoint=True` takes the newest whole one, and each has the collator's settings, the
@@ -130,7 +130,7 @@ class SimMIMTrainer(Trainer):
             self.accelerator.dataloader_config.dispatch_batches = False
 
     def init_hf_repo(self, *args, **kwargs) -> None:
-        with refusing("--push_to_hub"):  # the Hub cannot be reached, or wants a token: said before training
+        with error_prefix("--push_to_hub"):  # the Hub cannot be reached, or wants a token: said before training
             super().init_hf_repo(*args, **kwargs)
 
     def _set_signature_columns_if_needed(self) -> None:

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from simmim_hf import export
 from simmim_hf.cli import main
-from simmim_hf.evaluation.measure import similarity_spearman
+from simmim_hf.evaluation.run_task import similarity_spearman
 from simmim_hf.evaluation.tasks import load_scored_pairs
 
 pytestmark = pytest.mark.slow  # it exports to ONNX

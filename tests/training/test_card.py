@@ -29,8 +29,8 @@ from transformers import TrainingArguments
 from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining, SimMIMTrainer
 from simmim_hf.cli import COMMANDS, main
 from simmim_hf.folders import LOCK
+from simmim_hf.metric_catalogue import metric_of, title
 from simmim_hf.model.configuration_simmim import POSITIVE_VIEWS
-from simmim_hf.quantities import quantity, title
 from simmim_hf.training import card as hub
 from simmim_hf.training import report
 
@@ -94,7 +94,7 @@ def test_the_metadata_are_what_the_hub_takes(text, results):
         assert given_only not in card.data.to_dict()
     name, figures = model_index_to_eval_results(card.data.to_dict()["model-index"])
     assert name == "my-encoder" and figures == card.data.eval_results
-    expected = {name: round(results["after"][name], 4) for name in results["after"] if quantity(name).hub}
+    expected = {name: round(results["after"][name], 4) for name in results["after"] if metric_of(name).hub_metric}
     assert [figure.metric_value for figure in figures] == list(expected.values())
     assert set(expected) == {"mlm_loss", "mlm_accuracy", "clm_loss", "similarity_spearman"}
     assert {figure.dataset_name.split(";")[0] for figure in figures} == {"corpus.txt", "pairs.jsonl"}

@@ -168,6 +168,13 @@ def test_fsdp_trains_the_model_of_one_process(runs, text, tmp_path):
     assert_same_run(tmp_path / "run", runs(1) / "snippets")
 
 
+def test_a_head_is_not_warmed_up_in_shards(text, source, tmp_path):
+    words = pretrain(text, tmp_path / "run", processes=2)[1:]
+    del words[words.index("--text_config") : words.index("--use_cpu") + 1]
+    process = torchrun(2, FSDP, "adapt", "--model_name_or_path", source, *words, check=False)
+    assert "--head_warmup 0.1: FSDP and DeepSpeed prepare a model once" in process.stderr
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_deepspeed_trains_the_model_of_one_process(runs, text, tmp_path, stage):
     pytest.importorskip("deepspeed", reason="needs deepspeed, which is no dependency: pip install deepspeed")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import run_python
 from trainers import (
-    QUANTITIES,
+    METRICS,
     TERMS,
     fixed_batch,
     make_model,
@@ -111,7 +111,7 @@ def test_a_killed_run_resumes_with_the_same_losses(resumes, name):
     unbroken, resumed = ([row for row in history if "loss" in row] for history in histories)
     assert [row["step"] for row in unbroken] == [row["step"] for row in resumed] == list(range(1, 13))
     for expected, row in zip(unbroken, resumed):
-        for key in ("loss", "learning_rate", *TERMS, *QUANTITIES):
+        for key in ("loss", "learning_rate", *TERMS, *METRICS):
             assert row[key] == pytest.approx(expected[key], abs=1e-6), (key, row["step"])
     assert len({row["loss"] for row in unbroken}) == 12
 
