@@ -28,10 +28,11 @@ from ..evaluation.tasks import load_tasks
 from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig, current_options
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import build, error_prefix, is_number, option, reason
-from ..training import parts, sharding
-from ..training.arguments import PRETRAINING, default_dropout, fill_defaults
+from ..pretraining.build import TokenizedText, build_model, build_trainer, get_tokenizer, read_text, tokenize_text
+from ..pretraining.checks import check
+from ..pretraining.options import PRETRAINING, default_dropout, fill_defaults
+from ..training import sharding
 from ..training.checkpoints import claimed, in_all_processes, last_checkpoint, remove_checkpoint
-from ..training.checks import check
 from ..training.signals import Interrupted, StopAtSignal
 from ..training.trainer import SimMIMTrainer
 from . import budget, report, statistics
@@ -173,30 +174,30 @@ class Comparison:
         """Reads and tokenises the text of all arms, and masks the held-out part that every arm is asked about."""
         set_seed(self.seeds[0])
         with self.args.main_process_first(desc="reading the corpus"):
-            corpus = parts.read_text(self.data_args, self.seeds[0])
+            corpus = read_text(self.data_args, self.seeds[0])
             self.train = corpus.train
             self.held_out_texts = corpus.held_out
-            self.tokenizer = parts.get_tokenizer(self.model_args, self.train, show_progress=self.is_main)
-        model = parts.build_model(self.model_args, self.tokenizer)
+            self.tokenizer = get_tokenizer(self.model_args, self.train, show_progress=self.is_main)
+        model = build_model(self.model_args, self.tokenizer)
         started_from = model.config if self.model_args.model_name_or_path else SimMIMConfig
         self.vector_options = {name: getattr(started_from, name) for name in VECTOR_OPTIONS}
         self.max_length = min(self.data_args.max_seq_length, model.simmim.max_length)
         self.tokenizer.model_max_length = self.max_length
-        self._tokenized: dict[tuple, parts.TokenizedText] = {}
+        self._tokenized: dict[tuple, TokenizedText] = {}
         self.text = self._tokenize(self.data_args, self.max_length)  # in single passages, as every arm is asked
-        trainer = parts.build_trainer(model, self.tokenizer, self.text, self.data_args, self.args)
+        trainer = build_trainer(model, self.tokenizer, self.text, self.data_args, self.args)
         collator, batch_size = trainer.data_collator, self.args.per_device_eval_batch_size
         held_out = self.text.held_out
         few = np.linspace(0, len(held_out) - 1, min(CURVE_SEQUENCES, len(held_out))).astype(int)
         self.held_out = HeldOut(held_out, collator, batch_size)
         self.curve_text = HeldOut(held_out.select(few), collator, batch_size)
 
-    def _tokenize(self, data_args, max_length: int, passages: int = 1) -> parts.TokenizedText:
+    def _tokenize(self, data_args, max_length: int, passages: int = 1) -> TokenizedText:
         """The text as the arms with these options read it, tokenised once for all of them."""
         key = max_length, data_args.long_texts, passages
         if key not in self._tokenized:
             with self.args.main_process_first(desc="tokenising"):
-                self._tokenized[key] = parts.tokenize_text(
+                self._tokenized[key] = tokenize_text(
                     self.train, self.held_out_texts, self.tokenizer, data_args, max_length, passages
                 )
         return self._tokenized[key]
@@ -246,7 +247,7 @@ class Comparison:
             if not in_all_processes(is_new or not initial.is_dir()):
                 continue
             set_seed(seed)
-            model = parts.build_model(self.model_args, self.tokenizer)
+            model = build_model(self.model_args, self.tokenizer)
             if self.is_main:
                 for left_over in (writing, initial):
                     shutil.rmtree(left_over, ignore_errors=True)
@@ -269,11 +270,11 @@ class Comparison:
             model_args, data_args, args = self._arguments(options)
             set_seed(seed)
             tokenizer = tokenization.load_tokenizer(initial)
-            model = parts.build_model(model_args, tokenizer)
+            model = build_model(model_args, tokenizer)
             max_length = min(data_args.max_seq_length, model.simmim.max_length)
             tokenizer.model_max_length = max_length
             text = self._tokenize(data_args, max_length, model.config.passages_per_row)
-            return parts.build_trainer(model, tokenizer, text, data_args, args, trainer_class=budget.MeasuredTrainer)
+            return build_trainer(model, tokenizer, text, data_args, args, trainer_class=budget.MeasuredTrainer)
         except ValueError as error:
             raise ValueError(f"the arm `{arm}`: {error}") from error
 
