@@ -9,11 +9,11 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers.utils import cached_file
 
-from .configuration_simmim import SimMIMConfig
+from .configuration_simmim import Pooling, SimMIMConfig
 
 MODULE_PREFIX = "sentence_transformers.models"  # of the module types in `modules.json`
 KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")  # that this package can compute
@@ -77,7 +77,7 @@ def _is_saved_by_sentence_transformers(folder: str | os.PathLike) -> bool:
     return settings.is_file() and "__version__" in json.loads(settings.read_text(encoding="utf-8"))
 
 
-def source_pooling(name_or_path: str, **hub_options) -> str | None:
+def source_pooling(name_or_path: str, **hub_options) -> Pooling | None:
     """The pooling of a sentence-transformers model: mean, cls or max.
 
     Args:
@@ -107,7 +107,7 @@ def source_pooling(name_or_path: str, **hub_options) -> str | None:
     modes = _pooling_modes(settings)
     if len(modes) > 1 or modes[0] not in KNOWN_POOLINGS:
         raise ValueError(f"`{name_or_path}` has the pooling {' + '.join(modes)}, which is unknown here. {remedy}")
-    return modes[0]
+    return cast(Pooling, modes[0])
 
 
 def _pooling_modes(settings: dict[str, Any]) -> list[str]:
