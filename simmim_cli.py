@@ -18,6 +18,8 @@ COMMANDS = {
     "export": "write a checkpoint as a plain BERT, for sentence-transformers, or as ONNX",
 }
 
+CTRL_C = 130  # as of a shell: nothing is saved
+
 
 class Output(io.RawIOBase):
     """Standard output or error: what nobody reads, or has no room, is dropped, and the run goes on.
@@ -87,12 +89,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"simmim_hf {version('simmim_hf')}")
     parser.add_argument("command", choices=list(COMMANDS), metavar="command", help="what to do, see below")
     parser.add_argument("options", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if not words:
+        parser.print_help()
+        return 0
+    arguments = parser.parse_args(words)
     try:
         from simmim_hf import cli
+
+        return cli.run(arguments.command, arguments.options)
     except KeyboardInterrupt:
-        parser.exit(130, f"simmim {arguments.command}: interrupted.\n")
-    return cli.main(argv)
+        parser.exit(CTRL_C, f"simmim {arguments.command}: interrupted.\n")
 
 
 if __name__ == "__main__":

@@ -39,11 +39,11 @@ from simmim_hf.comparison.statistics import differ, estimate
 from simmim_hf.data.corpora import load_text
 from simmim_hf.data.tokenization import load_tokenizer
 from simmim_hf.evaluation.encoding import load_encoder
-from simmim_hf.evaluation.measure import measure
 from simmim_hf.evaluation.metrics import tfidf_reciprocal_rank
-from simmim_hf.evaluation.tasks import Task, halves, load_task
+from simmim_hf.evaluation.run_task import EvalSettings, measure
+from simmim_hf.evaluation.tasks import Task, half_pairs, load_task
+from simmim_hf.metric_catalogue import METRICS
 from simmim_hf.options import build, read_settings, reason
-from simmim_hf.quantities import QUANTITIES
 from simmim_hf.training.adaptation import ADAPTATION, Adaptation
 
 logger = logging.get_logger(__name__)
@@ -52,7 +52,7 @@ BEFORE, TSDAE = "before", "tsdae"
 ARMS = {name: {"objective": name} for name in ("spans", "snippets", "mlm")}
 ARMS["spans, cut anywhere"] = {"objective": "spans", "first_sentence_probability": 0.0}
 ARMS["simcse"] = {"objective": "simcse", "dropout": 0.1}  # which some families have not
-METRICS = {"retrieval": "mrr@10", "similarity": "spearman", "transfer": "accuracy"}  # what stands in the table
+METRIC_OF_KIND = {"retrieval": "mrr@10", "similarity": "spearman", "transfer": "accuracy"}  # what stands in the table
 DELETED = 0.6  # of the words, by TSDAE (Wang et al. 2021)
 
 
@@ -110,7 +110,7 @@ def tasks_of(domain: str, files: str, arguments, seed: int) -> dict[str, Task]:
     if not files:
         return {domain: load_task("docstrings", seed), **tasks}
     if not held_out.rpartition(".")[2].startswith(("jsonl", "csv", "tsv", "parquet")):
-        pairs = halves(load_text(held_out)["text"], longest=4 * arguments.max_seq_length)
+        pairs = half_pairs(load_text(held_out)["text"], longest=4 * arguments.max_seq_length)
         return {domain: Task(domain, pairs), **tasks}
     return {domain: load_task(held_out, seed), **tasks}
 
@@ -137,10 +137,10 @@ def finish(folder: Path, arguments, tasks: dict[str, Task], seed: int, adapt) ->
         logger.warning(f"{folder}: {error}")
         facts = {"failed": str(error)}
     else:
-        options = {"max_length": arguments.max_seq_length, "seed": seed}
+        settings = EvalSettings(tokenizer, arguments.max_seq_length, seed=seed)
         facts["tasks"] = {}
         for name, task in tasks.items():
-            facts["tasks"][name] = {"kind": task.kind, **measure(task, model, tokenizer, **options)}
+            facts["tasks"][name] = {"kind": task.kind, **measure(task, model, settings)}
             if task.kind == "retrieval" and folder.name == BEFORE:
                 pairs = task.test
                 facts["tfidf"] = tfidf_reciprocal_rank(list(pairs["query"]), list(pairs["document"]))
@@ -183,8 +183,8 @@ def operations(run: Adaptation) -> Iterator[float]:
         cost = training_flops(model, batch, objective)
         if model.head_is_new and objective.mlm_weight:
             masked = type(objective)(mlm_weight=1.0, contrastive_weight=0.0, clm_weight=0.0)
-            (reading,) = model.readings(masked, **batch)
-            predicted = reading.is_predicted.sum().item()
+            (view,) = model.views(masked, **batch)
+            predicted = view.is_predicted.sum().item()
             head = 6 * sum(parameter.numel() for parameter in model.lm_head.parameters()) * predicted
             cost += run.args.head_warmup * (head + (training_flops(model, batch, masked) - head) / 3)
         yield cost
@@ -278,9 +278,9 @@ def report(arguments, domains: list[str], arms: dict[str, dict], output: Path) -
         if before is None:
             continue
         results["runs"][domain] = found
-        columns = {name: METRICS[values["kind"]] for name, values in before["tasks"].items()}
+        columns = {name: METRIC_OF_KIND[values["kind"]] for name, values in before["tasks"].items()}
         shown = records.without_folders(list(columns))
-        titles = [f"{name}: {QUANTITIES[key].title}" for name, key in zip(shown, columns.values(), strict=True)]
+        titles = [f"{name}: {METRICS[key].title}" for name, key in zip(shown, columns.values(), strict=True)]
         lines += [f"## {domain}", "", f"| | {' | '.join([*titles, 'steps', 'TFLOPs', 'seconds'])} |"]
         lines.append("| --- " * (len(titles) + 4) + "|")
         of_before = {name: _estimate(found[BEFORE], "tasks", name, key) for name, key in columns.items()}
@@ -293,7 +293,7 @@ def report(arguments, domains: list[str], arms: dict[str, dict], output: Path) -
             for name, key in columns.items():
                 value = _estimate(runs, "tasks", name, key)
                 star = " *" if arm != BEFORE and value and differ(value, of_before[name]) else ""
-                cells.append(_cell(value, QUANTITIES[key].digits) + star)
+                cells.append(_cell(value, METRICS[key].digits) + star)
             for name, scale, digits in (("steps", 1, 0), ("flops", 1e12, 1), ("seconds", 1, 0)):
                 cost = [run[name] / scale for run in runs.values() if name in run]
                 cells.append(f"{np.mean(cost):,.{digits}f}" if cost else "")
@@ -320,13 +320,13 @@ def plot(runs: dict[str, dict], path: Path) -> None:
         empty.set_axis_off()
     for panel, (domain, arms) in zip(panels, runs.items(), strict=False):
         kinds = {run["tasks"][domain]["kind"] for seeds in arms.values() for run in seeds.values() if "tasks" in run}
-        key = METRICS[kinds.pop()]
+        key = METRIC_OF_KIND[kinds.pop()]
         values = {arm: _estimate(seeds, "tasks", domain, key) for arm, seeds in arms.items()}
         values = {arm: value for arm, value in values.items() if value is not None}
         means, halves = zip(*((value.mean, value.half_width or 0) for value in values.values()), strict=True)
         panel.errorbar(means, range(len(values)), xerr=halves, fmt="o", capsize=3)
         panel.axvline(values[BEFORE].mean, linestyle="--", color="grey", linewidth=1)
-        panel.set(yticks=range(len(values)), yticklabels=values, title=domain, xlabel=QUANTITIES[key].title)
+        panel.set(yticks=range(len(values)), yticklabels=values, title=domain, xlabel=METRICS[key].title)
         panel.invert_yaxis()
     figure.savefig(path, dpi=120)
 

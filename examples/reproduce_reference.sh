@@ -50,7 +50,7 @@ from simmim_hf import SimMIMForPreTraining, SimMIMModel
 from simmim_hf.training import card
 
 mlm, words, folder = map(Path, sys.argv[1:])
-options = {"pooling": "attention", "pooled_layers": "lexical_last", "contrastive_gradient": "pooler"}
+options = {"pooling": "attention", "pooled_layers": "table_and_last", "contrastive_gradient": "pooler"}
 model, bag = SimMIMForPreTraining.from_backbone(mlm, **options), SimMIMModel.from_pretrained(words)
 lexicon, embeddings = model.simmim.pooler.lexicon, bag.encoder.embeddings
 with torch.no_grad():

@@ -36,7 +36,7 @@ class ScriptArguments:
         metadata={"help": "Configuration of a backbone from scratch, as JSON or the name of a JSON file."},
     )
     objective: str = field(
-        default="simmim", metadata={"help": "Which terms the loss has.", "choices": list(OBJECTIVES)}
+        default="snippets", metadata={"help": "Which terms the loss has.", "choices": list(OBJECTIVES)}
     )
     max_seq_length: int = field(
         default=128, metadata={"help": "Tokens that are read at once; longer texts are split."}

@@ -29,7 +29,7 @@ def parse_args() -> argparse.Namespace:
     add("--model_name_or_path", help="backbone to continue from (default: random weights, see --text_config)")
     add("--tokenizer_name_or_path", help="default: that of --model_name_or_path, or else one trained on the text")
     add("--text_config", type=json.loads, default={"model_type": "bert"}, help="of a backbone from scratch, as JSON")
-    add("--objective", default="simmim", choices=list(OBJECTIVES), help="which terms the loss has")
+    add("--objective", default="snippets", choices=list(OBJECTIVES), help="which terms the loss has")
     add("--max_seq_length", type=int, default=128, help="tokens that are read at once; longer texts are split")
     add("--mlm_probability", type=float, default=0.3, help="share of the tokens that are corrupted")
     add("--whole_word_mask", action="store_true", help="corrupt whole words instead of tokens")

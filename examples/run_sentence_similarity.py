@@ -18,7 +18,7 @@ from transformers import Trainer
 
 from simmim_hf import SimMIMForPreTraining, SimMIMModel
 from simmim_hf.data import tokenization
-from simmim_hf.evaluation.measure import similarity_spearman
+from simmim_hf.evaluation.run_task import similarity_spearman
 from simmim_hf.model.losses import contrastive_cross_entropy, similarity_matrix
 
 

@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from simmim_hf import SimMIMForPreTraining
 from simmim_hf.cli import main as simmim
 from simmim_hf.export import SENTENCES
-from simmim_hf.model.vectors import is_plain
+from simmim_hf.model.st_format import is_plain
 
 BATCH = 32
 # What a user without simmim_hf writes. `None` in `sys.modules` hides the package.

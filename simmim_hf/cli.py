@@ -5,17 +5,17 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
-from simmim_cli import keep_output_from_ending_the_run
+from simmim_cli import main
 
 from .options import REFUSED, Parser, one_line, option_names, parse, parse_given
 
 FAILED = 1  # the input was right and the result is not
 # A signal came and a checkpoint was saved: EX_TEMPFAIL of sysexits.h, try again. 128 + signal, as of a shell, would
-# look like a run that the signal killed. Ctrl-C saves nothing, and has the usual code.
+# look like a run that the signal killed.
 TRY_AGAIN = 75
-CTRL_C = 130
 
 
 def pretrain(argv: list[str]) -> int:
@@ -26,13 +26,15 @@ def pretrain(argv: list[str]) -> int:
 
 
 def adapt(argv: list[str]) -> int:
-    from .training.adaptation import ADAPTATION, Adaptation
+    from .training.adaptation import ADAPTATION, ADAPTATION_HELP, NOT_OPTIONS, Adaptation
 
     parser = parser_of(
         ADAPTATION,
         "adapt [settings.yaml | settings.json] --model_name_or_path MODEL [options]",
         "Adapt a sentence-transformers model, or any encoder, to text of your own without labels. The result is a "
         "model of the same kind, and a table of what it was worth before and is after.",
+        sections=ADAPTATION_HELP,
+        hidden=NOT_OPTIONS,
     )
     return train(Adaptation, parser, argv)
 
@@ -124,6 +126,7 @@ def compare(argv: list[str]) -> int:
         "Train arms, which are objectives or any options of `simmim pretrain`, from the same weights on the same text "
         "for the same budget, evaluate them, and write a report. Options of `simmim pretrain` are those of all arms. "
         "Without options: all objectives on the documentation inside Python, torch and transformers.",
+        sections={"comparison": option_names([ComparisonArguments]), **COMPARISON_HELP},
     )
     with staying_together(parser):
         failed = ending(parser, FAILED, OutOfMemory, NotSaved)
@@ -141,10 +144,10 @@ def compare(argv: list[str]) -> int:
     return 0 if any_finished else FAILED
 
 
-def parser_of(arguments: type | tuple[type, ...], usage: str, description: str) -> Parser:
-    """The parser of a command, whose name is the first word of its usage."""
+def parser_of(arguments: type | tuple[type, ...], usage: str, description: str, **options: Any) -> Parser:
+    """The parser of a command, whose name is the first word of its usage; `options` are others of `Parser`."""
     name = usage.split()[0]
-    return Parser(arguments, prog=f"simmim {name}", usage=f"simmim {usage}", description=description)
+    return Parser(arguments, prog=f"simmim {name}", usage=f"simmim {usage}", description=description, **options)
 
 
 @contextlib.contextmanager
@@ -195,24 +198,20 @@ COMMANDS = {
 }
 
 
+# What `simmim compare --help` shows beside the options of a comparison: what all arms share.
+COMPARISON_HELP = {
+    "text": ["train_file", "validation_file", "dataset_name", "text_column", "text_unit", "max_seq_length"],
+    "model": ["model_name_or_path", "text_config", "tokenizer_name", "vocab_size"],
+    "training": ["output_dir", "per_device_train_batch_size", "chunk_size", "learning_rate", "bf16", "seed"],
+}
 OF_ONE_PROCESS = ("evaluate", "card", "export")  # what the first one does alone, however many a launcher starts
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    from importlib.metadata import version
-
-    keep_output_from_ending_the_run()
-    parser = argparse.ArgumentParser(prog="simmim", description="SimMIM, the Siamese Masked Language Model for text.")
-    parser.add_argument("--version", action="version", version=f"simmim_hf {version('simmim_hf')}")
-    parser.add_argument("command", choices=list(COMMANDS), help="`simmim COMMAND --help` tells its options")
-    parser.add_argument("options", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    if arguments.command in OF_ONE_PROCESS and int(os.environ.get("RANK", 0)) > 0:
+def run(command: str, options: list[str]) -> int:
+    """Runs a command with the words behind its name; the exit code."""
+    if command in OF_ONE_PROCESS and int(os.environ.get("RANK", 0)) > 0:
         return 0  # several processes would write the same files
-    try:
-        return COMMANDS[arguments.command](arguments.options)
-    except KeyboardInterrupt:
-        parser.exit(CTRL_C, f"simmim {arguments.command}: interrupted.\n")
+    return COMMANDS[command](options)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ from .model import modeling_simmim
 from .model.backbones import can_be_decoder, class_with_head, is_decoder_family, native_head, without_pooler
 from .model.configuration_simmim import SimMIMConfig
 from .model.encoder import SimMIMPreTrainedModel, give_usual_mode
-from .model.vectors import is_plain
-from .options import option, reason, refusing
+from .model.st_format import FILES_BESIDE_WEIGHTS, is_plain
+from .options import error_prefix, option, reason
 
 logger = logging.get_logger(__name__)
 
@@ -48,10 +48,6 @@ TOLERANCE = {"backbone": 1e-5, "sentence-transformers": 1e-5, "onnx": 1e-4, "saf
 NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "sentence-transformers": ("sentence-transformers",)}
 ONNX_FILE, QUANTIZED_FILE = "model.onnx", "model_quantized.onnx"
 PROTOBUF_LIMIT = 2**31
-# What a sentence-transformers model is beside its weights and their configuration.
-MODULE_FILES = ("modules.json", "config_sentence_transformers.json", "sentence_*_config.json", "[0-9]_*/config.json")
-TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
-KEPT = (*MODULE_FILES, *TOKENIZER_FILES)
 CARD_FILES = ("README.md", "training.png")
 
 
@@ -107,7 +103,7 @@ def run(arguments: ExportArguments) -> None:
 
 def _export(arguments: ExportArguments) -> None:
     name, to, folder = arguments.model, arguments.to, arguments.output_dir
-    with refusing("--model"):
+    with error_prefix("--model"):
         model, tokenizer = load_checkpoint(name), load_tokenizer(name)
     with tempfile.TemporaryDirectory() as private:
         staging = Path(private, "export")  # with the usual mode, which copytree gives to `folder`
@@ -144,14 +140,14 @@ def load_checkpoint(name_or_path: str) -> SimMIMPreTrainedModel:
     Raises:
         ValueError: there is no such model, it is not a SimMIM checkpoint, or it has no weights in safetensors.
     """
-    with refusing(f"`{name_or_path}` is neither a folder with a SimMIM checkpoint nor a model on the Hub"):
+    with error_prefix(f"`{name_or_path}` is neither a folder with a SimMIM checkpoint nor a model on the Hub"):
         config = AutoConfig.from_pretrained(name_or_path)
     if config.model_type != SimMIMConfig.model_type:
         raise ValueError(
             f"`{name_or_path}` is a `{config.model_type}`, not a SimMIM checkpoint. Make one of it with "
             "`SimMIMForPreTraining.from_backbone`, or with `simmim pretrain --model_name_or_path`."
         )
-    with refusing(f"the model `{name_or_path}` cannot be loaded"):
+    with error_prefix(f"the model `{name_or_path}` cannot be loaded"):
         return getattr(modeling_simmim, (config.architectures or ["SimMIMModel"])[0]).from_pretrained(name_or_path)
 
 
@@ -235,7 +231,7 @@ def export_sentence_transformers(
 
 def _write_as_in(source: str | os.PathLike, model: SimMIMPreTrainedModel, folder: str | os.PathLike) -> None:
     """The files of a sentence-transformers model with the weights of the encoder of `model`."""
-    for file in (file for pattern in KEPT for file in Path(source).glob(pattern)):
+    for file in (file for pattern in FILES_BESIDE_WEIGHTS for file in Path(source).glob(pattern)):
         copy_own(file, Path(folder, file.relative_to(source)), Path(source))
     native, info = AutoModel.from_pretrained(
         source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
@@ -286,7 +282,7 @@ def _write_sentence_transformer(
         encoder.save_pretrained(plain)
         tokenizer.save_pretrained(plain)
         transformer = Transformer(plain, model_kwargs=options)
-        modules = [transformer, Pooling(config.vector_size, pooling_mode=config.pooling)]
+        modules = [transformer, Pooling(config.embedding_dim, pooling_mode=config.pooling)]
         if config.similarity == "cosine":
             modules.append(Normalize())
         exported = SentenceTransformer(modules=modules, similarity_fn_name=config.similarity, device="cpu")

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import inspect
 import itertools
 import json
 import math
@@ -11,14 +10,15 @@ import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
 from numbers import Integral, Real
-from typing import Any, Union, get_args, get_origin
+from typing import Any, NoReturn, Union, get_args, get_origin
 
 import yaml
 from transformers import HfArgumentParser
 
 from . import records
-from .model.configuration_simmim import REMOVED_OPTIONS, nearest, without_removed
+from .model.configuration_simmim import REMOVED_OPTIONS, RENAMED_OPTIONS, current_options, current_value, nearest
 
+MODEL_SPELLINGS = ("model", "model_name_or_path")
 SETTINGS_FILES = (".yaml", ".yml", ".json")
 NOT_GIVEN = object()
 REFUSED = 2  # the exit code where the input cannot work, as in argparse
@@ -27,35 +27,56 @@ LONGEST_LINE, LONGEST_REASON = 1200, 600  # characters of a refusal, and of what
 
 
 class Parser(HfArgumentParser):
-    """The parser of a command: an option has its whole name, a refusal is one line, and the help shows the options of
-    this package in groups; those of transformers too with `--help_all`."""
+    """The parser of a command: an option has its whole name, and a refusal is one line.
 
-    def __init__(self, arguments: type | Sequence[type], **options: Any) -> None:
+    Args:
+        arguments: the dataclasses of the options
+        sections: what `--help` shows, names of options by title; `--help_all` shows all. Default: all, in the groups
+            of the dataclasses
+        hidden: options that are refused with the remedy, and no help shows
+    """
+
+    def __init__(
+        self,
+        arguments: type | Sequence[type],
+        sections: Mapping[str, Sequence[str]] | None = None,
+        hidden: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
         super().__init__(arguments, allow_abbrev=False, formatter_class=HelpFormatter, **options)
-        self._hidden = {}  # an option of transformers, and its help
-        names = set().union(*(_inherited(cls, "transformers.") for cls in self.dataclass_types))
-        for action in self._actions:
-            if action.dest in names:
-                self._hidden[action], action.help = action.help, argparse.SUPPRESS
-        if self._hidden:
+        self.sections = sections
+        self.options_by_name = {action.dest: action for action in self._actions}
+        for name in hidden:
+            self.options_by_name[name].help = argparse.SUPPRESS
+        if sections:
             nothing = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS}  # it is no option of a dataclass
             self.add_argument("--help_all", "--help-all", nargs=0, action=HelpAll, help=HelpAll.__doc__, **nothing)
-            self.epilog = (
-                "All options of TrainingArguments of transformers too, such as --max_steps, --bf16, --seed, "
-                "--gradient_accumulation_steps, --resume_from_checkpoint and --push_to_hub: --help_all"
-            )
+            self.epilog = "--help_all lists every option, also those of TrainingArguments of transformers."
+
+    def format_help(self) -> str:
+        if not self.sections:
+            return super().format_help()
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, [])
+        formatter.add_text(self.description)
+        for title, names in self.sections.items():
+            formatter.start_section(title)
+            formatter.add_arguments([self.options_by_name[name] for name in names])
+            formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
 
     def print_all_help(self) -> None:
-        for action, text in self._hidden.items():
-            action.help = text
+        self.sections = None
         self.print_help()
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         self.exit(REFUSED, f"{self.prog}: error: {one_line(message)}\n")
+        raise AssertionError("exit does not return")
 
 
 class HelpAll(argparse.Action):
-    """show the options of transformers too, and exit"""
+    """show every option, and exit"""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         parser.print_all_help()
@@ -78,15 +99,6 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return " ".join([", ".join(shown), *filter(None, [values])])
 
 
-def _inherited(cls: type, module: str) -> set[str]:
-    """The options of a dataclass that were declared in a module or package of this name, and nowhere below."""
-    declared: dict[str, str] = {}
-    for base in cls.__mro__:
-        for name in inspect.get_annotations(base):
-            declared.setdefault(name, base.__module__)
-    return {each.name for each in fields(cls) if declared[each.name].startswith(module)}
-
-
 def one_line(message: str) -> str:
     """A message without line breaks and control characters, and without the middle of a very long one: a value may
     be of any length."""
@@ -95,7 +107,7 @@ def one_line(message: str) -> str:
 
 
 @contextlib.contextmanager
-def refusing(what: str) -> Iterator[None]:
+def error_prefix(what: str) -> Iterator[None]:
     """Makes any error a ValueError of one line that begins with `what`: each library has errors of its own."""
     try:
         yield
@@ -215,16 +227,16 @@ def build(dataclasses: Sequence[type], options: Mapping) -> tuple:
     Raises:
         ValueError: an option that none of them has, with the nearest that one of them has.
     """
-    options = without_removed(options)
+    options = current_options(options)
     _check_names(options, option_names(dataclasses))
     return tuple(
-        cls(**{each.name: options[each.name] for each in fields(cls) if each.init and each.name in options})
+        cls(**{field_.name: options[field_.name] for field_ in fields(cls) if field_.init and field_.name in options})
         for cls in dataclasses
     )
 
 
 def option_names(dataclasses: Sequence[type]) -> list[str]:
-    return [each.name for cls in dataclasses for each in fields(cls) if each.init]
+    return [field_.name for cls in dataclasses for field_ in fields(cls) if field_.init]
 
 
 def known_words(parser: Parser, argv: Sequence[str]) -> list[str]:
@@ -235,7 +247,9 @@ def known_words(parser: Parser, argv: Sequence[str]) -> list[str]:
     """
     if argv and argv[0].endswith(SETTINGS_FILES):
         argv = [*words_of(read_settings(argv[0])), *argv[1:]]
+    argv = current_words(argv)
     names = option_names(parser.dataclass_types)
+    argv = [_in_spelling_of(names, word) for word in argv]
     given = [word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
     _check_names(
         [name for name in given if name not in ("help", "help_all") and name.removeprefix("no_") not in names], names
@@ -252,12 +266,38 @@ def known_words(parser: Parser, argv: Sequence[str]) -> list[str]:
     return list(argv)
 
 
+def _in_spelling_of(names: Sequence[str], word: str) -> str:
+    """`--model` and `--model_name_or_path` are one option, whichever of the two a command has."""
+    name, equals, value = word.partition("=")
+    for spelling, other in (MODEL_SPELLINGS, MODEL_SPELLINGS[::-1]):
+        if name.replace("-", "_") == f"__{spelling}" and spelling not in names and other in names:
+            return f"--{other}{equals}{value}"
+    return word
+
+
+def current_words(argv: Sequence[str]) -> list[str]:
+    """The words of a command line, with options and values of earlier versions by their names of today."""
+    words = []
+    option = ""
+    for word in argv:
+        if word.startswith("--"):
+            given, equals, value = word.partition("=")
+            name = given[2:].replace("-", "_")
+            option = RENAMED_OPTIONS.get(name, name)
+            if option != name:
+                given = f"--{option}"
+            words.append(f"{given}{equals}{current_value(option, value)}")
+        else:
+            words.append(current_value(option, word))
+    return words
+
+
 def _check_names(given: Iterable[str], names: Sequence[str]) -> None:
     for name in given:
         if name in REMOVED_OPTIONS:
             raise ValueError(f"--{name} is gone: {REMOVED_OPTIONS[name][1]}. Leave it out.")
         if name not in names:
-            raise ValueError(f"there is no option --{name}.{nearest(name, names, '--{}', cutoff=0.5)}")
+            raise ValueError(f"there is no option --{name}.{nearest(name, names, '--{}')}")
 
 
 def _refuse(left_over: Sequence[str]) -> None:
@@ -269,7 +309,7 @@ def read_settings(path: str) -> dict:
     """A YAML or JSON file of options and their values."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no settings file `{path}`.")
-    with open(path, encoding="utf-8") as file, refusing(f"`{path}` is not valid YAML or JSON"):
+    with open(path, encoding="utf-8") as file, error_prefix(f"`{path}` is not valid YAML or JSON"):
         loader = yaml.SafeLoader(file)  # every JSON file is a YAML file
         root = loader.get_single_node()
         if _count(root, {}) > MOST_VALUES:
@@ -298,7 +338,7 @@ def words_of(settings: Mapping) -> list[str]:
         ValueError: an option of an earlier version that is gone, at a value that would change something.
     """
     words = []
-    for name, value in without_removed(settings).items():
+    for name, value in current_options(settings).items():
         values = value if isinstance(value, list) else [value]
         if value is not None:
             words += [f"--{name}", *(json.dumps(v) if isinstance(v, (dict, bool)) else str(v) for v in values)]

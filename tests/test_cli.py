@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import TINY, environment, run_python
+from helpers import TINY, environment, refused, run_python
 from torch import distributed
 
 import simmim_cli
@@ -25,7 +25,7 @@ def test_help_and_version(option, said):
     assert "torch" not in answer.stderr and "transformers" not in answer.stderr
 
 
-def test_help_shows_our_options_in_groups_and_help_all_those_of_the_trainer(capsys):
+def test_help_shows_what_a_newcomer_needs_and_help_all_everything(capsys):
     shown = {}
     for word in ("--help", "--help_all", "--help-all"):
         with pytest.raises(SystemExit) as stop:
@@ -33,12 +33,38 @@ def test_help_shows_our_options_in_groups_and_help_all_those_of_the_trainer(caps
         assert stop.value.code == 0
         shown[word] = capsys.readouterr().out
     short, long = shown["--help"], shown["--help_all"]
-    groups = ["model and objective:", "text, and how it is corrupted:", "training:"]
-    assert [line for line in short.splitlines() if line in groups] == groups
-    assert "\n  --train_file " in short and "\n  --learning_rate " in short and "\n  --adam_beta1 " not in short
+    titles = ["text:", "model:", "training:", "evaluation:"]
+    assert [line for line in short.splitlines() if line in titles] == titles
+    assert "\n  --train_file " in short and "\n  --learning_rate " in short
+    assert short.count("\n  --") == 25
     assert "--max-steps" not in short, "every option is shown in one spelling"
-    assert "\n  --adam_beta1 " in long and long == shown["--help-all"]
-    assert len(short.splitlines()) < 0.5 * len(long.splitlines())
+    assert "\n  --adam_beta1 " in long and "\n  --deletion_probability " in long and long == shown["--help-all"]
+
+
+def test_the_help_of_adapt_speaks_of_adapting(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["adapt", "--help_all"])
+    shown = capsys.readouterr().out
+    assert not {"--text_config", "--num_hidden_layers", "--vocab_size"} & set(shown.split())
+
+
+def test_without_a_command_there_is_help(capsys):
+    assert cli.main([]) == 0
+    assert "commands:" in capsys.readouterr().out
+
+
+def test_a_model_has_two_spellings_everywhere(capsys, tmp_path):
+    missing = str(tmp_path / "no-such-model")
+    for command in ("evaluate --tasks docstrings", "card", "export --to onnx --output_dir out", "adapt", "pretrain"):
+        said = [
+            refused(capsys, *command.split(), spelling, missing) for spelling in ("--model", "--model_name_or_path")
+        ]
+        assert said[0] == said[1] and missing in said[0], command
+
+
+def test_only_what_is_near_is_suggested(capsys):
+    assert refused(capsys, "pretrain", "--temprature", "1").endswith("Did you mean --temperature?")
+    assert refused(capsys, "pretrain", "--gpu", "1").endswith("there is no option --gpu.")
 
 
 @pytest.mark.parametrize("word", ["--help", "--help_all"])

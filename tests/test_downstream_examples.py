@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from simmim_hf.data import tokenization
-from simmim_hf.evaluation.measure import similarity_spearman
+from simmim_hf.evaluation.run_task import similarity_spearman
 
 SCRIPTS = {
     *("run_classification", "run_token_classification", "run_sentence_similarity", "run_question_answering"),

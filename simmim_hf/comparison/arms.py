@@ -82,7 +82,7 @@ def check_arms(arms: dict[str, dict]) -> dict[str, dict]:
 
 def config_options(options: dict) -> dict:
     """The options of `SimMIMConfig` among those of an arm, over those of its objective."""
-    names = [each.name for each in fields(ModelArguments)]
+    names = [field_.name for field_ in fields(ModelArguments)]
     return ModelArguments(**{name: value for name, value in options.items() if name in names}).config_options()
 
 

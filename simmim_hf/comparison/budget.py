@@ -81,22 +81,22 @@ def training_flops(
 ) -> float:
     """The floating-point operations that one training step on a batch needs, forward and backward:
 
-        sum over the readings r of  6 * P * T_r + 12 * L * H * S_r     and     6 * P_head * C
+        sum over the views r of  6 * P * T_r + 12 * L * H * S_r     and     6 * P_head * C
 
     P are the parameters of the encoder without its embedding tables and P_head those of the language-model head, which
     each token goes through once (2 operations a parameter forward, 4 backward: Kaplan et al. 2020, section 2.1). T_r
-    are the real tokens of a reading and S_r the sum of their squared sequence lengths, for attention scores and their
-    use over L layers of width H. C are the positions where a token is predicted. The readings are those of the
-    objective (`SimMIMForPreTraining.readings`). Left-to-right and windowed attention count like full attention. Not
+    are the real tokens of a view and S_r the sum of their squared sequence lengths, for attention scores and their
+    use over L layers of width H. C are the positions where a token is predicted. The views are those of the
+    objective (`SimMIMForPreTraining.views`). Left-to-right and windowed attention count like full attention. Not
     counted are pooling, projection and similarities, far below a percent, and what is computed twice to save memory.
 
     Args:
         batch: what `DataCollatorForSimMIM` makes
         objective: default: that of the model's configuration
     """
-    readings = model.readings(**batch, objective=objective)
-    lengths = torch.cat([reading.attention_mask.sum(1) for reading in readings]).double()  # (rows of all readings,)
-    predicted = sum(reading.is_predicted.sum().item() for reading in readings)
+    views = model.views(**batch, objective=objective)
+    lengths = torch.cat([view.attention_mask.sum(1) for view in views]).double()  # (rows of all views,)
+    predicted = sum(view.is_predicted.sum().item() for view in views)
     text_config: PreTrainedConfig = model.config.text_config
     products = 6 * _size_without_tables(model.simmim.encoder) * lengths.sum().item()
     attention = 12 * text_config.num_hidden_layers * text_config.hidden_size * lengths.square().sum().item()
@@ -155,7 +155,7 @@ def sampled_rates(trainer: SimMIMTrainer) -> dict[str, float]:
         batch = trainer.data_collator(features)
         objective = trainer.objective_at(step / len(places))
         flops += training_flops(model, batch, objective)
-        read += sum(reading.attention_mask.sum().item() for reading in model.readings(**batch, objective=objective))
+        read += sum(view.attention_mask.sum().item() for view in model.views(**batch, objective=objective))
         text += sum(feature["length"] for feature in features)
     sums = torch.tensor([flops, read, text], dtype=torch.float64, device=trainer.args.device)  # (3,)
     all_flops, all_read, all_text = trainer.accelerator.reduce(sums).tolist()  # over all processes

@@ -24,12 +24,12 @@ from transformers.utils import logging
 from .. import folders, memory, records
 from ..data import tokenization
 from ..evaluation.language_modelling import load_language_model, unigram_cross_entropy
-from ..evaluation.measure import measure
 from ..evaluation.metrics import tfidf_reciprocal_rank
+from ..evaluation.run_task import EvalSettings, measure
 from ..evaluation.tasks import Task, load_tasks
-from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig, without_removed
+from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig, current_options
 from ..model.modeling_simmim import SimMIMForPreTraining
-from ..options import build, is_number, option, reason, refusing
+from ..options import build, error_prefix, is_number, option, reason
 from ..training import parts, sharding
 from ..training.arguments import PRETRAINING, DataArguments, default_dropout, fill_defaults
 from ..training.checkpoints import claimed, in_all_processes, last_checkpoint, remove_checkpoint
@@ -121,7 +121,7 @@ class Comparison:
     ) -> None:
         self.arms = check_arms(arms)
         self.folder = Path(output_dir)
-        self.options = {name: value for name, value in without_removed(options or {}).items() if value is not None}
+        self.options = {name: value for name, value in current_options(options or {}).items() if value is not None}
         refuse_decided(self.options)
         self.settings = ComparisonArguments(**settings)
         self.is_new = not (self.folder / "comparison.json").is_file()
@@ -219,8 +219,8 @@ class Comparison:
         """Reads and tokenises the text of all arms, and masks the held-out part on which all are measured."""
         set_seed(self.seeds[0])
         with self.args.main_process_first(desc="reading the corpus"):
-            self.train, self.held_out_texts = parts.read_text(self.data_args, self.seeds[0])
-            self.tokenizer = parts.get_tokenizer(self.model_args, self.train, show_progress=self.is_main)
+            self.corpus = parts.read_text(self.data_args, self.seeds[0])
+            self.tokenizer = parts.get_tokenizer(self.model_args, self.corpus.train, show_progress=self.is_main)
         model = parts.build_model(self.model_args, self.tokenizer)
         started_from = SimMIMConfig  # its defaults
         if self.model_args.model_name_or_path:
@@ -253,7 +253,7 @@ class Comparison:
 
     def _load_tasks(self) -> dict[str, Task]:
         names = self.settings.tasks or (["docstrings"] if self.data_args.built_in else [])
-        with refusing("--tasks"):
+        with error_prefix("--tasks"):
             tasks = load_tasks(names, self.seeds[0])
         if any(task.needs_head for task in tasks.values()):
             load_language_model(str(self._initial(self.seeds[0])))  # refuses a model without a head
@@ -265,7 +265,7 @@ class Comparison:
         if key not in self._tokenized:
             with self.args.main_process_first(desc="tokenising"):
                 self._tokenized[key] = parts.tokenize_text(
-                    self.train, self.held_out_texts, self.tokenizer, data_args, max_length, passages
+                    self.corpus.train, self.corpus.held_out, self.tokenizer, data_args, max_length, passages
                 )
         return self._tokenized[key]
 
@@ -275,7 +275,7 @@ class Comparison:
             "report_to": "none",
             "overwrite_output_dir": True,
             "first_sentence_probability": 0.0,
-            "lexicon_size": SimMIMConfig.lexicon_size,
+            "token_table_dim": SimMIMConfig.token_table_dim,
         }
         arguments = build(PRETRAINING, {**defaults, **options})
         fill_defaults(*arguments)
@@ -294,8 +294,8 @@ class Comparison:
         if not path.is_file():
             return
         old = records.without_secrets(records.read_json(path))
-        old["options"] = without_removed(old["options"])
-        old["arms"] = {arm: without_removed(options) for arm, options in old["arms"].items()}
+        old["options"] = current_options(old["options"])
+        old["arms"] = {arm: current_options(options) for arm, options in old["arms"].items()}
         new = json.loads(json.dumps(self.record))  # tuples become lists, as in the file
         pairs = {name: (old.get(name), new[name]) for name in names}
         for arm, options in old["arms"].items():
@@ -485,11 +485,11 @@ class Comparison:
         language_model = None
         if any(task.needs_head for task in self.tasks.values()):
             language_model = load_language_model(str(folder), self.device)
+        settings = EvalSettings(self.tokenizer, self.max_length, seed=self.seeds[0])
         for name, task in self.tasks.items():
             if self.signals.received:  # only the main process is here
                 raise Interrupted
-            options = {"max_length": self.max_length, "language_model": language_model, "seed": self.seeds[0]}
-            metrics[name] = measure(task, model, self.tokenizer, **options)
+            metrics[name] = measure(task, model, settings, language_model)
         return metrics
 
     def _measure_initial_weights(self, seed: int) -> None:
@@ -562,7 +562,7 @@ def _training_seconds(state: TrainerState) -> float:
 
 
 def _curve(history: list[dict], tokens: list[int]) -> list[dict]:
-    """The entries of a log that have quantities of held-out text, against tokens read."""
+    """The entries of a log that have metrics of held-out text, against tokens read."""
     rows = []
     prefix = "held_out_"
     for entry in history:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..quantities import QUANTITIES
-from .statistics import Metric, front_axes, front_of, front_points
+from ..metric_catalogue import METRICS
+from .statistics import ComparedMetric, front_axes, front_of, front_points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ COLOURS = 10
 CURVES = ("mlm_loss", "contrastive_accuracy")
 
 
-def draw(results: dict, metrics: list[Metric], folder: Path) -> dict[str, str]:
+def draw(results: dict, metrics: list[ComparedMetric], folder: Path) -> dict[str, str]:
     """Draws what was measured into PNG files; their names by kind: `front`, `curves`."""
     axes = front_axes(metrics)
     styles = styles_of(results, axes)
@@ -38,12 +38,12 @@ def _figure(width: float, height: float = 4.2) -> "Figure":
     return Figure(figsize=(width, height), dpi=130, layout="constrained")
 
 
-def styles_of(results: dict, axes: tuple[Metric, Metric] | None) -> dict[str, dict]:
+def styles_of(results: dict, axes: tuple[ComparedMetric, ComparedMetric] | None) -> dict[str, dict]:
     """Colour, marker and label of each arm; of more than ten arms only those of the front stand out."""
     named = list(results["arms"])
     if len(named) > COLOURS and axes is not None:
         x, y = axes
-        named = front_of(front_points(x, y), x.quantity.better, y.quantity.better)
+        named = front_of(front_points(x, y), x.definition.sign, y.definition.sign)
     styles = {arm: {"color": "0.8", "marker": ".", "zorder": 1, "label": "_other"} for arm in results["arms"]}
     others = [arm for arm in styles if arm not in named]
     if others:
@@ -54,7 +54,7 @@ def styles_of(results: dict, axes: tuple[Metric, Metric] | None) -> dict[str, di
     return styles
 
 
-def _draw_front(results: dict, axes: tuple[Metric, Metric], styles: dict[str, dict]) -> "Figure":
+def _draw_front(results: dict, axes: tuple[ComparedMetric, ComparedMetric], styles: dict[str, dict]) -> "Figure":
     """A scatter of two metrics: a large mark for the mean of each arm, a dot for each of its seeds."""
     x, y = axes
     means = front_points(x, y)
@@ -67,7 +67,7 @@ def _draw_front(results: dict, axes: tuple[Metric, Metric], styles: dict[str, di
             line = np.array([mean, dot]).T  # two points -> (x and y, points)
             panel.plot(*line, ".-", markevery=[1], color=styles[arm]["color"], linewidth=0.8, alpha=0.6)
         panel.plot(*mean, linestyle="none", markersize=10, **styles[arm])
-    front = sorted(means[arm] for arm in front_of(means, x.quantity.better, y.quantity.better))
+    front = sorted(means[arm] for arm in front_of(means, x.definition.sign, y.definition.sign))
     panel.plot(*np.array(front).T, "--", color="grey", linewidth=1, zorder=0)
     if y.initial:
         panel.axhline(y.initial.mean, label=results["initial"]["name"], color="black", linestyle=":", linewidth=1)
@@ -124,7 +124,7 @@ def _draw_curves(curves: dict[str, dict[str, list[np.ndarray]]], styles: dict[st
     panels = list(figure.subplots(1, len(curves), squeeze=False)[0])
     for panel, (name, by_arm) in zip(panels, curves.items(), strict=True):
         _draw_lines(panel, by_arm, styles)
-        panel.set_title(f"{QUANTITIES[name].title}, held out", fontsize=11)
+        panel.set_title(f"{METRICS[name].title}, held out", fontsize=11)
         if name == "mlm_loss":
             # A run that diverges, or an arm without the masked term, may leave the plot.
             start = max(values[0] for runs in by_arm.values() for _, values in runs)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import jinja2
 
-from .. import records
-from ..quantities import APART, GEOMETRY, LANGUAGE, RETRIEVAL, SIMILARITY, TRANSFER, listed
+from .. import records, tables
+from ..metric_catalogue import APART, GEOMETRY, LANGUAGE, RETRIEVAL, SIMILARITY, TRANSFER, listed
 from .plots import draw
-from .statistics import COST, Metric, mean_costs, without_masked_term
+from .statistics import COST, ComparedMetric, mean_costs, without_masked_term
 
 MANY_ARMS = 10  # the most that a sentence names
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -70,7 +70,7 @@ class Section:
     plot: str | None = None
 
 
-def metric_table(metrics: list[Metric], results: dict, caption: str = "") -> Table:
+def metric_table(metrics: list[ComparedMetric], results: dict, caption: str = "") -> Table:
     """A row for each arm, for the weights they started from and for each reference; a column for each metric."""
     untrained = without_masked_term(results)
     seeds = len(results["seeds"])
@@ -86,11 +86,11 @@ def metric_table(metrics: list[Metric], results: dict, caption: str = "") -> Tab
     for name in dict.fromkeys(metric.reference[0] for metric in metrics if metric.reference):
         rows.append([name, "-", *(_reference(metric, name) for metric in metrics)])
     several = len({metric.task for metric in metrics}) > 1
-    titles = [metric.title if several else metric.quantity.described for metric in metrics]
+    titles = [metric.title if several else metric.definition.described for metric in metrics]
     return Table(["arm", "seeds", *titles], rows, caption, _note_on_variance(metrics))
 
 
-def _marks(metric: Metric) -> dict[str, str]:
+def _marks(metric: ComparedMetric) -> dict[str, str]:
     """The marks of arms: of the best one, and of those that a test does not tell from it."""
     marks = dict.fromkeys(metric.close(), "same")
     best = metric.best()
@@ -99,14 +99,14 @@ def _marks(metric: Metric) -> dict[str, str]:
     return marks
 
 
-def _reference(metric: Metric, name: str) -> str:
+def _reference(metric: ComparedMetric, name: str) -> str:
     """The value of the reference of this name; `-` where the metric has another one, or none."""
     if metric.reference is None or metric.reference[0] != name:
         return "-"
-    return metric.quantity.format(metric.reference[1])
+    return metric.definition.format(metric.reference[1])
 
 
-def _note_on_variance(metrics: list[Metric]) -> str:
+def _note_on_variance(metrics: list[ComparedMetric]) -> str:
     """Names the arms that no test compares with the best; empty without any."""
     untested = []
     for metric in metrics:
@@ -120,14 +120,14 @@ def _note_on_variance(metrics: list[Metric]) -> str:
     )
 
 
-def sections_of(results: dict, metrics: list[Metric], plots: dict[str, str]) -> list[Section]:
+def sections_of(results: dict, metrics: list[ComparedMetric], plots: dict[str, str]) -> list[Section]:
     """The report.
 
     Args:
         plots: file names by kind, of those that were drawn
     """
     sections = []
-    leading = [metric for metric in metrics if metric.quantity.leads]
+    leading = [metric for metric in metrics if metric.definition.is_headline]
     if leading:
         sections.append(Section("At a glance", [NOTES["At a glance"]], [metric_table(leading, results)]))
     failed = [run for run in results["runs"] if run["status"] != "finished"]
@@ -142,12 +142,13 @@ def sections_of(results: dict, metrics: list[Metric], plots: dict[str, str]) -> 
     for kind, title in PLOTS.items():
         if kind in plots:
             sections.append(Section(title, [NOTES[title]], plot=plots[kind]))
-    for axis in dict.fromkeys(metric.quantity.axis for metric in metrics):
-        tables = []
-        for task in dict.fromkeys(metric.task for metric in metrics if metric.quantity.axis == axis):
-            of_task = [metric for metric in metrics if (metric.quantity.axis, metric.task) == (axis, task)]
-            tables.append(metric_table(of_task, results, records.printable(task)))
-        sections.append(Section(axis, [NOTES[axis]], tables))
+    for name in dict.fromkeys(metric.definition.section for metric in metrics):
+        section = Section(name, [NOTES[name]])
+        of_section = [metric for metric in metrics if metric.definition.section == name]
+        for task in dict.fromkeys(metric.task for metric in of_section):
+            of_task = [metric for metric in of_section if metric.task == task]
+            section.tables.append(metric_table(of_task, results, records.printable(task)))
+        sections.append(section)
     rows = [[arm, *means] for arm, means in mean_costs(results).items()]
     counted = TOKENS[results.get("tokens", "text")]
     sections.append(Section("Cost", [NOTES["Cost"].format(tokens=counted)], [Table(["arm", *COST], rows)]))
@@ -180,7 +181,7 @@ def _pairs(options: dict) -> str:
     return ", ".join(f"{name} {plain(value)}" for name, value in options.items())
 
 
-def write(results: dict, metrics: list[Metric], folder: Path) -> None:
+def write(results: dict, metrics: list[ComparedMetric], folder: Path) -> None:
     """Writes `report.md`, its plots, and `report.html` with everything inside it.
 
     Args:
@@ -203,9 +204,9 @@ def write(results: dict, metrics: list[Metric], folder: Path) -> None:
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def overview(results: dict, metrics: list[Metric]) -> str:
+def overview(results: dict, metrics: list[ComparedMetric]) -> str:
     """The table of the leading metrics, for a terminal."""
-    leading = [metric for metric in metrics if metric.quantity.leads]
+    leading = [metric for metric in metrics if metric.definition.is_headline]
     return "\n{}\n".format("\n\n".join(_markdown(metric_table(leading, results))))
 
 
@@ -224,8 +225,9 @@ def as_markdown(title: str, sections: list[Section]) -> str:
 def _markdown(table: Table) -> list[str]:
     """The caption, the table and the note, as far as there are any."""
     marks = {"best": "**{}**", "same": "{} ≈", "": "{}"}
-    rows = [table.head, ["---"] * len(table.head)]
+    rows = [table.head]
     for row in table.rows:
         cells = [cell if isinstance(cell, tuple) else (cell, "") for cell in row]
-        rows.append([marks[mark].format(" ".join(text.replace("|", "\\|").split())) for text, mark in cells])
-    return list(filter(None, [table.caption, "\n".join(f"| {' | '.join(row)} |" for row in rows), table.note]))
+        rows.append([marks[mark].format(text) for text, mark in cells])
+    lines = tables.markdown(rows, align="<" * len(table.head))
+    return list(filter(None, [table.caption, "\n".join(lines), table.note]))

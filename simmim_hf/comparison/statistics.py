@@ -10,7 +10,7 @@ from scipy import stats
 
 from .. import records
 from ..evaluation.bootstrap import CONFIDENCE
-from ..quantities import QUANTITIES, Quantity
+from ..metric_catalogue import METRICS, Metric
 
 INITIAL = "initial weights"  # in the place of an arm
 
@@ -89,7 +89,7 @@ def differ(one: Estimate, other: Estimate) -> bool:
 
 
 @dataclass
-class Metric:
+class ComparedMetric:
     """One metric of one task: its values for every arm, and for the weights that the arms started from.
 
     Args:
@@ -103,12 +103,12 @@ class Metric:
     reference: tuple[str, float] | None = None
 
     @property
-    def quantity(self) -> Quantity:
-        return QUANTITIES[self.name]
+    def definition(self) -> Metric:
+        return METRICS[self.name]
 
     @property
     def title(self) -> str:
-        return f"{records.printable(self.task)}: {self.quantity.title}"
+        return f"{records.printable(self.task)}: {self.definition.title}"
 
     @property
     def known(self) -> dict[str, Estimate]:
@@ -118,14 +118,14 @@ class Metric:
     def best(self) -> str | None:
         """The arm with the best mean; None where no direction is better, fewer than two arms have a value, or none
         of them is better than the weights they started from."""
-        if not self.quantity.better or len(self.known) < 2:
+        if not self.definition.sign or len(self.known) < 2:
             return None
-        best = max(self.known, key=lambda arm: self.quantity.better * self.known[arm].mean)
+        best = max(self.known, key=lambda arm: self.definition.sign * self.known[arm].mean)
         return best if self.beats_initial(best) else None
 
     def beats_initial(self, arm: str) -> bool:
         """Whether the mean of an arm is better than that of the weights it started from, where these have one."""
-        return self.initial is None or self.quantity.is_better(self.known[arm].mean, self.initial.mean)
+        return self.initial is None or self.definition.is_better(self.known[arm].mean, self.initial.mean)
 
     def against_best(self) -> dict[str, tuple[Estimate, Estimate]]:
         """For each other arm than the best, the estimates of the best and of this arm; {} without a best arm."""
@@ -157,23 +157,23 @@ class Metric:
         """`mean ± half width`, in words where equal seeds give no interval; `-` where nothing is known."""
         if found is None:
             return "-"
-        mean = self.quantity.format(found.mean)
+        mean = self.definition.format(found.mean)
         if found.half_width is None:
             return mean
         if found.half_width == 0:
             return f"{mean} (all seeds equal)"
-        half_width = self.quantity.format(found.half_width)
-        if half_width == self.quantity.format(0):  # narrower than the last digit, but not of no width
-            half_width = f"<{self.quantity.format(10**-self.quantity.digits)}"
+        half_width = self.definition.format(found.half_width)
+        if half_width == self.definition.format(0):  # narrower than the last digit, but not of no width
+            half_width = f"<{self.definition.format(10**-self.definition.digits)}"
         return f"{mean} ± {half_width}"
 
 
-def metrics_of(results: dict) -> list[Metric]:
+def metrics_of(results: dict) -> list[ComparedMetric]:
     """All metrics of `results.json` that a report shows, in the order of the catalogue and then of the tasks."""
     of_arms = _values(results["runs"])
     of_initial = _values({"arm": INITIAL, **run} for run in results["initial"]["runs"])
     tasks = dict.fromkeys(task for task, _ in [*of_arms, *of_initial])
-    shown = [name for name, quantity in QUANTITIES.items() if quantity.axis]
+    shown = [name for name, definition in METRICS.items() if definition.section]
     metrics = []
     for name in shown:
         for task in tasks:
@@ -183,7 +183,7 @@ def metrics_of(results: dict) -> list[Metric]:
             arms = {arm: estimate(by_arm.get(arm, {})) for arm in results["arms"]}
             initial = estimate(of_initial.get((task, name), {}).get(INITIAL, {}))
             reference = results["references"].get(task, {}).get(name)
-            metrics.append(Metric(task, name, arms, initial, reference))
+            metrics.append(ComparedMetric(task, name, arms, initial, reference))
     return metrics
 
 
@@ -197,7 +197,7 @@ def _values(runs: Iterable[dict]) -> dict[tuple[str, str], dict[str, dict[int, f
     return values
 
 
-def summary(metrics: list[Metric]) -> list[dict]:
+def summary(metrics: list[ComparedMetric]) -> list[dict]:
     """The statistics of every metric, for `results.json`."""
     return [
         {
@@ -219,7 +219,7 @@ def _as_dict(found: Estimate | None) -> dict | None:
     return {"mean": found.mean, "half_width_95": found.half_width, "seeds": len(found.by_seed)}
 
 
-def front_axes(metrics: list[Metric]) -> tuple[Metric, Metric] | None:
+def front_axes(metrics: list[ComparedMetric]) -> tuple[ComparedMetric, ComparedMetric] | None:
     """The held-out MLM loss, and what the vectors are worth: the first task of similarity, retrieval or transfer."""
     x = next((metric for metric in metrics if metric.name == "mlm_loss"), None)
     if x is None:
@@ -231,7 +231,7 @@ def front_axes(metrics: list[Metric]) -> tuple[Metric, Metric] | None:
     return None
 
 
-def front_points(x: Metric, y: Metric) -> dict[str, tuple[float, float]]:
+def front_points(x: ComparedMetric, y: ComparedMetric) -> dict[str, tuple[float, float]]:
     """The means (x, y) of the arms that have both."""
     return {arm: (x.known[arm].mean, y.known[arm].mean) for arm in x.known if arm in y.known}
 

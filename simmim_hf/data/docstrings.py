@@ -15,7 +15,7 @@ from pathlib import Path
 from datasets import Dataset
 from datasets.utils import tqdm
 
-# How the lines of a docstring are told apart: code, the name of a parameter before its description, markup.
+# The parts of a docstring that are not prose: code, the name of a parameter before its description, markup.
 _CODE_DIRECTIVE = re.compile(r"\.\. *(code|math|test|image|plot|figure|doctest|graphviz|_)")
 _PARAMETER = re.compile(r"([-*`\w][\w., *`]* ?\([^)]*\) ?:|:\w+( [\w*]+)*:|[\w*`]+ ?:)(\s+|$)")
 _ROLE = re.compile(r":[\w:]+:`~?([^`]*)`|\[`~?([^`\]]*)`\](\([^)]*\))?")
@@ -40,16 +40,18 @@ def built_in_corpus() -> Dataset:
         if spec and spec.submodule_search_locations:
             folders[package] = spec.submodule_search_locations[0]
     files = [Path(folder, path) for folder in folders.values() for path in _modules(folder)]
-    newest = max(file.stat().st_mtime_ns for file in [*files, Path(__file__)])  # how they are read may change too
-    return Dataset.from_generator(_scanned, gen_kwargs={"folders": folders, "files": len(files), "newest": newest})
+    newest = max(file.stat().st_mtime_ns for file in [*files, Path(__file__)])  # this file too: it reads the others
+    state = {"folders": folders, "files": len(files), "newest": newest}
+    return Dataset.from_generator(_scanned, gen_kwargs=state)
 
 
 def retrieval_pairs(corpus: Dataset) -> Dataset:
-    """`query` and `document`, the summary and the body of each docstring whose body says enough to be found by it, and
+    """`query` and `document`, the summary and the body of each docstring with ten words or more in its body, and
     `source`, its package."""
     pairs = corpus.filter(lambda row: len(row["body"].split()) >= 10)
     pairs = pairs.map(lambda row: {"source": row["source"].partition("/")[0]})
-    return pairs.select_columns(["summary", "body", "source"]).rename_columns({"summary": "query", "body": "document"})
+    pairs = pairs.select_columns(["summary", "body", "source"])
+    return pairs.rename_columns({"summary": "query", "body": "document"})
 
 
 def _scanned(folders: dict[str, str | Path], **state) -> Iterator[dict[str, str]]:
@@ -66,8 +68,12 @@ def scan_docstrings(folders: dict[str, str | Path]) -> list[dict[str, str]]:
     Returns:
         The rows of [`built_in_corpus`].
     """
-    files = [(f"{name}/{path}", Path(folder, path)) for name, folder in folders.items() for path in _modules(folder)]
-    rows, raw_seen, seen = [], set(), set()
+    files: list[tuple[str, Path]] = []
+    for name, folder in folders.items():
+        files += [(f"{name}/{path}", Path(folder, path)) for path in _modules(folder)]
+    rows: list[dict[str, str]] = []
+    raw_seen: set[str] = set()
+    seen: set[str | tuple[str, str]] = set()
     for source, file in tqdm(sorted(files), desc="Reading docstrings", unit=" files"):
         for docstring in _docstrings(file):
             if docstring in raw_seen:
@@ -79,9 +85,9 @@ def scan_docstrings(folders: dict[str, str | Path]) -> list[dict[str, str]]:
             summary, body = _split_summary(text)
             # Models repeat each other's documentation under other names, so names and numbers do not count here:
             # only plain lower-case words. A repeated summary, or a repeated start of the body, is a repeat.
-            keys = {("summary", _plain_words(summary)), ("body", _plain_words(body)[:100])}
-            keys = {(part, words) for part, words in keys if len(words) >= 20}
-            if text in seen or keys & seen:
+            parts = {"summary": _plain_words(summary), "body": _plain_words(body)[:100]}
+            keys = {(part, words) for part, words in parts.items() if len(words) >= 20}
+            if text in seen or not seen.isdisjoint(keys):
                 continue
             seen |= keys | {text}
             rows.append({"text": text, "summary": summary, "body": body, "source": source})
@@ -109,24 +115,26 @@ def _docstrings(file: Path) -> Iterator[str]:
     finally:
         if collecting:
             gc.enable()
-    pending = [tree]
+    pending: list[ast.AST] = [tree]
     while pending:  # statements only: walking the expressions too would take three times as long
         node = pending.pop()
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             docstring = ast.get_docstring(node, clean=False)
             if docstring:
                 yield docstring
-        children = [
-            child for field in ("body", "handlers", "orelse", "finalbody") for child in getattr(node, field, [])
-        ]
-        pending.extend(child for child in reversed(children) if isinstance(child, (ast.stmt, ast.excepthandler)))
+        children: list[ast.AST] = []
+        for block in ("body", "handlers", "orelse", "finalbody"):
+            children += getattr(node, block, [])
+        statements = [child for child in children if isinstance(child, (ast.stmt, ast.excepthandler))]
+        pending += reversed(statements)  # the first is popped first
 
 
 def clean_docstring(docstring: str) -> str:
     """The prose of a docstring: no code, doctests, formulas, headings, underlines or markup; one line a paragraph."""
     paragraphs: list[list[str]] = [[]]
     block: int | None = None  # the indent that a block of code has to exceed
-    fenced = doctest = False
+    fenced = False
+    doctest = False
     for line in inspect.cleandoc(docstring).splitlines():
         stripped = line.strip()
         indent = len(line) - len(line.lstrip())
@@ -145,12 +153,15 @@ def clean_docstring(docstring: str) -> str:
         if stripped.startswith(".."):
             if _CODE_DIRECTIVE.match(stripped):
                 block = indent
-            stripped = stripped.partition("::")[2].strip() if block is None else ""
+            after_name = stripped.partition("::")[2].strip()
+            stripped = after_name if block is None else ""
         elif stripped.endswith("::"):
             block = indent
             stripped = stripped[:-1]
         parameter = _PARAMETER.match(stripped)
-        stripped = stripped[parameter.end() if parameter else 0 :].lstrip("-*+# ")
+        if parameter:
+            stripped = stripped[parameter.end() :]
+        stripped = stripped.lstrip("-*+# ")
         stripped = _NOISE.sub("", _ROLE.sub(r"\1\2", stripped))
         letters = sum(character.isalpha() or character.isspace() for character in stripped)
         if letters > 0.7 * len(stripped):
@@ -161,7 +172,9 @@ def clean_docstring(docstring: str) -> str:
 
 def _split_summary(text: str) -> tuple[str, str]:
     end = re.search(r"\n|(?<!e\.g\.)(?<!i\.e\.)(?<=[.!?])\s+(?=[A-Z])", text)
-    return (text[: end.start()], text[end.end() :]) if end else (text, "")
+    if end is None:
+        return text, ""
+    return text[: end.start()], text[end.end() :]
 
 
 def _plain_words(text: str) -> str:

@@ -5,16 +5,18 @@ from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_
 
 
 def numbered(sources: list[Dataset]) -> Dataset:
-    """All documents of the sources, with the column `source_number`: which one each is of, from 0.
+    """All documents of the sources, with the number of the source, from 0, in the column `source_number`.
 
     Raises:
         ValueError: the sources have different columns.
     """
     if len({tuple(source.column_names) for source in sources}) > 1:
         raise ValueError("some of the sources have a column 'negative' and some do not: mix one kind only")
-    return concatenate_datasets(
-        [source.add_column("source_number", np.full(len(source), i, np.int32)) for i, source in enumerate(sources)]
-    )
+    parts = []
+    for number, source in enumerate(sources):
+        column: np.ndarray = np.full(len(source), number, np.int32)  # (documents,)
+        parts.append(source.add_column("source_number", column))
+    return concatenate_datasets(parts)
 
 
 def rows_of_sources(dataset: Dataset) -> list[np.ndarray]:
@@ -23,7 +25,11 @@ def rows_of_sources(dataset: Dataset) -> list[np.ndarray]:
     return [np.flatnonzero(numbers == number) for number in range(numbers.max() + 1)]
 
 
-def mix(sources: Dataset | list[IterableDataset], weights: list[float], seed: int = 0) -> Dataset | IterableDataset:
+def mix(
+    sources: Dataset | list[IterableDataset],
+    weights: list[float],
+    seed: int = 0,
+) -> Dataset | IterableDataset:
     """Draws documents from sources by weight, from each in its order.
 
     Args:
@@ -39,10 +45,10 @@ def mix(sources: Dataset | list[IterableDataset], weights: list[float], seed: in
         ValueError: a source has no documents, or streams have different columns.
     """
     if isinstance(sources, Dataset):
-        sources = [sources.select(rows) for rows in rows_of_sources(sources)]
-        if len(sources) < len(weights) or not all(map(len, sources)):
+        parts = [sources.select(rows) for rows in rows_of_sources(sources)]
+        if len(parts) < len(weights) or not all(map(len, parts)):
             raise ValueError("a source of the mixture has no text that is not held out: give it more, or leave it out")
     else:
-        sources = [source.repeat(None) for source in sources]
+        parts = [source.repeat(None) for source in sources]
     shares = np.array(weights) / sum(weights)
-    return interleave_datasets(sources, shares.tolist(), seed, stopping_strategy="all_exhausted")
+    return interleave_datasets(parts, shares.tolist(), seed, stopping_strategy="all_exhausted")

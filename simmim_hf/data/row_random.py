@@ -11,9 +11,9 @@ SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
 
 
 class RowGenerator:
-    """Numbers that depend on a row's seed and a position in the row, and not on the rows beside it.
+    """Numbers that depend on the seed of a row and a position in it, and not on the other rows.
 
-    It has the methods of `numpy.random.Generator` that the collator uses, which would draw for the whole batch.
+    It has the methods of `numpy.random.Generator` that the collator uses; that class draws for the whole batch.
 
     Args:
         seeds: one of 64 bits for each row
@@ -33,7 +33,12 @@ class RowGenerator:
         bits = _mixed(self.state[:, None] + columns * INCREMENT)  # (rows, columns)
         return (bits >> np.uint64(11)) * 2.0**-53
 
-    def uniform(self, low: float, high: float, shape: tuple[int, int]) -> np.ndarray:
+    def uniform(
+        self,
+        low: float,
+        high: float,
+        shape: tuple[int, int],
+    ) -> np.ndarray:
         """Uniform numbers in [low, high) of the shape (rows, columns)."""
         return low + (high - low) * self.random(shape)
 

@@ -1,4 +1,4 @@
-"""What an encoder is worth: its sentence vectors, the tasks they are measured on, and the command that does both."""
+"""Evaluation of an encoder: its sentence vectors, the tasks to measure them on, and the command for both."""
 
 from .encoding import encode
 

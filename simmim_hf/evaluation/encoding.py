@@ -11,11 +11,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 
 from ..data.tokenization import load_tokenizer
-from ..model import vectors
-from ..model.backbones import explaining_weights, first_position, source_pooling
+from ..model import pooling as model_pooling
+from ..model.backbones import first_position
 from ..model.configuration_simmim import Pooling, SimMIMConfig, as_text_config
-from ..model.vectors import pool
-from ..options import refusing
+from ..model.loading import explaining_weights
+from ..model.pooling import pool
+from ..model.st_format import source_pooling
+from ..options import error_prefix
 
 
 class PooledEncoder(torch.nn.Module):
@@ -28,21 +30,31 @@ class PooledEncoder(torch.nn.Module):
 
     def __init__(self, encoder: PreTrainedModel, pooling: Pooling = "mean"):
         super().__init__()
-        self.encoder, self.config, self.pooling = encoder, encoder.config, pooling
+        self.encoder = encoder
+        self.config = encoder.config
+        self.pooling = pooling
 
-    base_model = property(lambda self: self)
-    device = property(lambda self: self.encoder.device)
-    encode = vectors.encode
+    encode = model_pooling.encode
+
+    @property
+    def base_model(self) -> "PooledEncoder":
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.device
 
     @property
     def max_length(self) -> int:
         """The longest sequence, in tokens, that the encoder has positions for."""
-        return getattr(self.config, "max_position_embeddings", sys.maxsize) - first_position(self.encoder)
+        positions = getattr(self.config, "max_position_embeddings", sys.maxsize)
+        return positions - first_position(self.encoder)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> BaseModelOutputWithPooling:
         """input_ids, attention_mask: (batch, length)"""
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return BaseModelOutputWithPooling(hidden, pool(hidden, attention_mask, self.pooling))
+        pooled = pool(hidden, attention_mask, self.pooling)  # (batch, length, hidden) -> (batch, hidden)
+        return BaseModelOutputWithPooling(hidden, pooled)
 
 
 def load_encoder(name_or_path: str, pooling: Pooling | None = None) -> torch.nn.Module:
@@ -72,8 +84,9 @@ def load_encoder(name_or_path: str, pooling: Pooling | None = None) -> torch.nn.
     if not is_simmim:
         return PooledEncoder(model, pooling or source_pooling(name_or_path) or "mean")
     if pooling is not None and pooling != model.config.pooling:
-        model.config.pooling = model.pooler.pooling = pooling
-        model.pooler.query = None  # what each token counts in `attention`, the only pooling that is learned
+        model.config.pooling = pooling
+        model.pooler.pooling = pooling
+        model.pooler.query = None  # the weights of `attention`, the only pooling that is learned
     return model
 
 
@@ -83,7 +96,7 @@ def text_encoder_config(name_or_path: str) -> PreTrainedConfig:
     Raises:
         ValueError: it is not a text model, or there is no such model.
     """
-    with refusing(f"there is no model in `{name_or_path}`, or its configuration is damaged"):
+    with error_prefix(f"there is no model in `{name_or_path}`, or its configuration is damaged"):
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
     if config.model_type != SimMIMConfig.model_type:
         try:
@@ -102,12 +115,14 @@ def load_with_missing(auto_class, name_or_path: str) -> tuple[PreTrainedModel, l
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # callers refuse missing weights, and an unused head needs no warning
     try:
-        with refusing(f"the model `{name_or_path}` cannot be loaded"), explaining_weights(name_or_path):
+        with error_prefix(f"the model `{name_or_path}` cannot be loaded"), explaining_weights(name_or_path):
             model, info = auto_class.from_pretrained(name_or_path, output_loading_info=True, **options)
     finally:
         logging.set_verbosity(verbosity)
-    is_simmim = model.config.model_type == SimMIMConfig.model_type  # BERT's own pooler is never used
-    return model.eval(), sorted(key for key in info["missing_keys"] if is_simmim or "pooler." not in key)
+    is_simmim = model.config.model_type == SimMIMConfig.model_type
+    # The pooler of another model, such as BERT's, is never used, so that a checkpoint may lack its weights.
+    missing = [key for key in info["missing_keys"] if is_simmim or "pooler." not in key]
+    return model.eval(), sorted(missing)
 
 
 def encode(
@@ -136,8 +151,9 @@ def encode(
     """
     if isinstance(model, (str, os.PathLike)):
         name = str(model)
-        tokenizer = load_tokenizer(name) if tokenizer is None else tokenizer
+        if tokenizer is None:
+            tokenizer = load_tokenizer(name)
         model = load_encoder(name)
         if torch.accelerator.is_available():
             model.to(torch.accelerator.current_accelerator())
-    return vectors.encode(model, texts, tokenizer, max_length, batch_size, normalize, show_progress)
+    return model_pooling.encode(model, texts, tokenizer, max_length, batch_size, normalize, show_progress)

@@ -3,7 +3,9 @@
 All three predict some positions of a sequence, so each is made of rows: the ids that are read, and the labels.
 """
 
+import itertools
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -17,17 +19,21 @@ from ..model.backbones import class_with_head
 from ..model.configuration_simmim import SimMIMConfig
 from .encoding import load_with_missing, text_encoder_config
 
-# Token logits that are in memory together.
+# The most logits in memory together.
 LOGITS_AT_ONCE = 2**26
+
+Row: TypeAlias = tuple[
+    np.ndarray, np.ndarray
+]  # input ids and labels, (length,) each; -100 where nothing is to be predicted
 
 
 @dataclass
 class LanguageModel:
-    """A model that gives token logits, and what it can be asked for.
+    """A model that gives token logits, and the directions in which it predicts.
 
     Args:
         model: gives `logits` (batch, length, vocab)
-        options: further arguments of its forward for each thing it has learned, `"masked"` or `"causal"`
+        options: further arguments of its forward by direction, `"masked"` or `"causal"`, as far as it has learned them
     """
 
     model: PreTrainedModel
@@ -42,16 +48,21 @@ def load_language_model(name_or_path: str, device: str | torch.device = "cpu") -
         OSError: there is no such model.
     """
     config = text_encoder_config(name_or_path)
+    options: dict[str, dict] = {}
     if config.model_type == SimMIMConfig.model_type:
-        is_decoder = "SimMIMForCausalLM" in (config.architectures or ())
-        options = {} if config.objective.is_causal else {"masked": {"is_causal": False}}
-        if config.clm_weight > 0 or is_decoder:
-            options["causal"] = {"is_causal": True}
         auto_class = AutoModelForMaskedLM
-    elif auto_class := class_with_head(config):
-        options = {"masked": {}} if auto_class is AutoModelForMaskedLM else {"causal": {}}
+        if not config.objective.is_causal:
+            options["masked"] = {"is_causal": False}
+        if config.clm_weight > 0 or "SimMIMForCausalLM" in (config.architectures or ()):
+            options["causal"] = {"is_causal": True}
     else:
-        raise ValueError(f"the model `{name_or_path}` is a `{config.model_type}`, which has no language-model head.")
+        auto_class = class_with_head(config)
+        if auto_class is None:
+            raise ValueError(
+                f"the model `{name_or_path}` is a `{config.model_type}`, which has no language-model head."
+            )
+        direction = "masked" if auto_class is AutoModelForMaskedLM else "causal"
+        options[direction] = {}
     model, missing = load_with_missing(auto_class, name_or_path)
     if missing:
         raise ValueError(
@@ -62,88 +73,144 @@ def load_language_model(name_or_path: str, device: str | torch.device = "cpu") -
 
 
 def masked_rows(
-    ids: list[list[int]], tokenizer: PreTrainedTokenizerBase, mlm_probability: float, seed: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
+    ids: list[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    mlm_probability: float,
+    seed: int,
+) -> list[Row]:
     """Corrupted copies and their labels, (length,) each: those of a text depend on it and the seed alone.
 
     Raises:
         ValueError: a share of corrupted tokens out of range, or a tokenizer without a mask; also where `ids` is empty.
     """
     collator = DataCollatorForSimMIM(tokenizer, mlm_probability=mlm_probability, seed=seed)
-    batches = (collator([{"input_ids": row}]) for row in ids)  # one by one: its masks then depend on no other text
-    return [(batch["masked_input_ids"][0].numpy(), batch["labels"][0].numpy()) for batch in batches]
+    rows = []
+    for row in ids:
+        batch = collator([{"input_ids": row}])  # one by one, so that its masks depend on no other text
+        masked = batch["masked_input_ids"][0].numpy()  # (1, length) -> (length,)
+        labels = batch["labels"][0].numpy()
+        rows.append((masked, labels))
+    return rows
 
 
-def one_mask_rows(ids: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[tuple[np.ndarray, np.ndarray]]:
+def one_mask_rows(ids: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     """A copy of each text for each of its tokens, with that token masked and to be predicted."""
-    special, rows = set(tokenizer.all_special_ids), []
+    special = set(tokenizer.all_special_ids)
+    rows = []
     for row in map(np.asarray, ids):
-        for position in (i for i, token in enumerate(row) if token not in special):
-            masked, labels = row.copy(), np.full_like(row, IGNORE_INDEX)
-            masked[position], labels[position] = tokenizer.mask_token_id, row[position]
+        for position, token in enumerate(row):
+            if token in special:
+                continue
+            masked = row.copy()
+            masked[position] = tokenizer.mask_token_id
+            labels = np.full_like(row, IGNORE_INDEX)
+            labels[position] = token
             rows.append((masked, labels))
     return rows
 
 
-def next_token_rows(ids: list[list[int]]) -> list[tuple[np.ndarray, np.ndarray]]:
+def next_token_rows(ids: list[list[int]]) -> list[Row]:
     """Each text, with its next token to be predicted at each position; texts of one token are left out."""
-    return [(np.asarray(row), np.asarray([*row[1:], IGNORE_INDEX])) for row in ids if len(row) > 1]
+    rows = []
+    for row in ids:
+        if len(row) > 1:
+            labels = [*row[1:], IGNORE_INDEX]
+            rows.append((np.asarray(row), np.asarray(labels)))
+    return rows
 
 
 def predict_tokens(
-    model: PreTrainedModel, rows: list[tuple[np.ndarray, np.ndarray]], batch_size: int, desc: str, **options
+    model: PreTrainedModel,
+    rows: list[Row],
+    batch_size: int,
+    desc: str,
+    **options,
 ) -> tuple[float, float]:
     """The mean cross-entropy in nats, and the accuracy, of the tokens that are to be predicted; NaN if there are none.
 
     Args: see `predict_rows`
     """
-    total, correct, count = (column.sum() for column in predict_rows(model, rows, batch_size, desc, **options))
-    return (float(total / count), float(correct / count)) if count else (np.nan, np.nan)
+    losses, hits, counts = predict_rows(model, rows, batch_size, desc, **options)
+    count = counts.sum()
+    if not count:
+        return np.nan, np.nan
+    return float(losses.sum() / count), float(hits.sum() / count)
 
 
 @torch.no_grad()
 def predict_rows(
-    model: PreTrainedModel, rows: list[tuple[np.ndarray, np.ndarray]], batch_size: int, desc: str, **options
+    model: PreTrainedModel,
+    rows: list[Row],
+    batch_size: int,
+    desc: str,
+    **options,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The summed cross-entropy in nats of the tokens of each row that are to be predicted, how many of these are
     predicted right, and how many there are, (rows,) each.
 
     Args:
         model: gives `logits` (batch, length, vocab)
-        rows: input ids and labels, (length,) each; -100 where nothing is to be predicted
+        rows: of `masked_rows`, `one_mask_rows` or `next_token_rows`
         batch_size: fewer rows are read at a time where their logits would take too much memory
         desc: title of the progress bar
         options: further arguments of the model's forward
     """
-    order = sorted(range(len(rows)), key=lambda row: -len(rows[row][0]))
-    found, start = np.zeros((3, len(rows))), 0
+    losses = np.zeros(len(rows))
+    hits = np.zeros(len(rows))
+    counts = np.zeros(len(rows))
+    lengths = [len(ids) for ids, _ in rows]
+    order = sorted(range(len(rows)), key=lambda row: -lengths[row])  # the longest first: little padding
+    start = 0
     with logging.tqdm(total=len(rows), desc=desc) as progress:
         while start < len(rows):
-            length = len(rows[order[start]][0])
-            size = max(1, min(batch_size, LOGITS_AT_ONCE // (length * model.config.vocab_size)))
-            read = order[start : start + size]
-            batch = [rows[row] for row in read]
-            input_ids, mask, labels = np.zeros((3, len(batch), length), dtype=np.int64)  # (batch, length) each
-            labels += IGNORE_INDEX
-            for i, (row, targets) in enumerate(batch):
-                input_ids[i, : len(row)], mask[i, : len(row)], labels[i, : len(row)] = row, 1, targets
-            input_ids, mask, labels = (torch.from_numpy(part).to(model.device) for part in (input_ids, mask, labels))
+            length = lengths[order[start]]
+            fitting = LOGITS_AT_ONCE // (length * model.config.vocab_size)
+            size = max(1, min(batch_size, fitting))
+            read = order[start : start + size]  # the rows of this batch
+            input_ids, mask, labels = _pad([rows[row] for row in read], length, model.device)  # (batch, length) each
             predicted = labels != IGNORE_INDEX
             logits = model(input_ids=input_ids, attention_mask=mask, **options).logits[predicted]  # (tokens, vocab)
             targets = labels[predicted]  # (tokens,)
-            losses = cross_entropy(logits.float(), targets, reduction="none")  # (tokens,)
-            for i, of_tokens in enumerate((losses, logits.argmax(-1) == targets, torch.ones_like(losses))):
-                of_positions = losses.new_zeros(labels.shape).masked_scatter(predicted, of_tokens.float())
-                found[i, read] = of_positions.sum(1).cpu()  # (batch,)
-            start += len(batch)
-            progress.update(len(batch))
-    return tuple(found)
+            token_losses = cross_entropy(logits.float(), targets, reduction="none")  # (tokens,)
+            token_hits = logits.argmax(-1) == targets  # (tokens,)
+            losses[read] = _sum_by_row(token_losses, predicted)  # (tokens,) -> (batch,)
+            hits[read] = _sum_by_row(token_hits, predicted)
+            counts[read] = predicted.sum(1).cpu()
+            start += len(read)
+            progress.update(len(read))
+    return losses, hits, counts
+
+
+def _pad(
+    rows: list[Row],
+    length: int,
+    device: torch.device,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Input ids, attention mask and labels of rows, (batch, length) each."""
+    shape = (len(rows), length)
+    input_ids = np.zeros(shape, dtype=np.int64)
+    mask = np.zeros(shape, dtype=np.int64)
+    labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
+    for i, (ids, targets) in enumerate(rows):
+        input_ids[i, : len(ids)] = ids
+        mask[i, : len(ids)] = 1
+        labels[i, : len(ids)] = targets
+    return tuple(torch.from_numpy(array).to(device) for array in (input_ids, mask, labels))
+
+
+def _sum_by_row(of_tokens: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+    """Values of the predicted tokens (tokens,) summed over each row (batch,)"""
+    of_positions = torch.zeros(predicted.shape, dtype=torch.float32, device=predicted.device)  # (batch, length)
+    return of_positions.masked_scatter(predicted, of_tokens.float()).sum(1).cpu()
 
 
 def surprises(
-    language_model: LanguageModel, ids: list[list[int]], tokenizer: PreTrainedTokenizerBase, batch_size: int
+    language_model: LanguageModel,
+    ids: list[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
 ) -> np.ndarray:
-    """How improbable a model finds texts: minus the pseudo-log-likelihood of Salazar et al. 2020, in which each token
+    """The surprise of a model at texts: minus the pseudo-log-likelihood of Salazar et al. 2020, in which each token
     is predicted from all others, or, of a model that reads from left to right only, minus the log-likelihood.
 
     Args:
@@ -152,25 +219,37 @@ def surprises(
     Returns:
         (texts,), in nats
     """
-    is_masked = "masked" in language_model.options
-    options = language_model.options["masked" if is_masked else "causal"]
-    rows_of_texts = [one_mask_rows([row], tokenizer) if is_masked else next_token_rows([row]) for row in ids]
-    rows = [row for rows in rows_of_texts for row in rows]
-    losses, *_ = predict_rows(language_model.model, rows, batch_size, "Each token predicted", **options)
-    owners = np.repeat(np.arange(len(ids)), [len(rows) for rows in rows_of_texts])  # (rows,)
-    return np.bincount(owners, weights=losses, minlength=len(ids))
+    if "masked" in language_model.options:
+        options = language_model.options["masked"]
+        rows_of_texts = [one_mask_rows([row], tokenizer) for row in ids]
+    else:
+        options = language_model.options["causal"]
+        rows_of_texts = [next_token_rows([row]) for row in ids]
+    rows = list(itertools.chain.from_iterable(rows_of_texts))
+    losses, _, _ = predict_rows(language_model.model, rows, batch_size, "Each token predicted", **options)  # (rows,)
+    counts = [len(rows) for rows in rows_of_texts]
+    text_of_row = np.repeat(np.arange(len(ids)), counts)  # (texts,) -> (rows,)
+    return np.bincount(text_of_row, weights=losses, minlength=len(ids))  # (rows,) -> (texts,)
 
 
-def unigram_cross_entropy(train: Dataset, held_out: Dataset, tokenizer: PreTrainedTokenizerBase) -> float:
+def unigram_cross_entropy(
+    train: Dataset,
+    held_out: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+) -> float:
     """The MLM loss, in nats a token, of a model that knows only how frequent each token is in the training text.
 
     Args:
         train, held_out: with a column `input_ids`; special tokens do not count
     """
-    train_counts, counts = (
-        np.bincount(np.concatenate(text.with_format("numpy")["input_ids"][:]), minlength=len(tokenizer))
-        for text in (train, held_out)
-    )  # (vocab,) each
     ordinary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
-    train_counts, counts = train_counts[ordinary] + 1, counts[ordinary]  # a token that was never seen has a chance
-    return float(-(counts * np.log(train_counts / train_counts.sum())).sum() / counts.sum())
+    counts = _token_counts(held_out, len(tokenizer))[ordinary]  # (ordinary tokens,)
+    train_counts = _token_counts(train, len(tokenizer))[ordinary] + 1  # smoothed: an unseen token has a chance
+    log_probabilities = np.log(train_counts / train_counts.sum())
+    return float(-(counts * log_probabilities).sum() / counts.sum())
+
+
+def _token_counts(text: Dataset, vocab_size: int) -> np.ndarray:
+    """(vocab,)"""
+    ids = np.concatenate(text.with_format("numpy")["input_ids"][:])
+    return np.bincount(ids, minlength=vocab_size)

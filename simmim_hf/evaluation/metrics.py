@@ -1,18 +1,12 @@
-"""What sentence vectors are worth: functions of arrays, and the same as metrics of the `evaluate` library.
-
-A metric of `evaluate` is otherwise fetched from the Hub; the classes here need no network and fit a Trainer's
-`compute_metrics`.
-"""
+"""Metrics of sentence vectors, as functions of arrays."""
 
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import evaluate
 import numpy as np
 import torch
-from datasets import Features, List, Value
 from scipy.stats import pearsonr, spearmanr
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
@@ -77,7 +71,8 @@ def on_the_sphere(vectors: np.ndarray) -> np.ndarray:
     vectors = np.asarray(vectors)
     if not np.isfinite(vectors).all():
         raise ValueError("a vector holds numbers that are not finite.")
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)  # (texts, dim) -> (texts, 1)
+    return vectors / norms.clip(min=1e-12)
 
 
 def similarity_metrics(cosines: Sequence[float], scores: Sequence[float]) -> dict[str, float]:
@@ -92,13 +87,16 @@ def similarity_metrics(cosines: Sequence[float], scores: Sequence[float]) -> dic
     Raises:
         ValueError: see `check_scores`.
     """
-    scores, cosines = check_scores(scores), np.asarray(cosines, dtype=np.float64)
+    scores = check_scores(scores)
+    cosines = np.asarray(cosines, dtype=np.float64)
     return {name: correlation(cosines, scores) for name, correlation in CORRELATIONS.items()}
 
 
 def _correlation(function: Callable, one: np.ndarray, other: np.ndarray) -> float:
-    """A correlation x 100 of two (pairs,), not a number where one of them is constant."""
-    return 100 * float(function(one, other).statistic) if np.ptp(one) and np.ptp(other) else np.nan
+    """A correlation x 100 of two (pairs,), NaN where one of them is constant."""
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return np.nan
+    return 100 * float(function(one, other).statistic)
 
 
 CORRELATIONS = {"spearman": partial(_correlation, spearmanr), "pearson": partial(_correlation, pearsonr)}
@@ -112,7 +110,7 @@ def retrieval_metrics(
     k: int = 10,
 ) -> dict[str, float]:
     """The means over the queries of `retrieval_values`, with the same arguments."""
-    values = retrieval_values(queries, documents, query_ids, document_ids, k)
+    values = retrieval_values(queries, documents, query_ids, document_ids, k)  # (queries,) each
     return {name: float(of_queries.mean()) for name, of_queries in values.items()}
 
 
@@ -140,30 +138,48 @@ def retrieval_values(
     Raises:
         ValueError: a vector that is not finite.
     """
-    query, queries = _distinct(on_the_sphere(queries), query_ids)  # (pairs,), (queries, dim)
-    document, documents = _distinct(on_the_sphere(documents), document_ids)  # (pairs,), (documents, dim)
-    pairs = np.unique(np.stack([query, document], axis=1), axis=0)  # (pairs, 2), in the order of the queries
-    relevant = np.split(pairs[:, 1], np.flatnonzero(np.diff(pairs[:, 0])) + 1)  # for each query its documents
+    query, queries = _distinct(on_the_sphere(queries), query_ids)  # (pairs, dim) -> (pairs,), (queries, dim)
+    document, documents = _distinct(on_the_sphere(documents), document_ids)  # -> (pairs,), (documents, dim)
+    numbers = np.stack([query, document], axis=1)  # (pairs, 2)
+    pairs = np.unique(numbers, axis=0)  # (distinct pairs, 2), in the order of the queries
+    ends = np.flatnonzero(np.diff(pairs[:, 0])) + 1  # where the next query begins
+    relevant = np.split(pairs[:, 1], ends)  # for each query its documents
 
-    found = []
+    values = []
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         part = slice(start, start + QUERIES_AT_ONCE)
-        scores = queries[part] @ documents.T  # (queries, documents)
-        for row, own in zip(scores, relevant[part], strict=True):
-            own_scores = np.sort(row[own])[::-1]  # (own,), the best first
-            row[own] = -np.inf
-            # Before the i-th of the right documents stand i right ones, and the others that score as high or higher.
-            ranks = 1 + np.arange(len(own)) + (row >= own_scores[:, None] - TIE).sum(1)  # (own,)
-            gain = (1 / np.log2(1 + ranks[ranks <= k])).sum()
-            best_gain = (1 / np.log2(2 + np.arange(min(len(own), k)))).sum()
-            reciprocal = 1 / ranks[0] if ranks[0] <= k else 0.0
-            found.append((reciprocal, (ranks <= 1).mean(), (ranks <= k).mean(), gain / best_gain))
-    return dict(zip((f"mrr@{k}", "recall@1", f"recall@{k}", f"ndcg@{k}"), np.array(found).T, strict=True))
+        scores = queries[part] @ documents.T  # (queries, dim) @ (dim, documents) -> (queries, documents)
+        for of_query, own in zip(scores, relevant[part], strict=True):
+            values.append(_values_of_ranks(_ranks(of_query, own), k))
+    names = (f"mrr@{k}", "recall@1", f"recall@{k}", f"ndcg@{k}")
+    columns = np.array(values).T  # (queries, metrics) -> (metrics, queries)
+    return dict(zip(names, columns, strict=True))
+
+
+def _ranks(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """The ranks, from 1 and ascending, of the `own` documents of a query by its scores (documents,) -> (own,)"""
+    own_scores = np.sort(scores[own])[::-1]  # (own,), the best first
+    others = np.delete(scores, own)  # (documents - own,)
+    # The i-th of the own documents comes after i own ones, and after the others that score as high or higher.
+    others_before = (others >= own_scores[:, None] - TIE).sum(1)  # (own, others) -> (own,)
+    return 1 + np.arange(len(own)) + others_before
+
+
+def _values_of_ranks(ranks: np.ndarray, k: int) -> tuple[float, float, float, float]:
+    """Reciprocal rank, recall@1, recall@k and nDCG@k of a query whose documents have these ranks (own,)"""
+    reciprocal = 1 / ranks[0] if ranks[0] <= k else 0.0
+    best_ranks = 1 + np.arange(min(len(ranks), k))
+    is_first = ranks <= 1  # (own,)
+    is_in_list = ranks <= k
+    gain = (1 / np.log2(1 + ranks[is_in_list])).sum()
+    best_gain = (1 / np.log2(1 + best_ranks)).sum()
+    return reciprocal, is_first.mean(), is_in_list.mean(), gain / best_gain
 
 
 def _distinct(vectors: np.ndarray, ids: Sequence | None) -> tuple[np.ndarray, np.ndarray]:
-    """For each row the number of its id, and the vectors of the ids."""
-    ids = np.arange(len(vectors)) if ids is None else ids
+    """For each row the number of its id (rows,), and the vectors of the ids (ids, dim)."""
+    if ids is None:
+        ids = np.arange(len(vectors))
     _, first, numbers = np.unique(ids, return_index=True, return_inverse=True)
     return numbers, vectors[first]
 
@@ -171,13 +187,18 @@ def _distinct(vectors: np.ndarray, ids: Sequence | None) -> tuple[np.ndarray, np
 def tfidf_reciprocal_rank(queries: list[str], documents: list[str], k: int = 10) -> float:
     """MRR@k of finding document i with query i by weighted word overlap: the baseline that needs no training. The same
     text is one query, or one document, see `retrieval_values`."""
-    vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english", dtype=np.float32).fit(sorted(set(documents)))
-    vectors = [vectorizer.transform(texts).toarray() for texts in (queries, documents)]  # two (pairs, words)
-    return retrieval_metrics(*vectors, query_ids=queries, document_ids=documents, k=k)[f"mrr@{k}"]
+    vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english", dtype=np.float32)
+    vectorizer.fit(sorted(set(documents)))
+    query_vectors = vectorizer.transform(queries).toarray()  # (pairs, words)
+    document_vectors = vectorizer.transform(documents).toarray()  # (pairs, words)
+    return retrieval_metrics(query_vectors, document_vectors, queries, documents, k)[f"mrr@{k}"]
 
 
-def geometry_metrics(vectors: np.ndarray, pairs: tuple[np.ndarray, np.ndarray] | None = None) -> dict[str, float]:
-    """How vectors lie on the unit sphere.
+def geometry_metrics(
+    vectors: np.ndarray,
+    pairs: tuple[np.ndarray, np.ndarray] | None = None,
+) -> dict[str, float]:
+    """How vectors are spread over the unit sphere.
 
     - `uniformity`: log mean exp(-2 |x - y|^2) over all pairs (Wang & Isola 2020); lower is more even
     - `mean_cosine`: over all pairs; near 1 where the vectors fill a narrow cone
@@ -192,17 +213,20 @@ def geometry_metrics(vectors: np.ndarray, pairs: tuple[np.ndarray, np.ndarray] |
         ValueError: a vector that is not finite.
     """
     vectors = on_the_sphere(vectors)
-    count, total = len(vectors), vectors.sum(0, dtype=np.float64)  # (dim,)
+    count = len(vectors)
+    total = vectors.sum(0, dtype=np.float64)  # (texts, dim) -> (dim,)
     singular = np.linalg.svd(vectors, compute_uv=False)  # (min(texts, dim),)
     share = singular[singular > 0] / singular.sum()
+    entropy = -(share * np.log(share)).sum()
+    # The sum of all cosines is the squared length of the sum of the vectors; those with themselves do not count.
+    sum_of_cosines = total @ total - np.square(vectors).sum()
     metrics = {
         "uniformity": losses.uniformity(torch.from_numpy(vectors)).item(),
-        # The sum of all cosines is the squared length of the sum of the vectors; those with themselves do not count.
-        "mean_cosine": float((total @ total - np.square(vectors).sum()) / (count * (count - 1))),
-        "effective_rank": float(np.exp(-(share * np.log(share)).sum())),
+        "mean_cosine": float(sum_of_cosines / (count * (count - 1))),
+        "effective_rank": float(np.exp(entropy)),
     }
     if pairs is not None and len(pairs[0]):
-        first, second = (torch.from_numpy(on_the_sphere(side)) for side in pairs)
+        first, second = (torch.from_numpy(on_the_sphere(side)) for side in pairs)  # (pairs, dim) each
         metrics["alignment"] = losses.alignment(first, second).item()
     return metrics
 
@@ -219,12 +243,13 @@ def length_probe(vectors: np.ndarray, lengths: Sequence[int], seed: int = 0) -> 
         seed: of the folds
 
     Returns:
-        None where there is nothing to tell: fewer than 20 texts, or all of one length.
+        None without anything to predict: fewer than 20 texts, or all of one length.
     """
-    logarithms = np.log(np.asarray(lengths, dtype=np.float64))
+    logarithms = np.log(np.asarray(lengths, dtype=np.float64))  # (texts,)
     if len(logarithms) < 2 * FOLDS or np.ptp(logarithms) == 0:
         return None
-    return float(r2_score(logarithms, _read_off(RidgeCV(RIDGE_STRENGTHS), vectors, logarithms, seed)))
+    predicted = _read_off(RidgeCV(RIDGE_STRENGTHS), vectors, logarithms, seed)  # (texts,)
+    return float(r2_score(logarithms, predicted))
 
 
 def source_probe(vectors: np.ndarray, sources: Sequence[str], seed: int = 0) -> float | None:
@@ -239,18 +264,24 @@ def source_probe(vectors: np.ndarray, sources: Sequence[str], seed: int = 0) -> 
         seed: of the folds
 
     Returns:
-        None where there is nothing to tell: fewer than 20 texts, or a single source.
+        None without anything to predict: fewer than 20 texts, or a single source.
     """
-    names, source, counts = np.unique(np.asarray(sources), return_inverse=True, return_counts=True)
+    names, source, counts = np.unique(sources, return_inverse=True, return_counts=True)  # source: (texts,)
     if len(source) < 2 * FOLDS or len(names) < 2:
         return None
-    hits = _read_off(RidgeClassifierCV(RIDGE_STRENGTHS), vectors, source, seed) == source  # (texts,)
+    predicted = _read_off(RidgeClassifierCV(RIDGE_STRENGTHS), vectors, source, seed)  # (texts,)
+    accuracy = (predicted == source).mean()
     guessed = counts.max() / len(source)
-    return float((hits.mean() - guessed) / (1 - guessed))
+    return float((accuracy - guessed) / (1 - guessed))
 
 
-def _read_off(probe: BaseEstimator, vectors: np.ndarray, targets: np.ndarray, seed: int) -> np.ndarray:
-    """What a probe predicts from the direction of each vector, fitted to the other folds: (texts, dim) -> (texts,)"""
+def _read_off(
+    probe: BaseEstimator,
+    vectors: np.ndarray,
+    targets: np.ndarray,
+    seed: int,
+) -> np.ndarray:
+    """Predictions of a probe for the direction of each vector, fitted to the other folds: (texts, dim) -> (texts,)"""
     folds = KFold(FOLDS, shuffle=True, random_state=seed)
     with threadpool_limits(limits=1):
         return cross_val_predict(probe, on_the_sphere(vectors), targets, cv=folds)
@@ -280,7 +311,8 @@ def transfer_metrics(
     Raises:
         ValueError: fewer than two classes, or too few texts of a class.
     """
-    return accuracy_metrics(*transfer_hits(vectors, labels, test_vectors, test_labels, seed))
+    hits, fold = transfer_hits(vectors, labels, test_vectors, test_labels, seed)
+    return accuracy_metrics(hits, fold)
 
 
 def transfer_hits(
@@ -290,7 +322,7 @@ def transfer_hits(
     test_labels: Sequence | None = None,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which texts the classifiers of `transfer_metrics` judge right, and in which fold, with the same arguments.
+    """The hits of the classifiers of `transfer_metrics`, with the same arguments, and the fold of each text.
 
     Returns:
         (texts,) of 0.0 and 1.0, and (texts,) numbers of folds: of the test texts, in fold 0, where they are given,
@@ -299,78 +331,54 @@ def transfer_hits(
     Raises:
         ValueError: as `transfer_metrics`.
     """
-    labels = np.asarray(labels)
-    check_labels(labels.tolist(), needed=3 if test_vectors is None else 2)
-    with threadpool_limits(limits=1):  # a second thread costs such small problems many times what it saves
+    classes = np.asarray(labels)
+    check_labels(classes.tolist(), needed=3 if test_vectors is None else 2)
+    with threadpool_limits(limits=1):  # a second thread slows such small problems down
         if test_vectors is not None:
-            classifier = _fit_classifier(vectors, labels, STRENGTHS_FOR_A_SPLIT, seed)
-            hits = classifier.predict(test_vectors) == np.asarray(test_labels)
-            return hits.astype(float), np.zeros(len(hits), dtype=int)
-        hits, fold = np.empty(len(labels)), np.empty(len(labels), dtype=int)
-        folds = _folds(labels, seed)
-        parts = tqdm(folds.split(vectors, labels), total=folds.n_splits, desc="Cross-validation")
+            classifier = _fit_classifier(vectors, classes, STRENGTHS_FOR_A_SPLIT, seed)
+            is_right = classifier.predict(test_vectors) == np.asarray(test_labels)  # (texts,)
+            return is_right.astype(float), np.zeros(len(is_right), dtype=int)
+        hits = np.empty(len(classes))
+        fold = np.empty(len(classes), dtype=int)
+        folds = _folds(classes, seed)
+        parts = tqdm(folds.split(vectors, classes), total=folds.n_splits, desc="Cross-validation")
         for number, (train, test) in enumerate(parts):
-            classifier = _fit_classifier(vectors[train], labels[train], STRENGTHS, seed)
-            hits[test], fold[test] = classifier.predict(vectors[test]) == labels[test], number
+            classifier = _fit_classifier(vectors[train], classes[train], STRENGTHS, seed)
+            hits[test] = classifier.predict(vectors[test]) == classes[test]
+            fold[test] = number
     return hits, fold
 
 
 def accuracy_metrics(hits: np.ndarray, fold: np.ndarray) -> dict[str, float]:
-    """What `transfer_metrics` returns, from (texts,) each, as `transfer_hits` gives them."""
+    """The metrics of `transfer_metrics` from the hits and folds of `transfer_hits`, (texts,) each."""
     sizes = np.bincount(fold)  # (folds,)
-    accuracies = 100 * np.bincount(fold, hits)[sizes > 0] / sizes[sizes > 0]
-    of_the_size = np.sqrt(accuracies[0] * (100 - accuracies[0]) / len(hits))
-    deviation = np.std(accuracies) if len(accuracies) > 1 else of_the_size
+    is_used = sizes > 0
+    accuracies = 100 * np.bincount(fold, hits)[is_used] / sizes[is_used]  # (folds,)
+    deviation = np.std(accuracies)
+    if len(accuracies) == 1:  # the standard error of a share among so many texts
+        accuracy = accuracies[0]
+        deviation = np.sqrt(accuracy * (100 - accuracy) / len(hits))
     return {"accuracy": float(np.mean(accuracies)), "accuracy_std": float(deviation)}
 
 
-def _fit_classifier(vectors: np.ndarray, labels: np.ndarray, strengths: list[float], seed: int) -> GridSearchCV:
-    # With two classes and many more texts than dimensions, three Newton steps reach what takes L-BFGS two hundred.
-    solver = "newton-cholesky" if len(set(labels.tolist())) == 2 else "lbfgs"
+def _fit_classifier(
+    vectors: np.ndarray,
+    labels: np.ndarray,
+    strengths: list[float],
+    seed: int,
+) -> GridSearchCV:
+    # With two classes and many more texts than dimensions, three Newton steps do as much as two hundred of L-BFGS.
+    is_binary = len(set(labels.tolist())) == 2
+    solver = "newton-cholesky" if is_binary else "lbfgs"
     classifier = LogisticRegression(max_iter=1000, solver=solver)
     search = GridSearchCV(classifier, {"C": strengths}, cv=_folds(labels, seed))
     with warnings.catch_warnings():
-        # The weakest penalties need not converge: the cross-validation judges a classifier by what it has reached.
+        # The weakest penalties need not converge: the cross-validation scores the classifier as it is.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return search.fit(vectors, labels)
 
 
 def _folds(labels: np.ndarray, seed: int) -> StratifiedKFold:
-    rarest = min(Counter(labels.tolist()).values())
+    counts = Counter(labels.tolist())
+    rarest = min(counts.values())
     return StratifiedKFold(min(FOLDS, rarest), shuffle=True, random_state=seed)
-
-
-class _Metric(evaluate.Metric):
-    """A metric of `evaluate` whose predictions and references are rows of one kind."""
-
-    row = List(Value("float32"))
-
-    def _info(self) -> evaluate.MetricInfo:
-        features = Features({"predictions": self.row, "references": self.row})
-        return evaluate.MetricInfo(self.__doc__, citation="", features=features, inputs_description=self.__doc__)
-
-
-class Similarity(_Metric):
-    """`similarity_metrics` of `predictions` (cosines) and `references` (human scores), a number a pair each."""
-
-    row = Value("float64")
-
-    def _compute(self, predictions, references) -> dict[str, float]:
-        return similarity_metrics(predictions, references)
-
-
-class Retrieval(_Metric):
-    """`retrieval_metrics` of `predictions` (vectors of the queries) and `references` (of their documents).
-
-    `compute` also takes `query_ids`, `document_ids` and `k`.
-    """
-
-    def _compute(self, predictions, references, **options) -> dict[str, float]:
-        return retrieval_metrics(predictions, references, **options)
-
-
-class Geometry(_Metric):
-    """`geometry_metrics` of `predictions`, and the alignment with `references`, the vectors that belong to them."""
-
-    def _compute(self, predictions, references) -> dict[str, float]:
-        return geometry_metrics(predictions, pairs=(predictions, references))

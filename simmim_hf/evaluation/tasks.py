@@ -1,4 +1,4 @@
-"""What `simmim evaluate` measures: files, folders, Hub datasets and built-in sets, told apart by their columns."""
+"""The tasks of `simmim evaluate`: files, folders, Hub datasets and built-in sets, of a kind by their columns."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -32,7 +32,7 @@ class Task:
     """Something to measure.
 
     Args:
-        name: as it was asked for
+        name: as in the command
         test: with the columns of its kind
         train: for transfer the training texts of a given split, for language modelling the text that the counts of
             tokens come from
@@ -47,22 +47,12 @@ class Task:
 
     def __post_init__(self):
         present = set(self.test.column_names)
-        self.kind = next((kind for kind, columns in KINDS.items() if present >= set(columns)), None)
-        if self.kind is None:
+        kinds = [kind for kind, columns in KINDS.items() if present.issuperset(columns)]
+        if not kinds:
             raise ValueError(f"`{self.name}` has the columns {sorted(present)}, but a task needs one of: {NEEDED}.")
+        self.kind = kinds[0]
         try:
-            for rows in (self.test, self.train):
-                if rows is not None:
-                    _check_texts(rows, self.text_columns)
-            if self.kind == "similarity":
-                for row, score in enumerate(self.test["score"], start=1):
-                    if not _is_number(score):
-                        raise ValueError(f"the score {score!r} of row {row} is not a number.")
-                check_scores(self.test["score"][:])
-            if self.kind == "retrieval" and len(set(self.test["document"])) < 2:
-                raise ValueError("retrieval needs two different documents or more.")
-            if self.kind == "transfer":
-                self._check_labels()
+            self._check_rows()
         except ValueError as error:
             raise ValueError(f"`{self.name}`: {error}") from error
 
@@ -79,9 +69,26 @@ class Task:
         """All texts whose vectors are measured, those of training too where a classifier is fitted to them."""
         if self.kind == "minimal pairs":
             return
-        for rows in (self.test, self.train if self.kind == "transfer" else None):
-            for column in self.text_columns if rows is not None else ():
+        parts = [self.test]
+        if self.kind == "transfer" and self.train is not None:
+            parts.append(self.train)
+        for rows in parts:
+            for column in self.text_columns:
                 yield from rows[column]
+
+    def _check_rows(self) -> None:
+        for rows in (self.test, self.train):
+            if rows is not None:
+                _check_texts(rows, self.text_columns)
+        if self.kind == "similarity":
+            for row, score in enumerate(self.test["score"], start=1):
+                if not _is_number(score):
+                    raise ValueError(f"the score {score!r} of row {row} is not a number.")
+            check_scores(self.test["score"][:])
+        if self.kind == "retrieval" and len(set(self.test["document"])) < 2:
+            raise ValueError("retrieval needs two different documents or more.")
+        if self.kind == "transfer":
+            self._check_labels()
 
     def _check_labels(self) -> None:
         fitted = self.test if self.train is None else self.train
@@ -122,11 +129,15 @@ def load_tasks(names: Iterable[str], seed: int = 42) -> dict[str, Task]:
     this machine, and a number where two would be called the same.
 
     Args:
-        names, seed: see `load_task`, also for what is raised
+        names, seed: see `load_task`, also for the errors
     """
-    tasks = {}
-    for task in [load_task(name, seed) for name in dict.fromkeys(names)]:
-        short = name = "/".join(Path(task.name).parts[-2:]) if os.path.isabs(task.name) else task.name
+    tasks: dict[str, Task] = {}
+    for path in dict.fromkeys(names):
+        task = load_task(path, seed)
+        short = path
+        if os.path.isabs(path):
+            short = "/".join(Path(path).parts[-2:])
+        name = short
         while name in tasks:
             name = f"{short} ({len(tasks) + 1})"
         tasks[name] = task
@@ -143,9 +154,10 @@ def load_scored_pairs(file: str) -> Dataset:
     path = Path(file).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"there is no file `{file}` of scored pairs.")
-    pairs, needed = read_file(str(path)), KINDS["similarity"]
-    if not set(needed).issubset(pairs.column_names):
-        raise ValueError(f"`{file}` has the columns {pairs.column_names}, but scored pairs need {', '.join(needed)}.")
+    pairs = read_file(str(path))
+    columns = KINDS["similarity"]
+    if not set(columns).issubset(pairs.column_names):
+        raise ValueError(f"`{file}` has the columns {pairs.column_names}, but scored pairs need {', '.join(columns)}.")
     return Task(file, pairs).test
 
 
@@ -156,35 +168,45 @@ def docstring_pairs(seed: int) -> Dataset:
     return docstrings.retrieval_pairs(held_out)
 
 
-def halves(texts: Iterable[str], longest: int, most: int = 1000) -> Dataset | None:
+def half_pairs(texts: Iterable[str], longest: int, most: int = 1000) -> Dataset | None:
     """`query` and `document`: the first and the second half of texts, cut between two words.
 
     Args:
-        longest: characters of a half; of a text that is longer than two of them the beginning is taken
+        longest: characters of a half; the rest of a longer text is left out
         most: the texts that are enough
 
     Returns:
         None for fewer than two texts whose halves have `SHORTEST_HALF` characters.
     """
-    pairs = []
+    pairs: list[dict[str, str]] = []
     for text in texts:
-        text = " ".join(text.split())[: 2 * longest]
-        middle = len(text) // 2
-        between_words = text.find(" ", middle, middle + SHORTEST_HALF)
-        cut = middle if between_words < 0 else between_words  # Chinese has none
-        if middle >= 2 * SHORTEST_HALF and len(pairs) < most:
-            pairs.append({"query": text[:cut].strip(), "document": text[cut:].strip()})
-    return Dataset.from_list(pairs) if len(pairs) > 1 else None
+        start = " ".join(text.split())[: 2 * longest]
+        middle = len(start) // 2
+        if middle < 2 * SHORTEST_HALF:
+            continue
+        cut = start.find(" ", middle, middle + SHORTEST_HALF)
+        if cut < 0:  # no space there, as in Chinese
+            cut = middle
+        query = start[:cut].strip()
+        document = start[cut:].strip()
+        pairs.append({"query": query, "document": document})
+        if len(pairs) == most:
+            break
+    if len(pairs) < 2:
+        return None
+    return Dataset.from_list(pairs)
 
 
 BUILT_IN = {"docstrings": docstring_pairs}
 
 
 def _load_folder(name: str, folder: Path) -> Task:
-    files = [file for file in sorted(folder.iterdir()) if file.is_file() and corpora.file_format(file.name)]
+    files = [file for file in sorted(folder.iterdir()) if file.is_file()]
+    files = [file for file in files if corpora.file_format(file.name)]
     by_part = {file.name.split(".")[0]: str(file) for file in files}
     if "test" in by_part:
-        return Task(name, read_file(by_part["test"]), read_file(by_part["train"]) if "train" in by_part else None)
+        train = read_file(by_part["train"]) if "train" in by_part else None
+        return Task(name, read_file(by_part["test"]), train)
     if len(files) == 1:
         return Task(name, read_file(str(files[0])))
     raise ValueError(
@@ -217,17 +239,18 @@ def read_file(path: str) -> Dataset:
     Raises:
         ValueError: an ending that is not supported, or a file that is empty or damaged.
     """
-    if not corpora.file_format(path):
-        raise ValueError(f"`{path}` has an unsupported ending; supported: {corpora.SUPPORTED}.")
-    ending, compression = corpora.file_format(path)
+    ending, compression = corpora.format_of(path)
     if corpora.FORMATS[ending] == "text":
         return corpora.load_text(path)
     corpora.check_file(path)
     corpora.check_lengths(path, "row")
-    with corpora.naming(path):
-        if corpora.FORMATS[ending] == "csv" and (rows := _read_sts_benchmark(path)):
-            return Dataset.from_list(rows)
-        return corpora.read_files(ending, bool(compression), [path], streaming=False)
+    with corpora.errors_name_file(path):
+        if corpora.FORMATS[ending] == "csv":
+            rows = _read_sts_benchmark(path)
+            if rows:
+                return Dataset.from_list(rows)
+        form = corpora.Form(ending, bool(compression), "row")
+        return corpora.read_files([path], form, streaming=False)
 
 
 def _read_sts_benchmark(path: str) -> list[dict]:
@@ -240,11 +263,17 @@ def _read_sts_benchmark(path: str) -> list[dict]:
         first = file.readline().rstrip("\r\n").split("\t")
         if len(first) < 7 or not _is_number(first[4]):
             return []
-        lines = [first, *(line.rstrip("\r\n").split("\t") for line in file)]
+        lines = [first]
+        for line in file:
+            lines.append(line.rstrip("\r\n").split("\t"))
     for number, fields in enumerate(lines, start=1):
         if len(fields) < 7 or not _is_number(fields[4]):
             raise ValueError(f"line {number}: genre, filename, year, id, score and two sentences expected.")
-    return [{"sentence1": fields[5], "sentence2": fields[6], "score": float(fields[4])} for fields in lines]
+    rows = []
+    for fields in lines:
+        score = float(fields[4])
+        rows.append({"sentence1": fields[5], "sentence2": fields[6], "score": score})
+    return rows
 
 
 def _is_number(value) -> bool:

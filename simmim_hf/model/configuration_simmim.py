@@ -1,11 +1,12 @@
-"""What a SimMIM checkpoint is: a text backbone of transformers plus the options of the joint objective."""
+"""The configuration of SimMIM: a text backbone of transformers plus the options of the joint objective."""
 
 import difflib
+import functools
 import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -14,9 +15,22 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# What a sequence can be pulled towards, in words. "masked" and "dropout" need nothing but the batch; every other view
-# is made by the collator, in its method `_make_VIEW`.
-POSITIVE_VIEWS = {
+PositiveView = Literal["masked", "dropout", "deleted", "cropped", "span", "snippet"]
+CorruptedViews = Literal["copy", "both"]
+Negatives = Literal["other_view", "both_views"]
+Pooling = Literal["mean", "cls", "max", "attention"]
+PooledLayers = Literal["last", "first_last", "table_and_last"]
+Similarity = Literal["cosine", "dot"]
+ContrastiveLoss = Literal["info_nce", "decoupled"]
+StopGradient = Literal["original", "positive"]
+ContrastiveGradient = Literal["encoder", "pooler"]
+
+# The view that a sequence is pulled towards. "masked" and "dropout" need nothing but the batch; the collator makes
+# every other view in its method `_make_VIEW`. "cropped" is random cropping, as for images (SimCLR, Chen et al. 2020)
+# and in Contriever (Izacard et al. 2022); "span" is coCondenser's (Gao & Callan 2022), with one cut; "snippet" is the
+# inverse cloze task (Lee, Chang & Toutanova 2019) on tokens: a stretch is the query, the text that it may be taken
+# out of the document.
+POSITIVE_VIEWS: dict[PositiveView, str] = {
     "masked": "its masked copy",
     "dropout": "itself under another dropout mask",
     "deleted": "a copy with tokens deleted",
@@ -24,43 +38,35 @@ POSITIVE_VIEWS = {
     "span": "the text on the other side of a cut",
     "snippet": "a short stretch of the same text, which may be taken out of it",
 }
-PositiveView = Literal[tuple(POSITIVE_VIEWS)]
-PASSAGES = {"span": 2}  # of a text that a row needs, where a view needs more than one
-CorruptedViews = Literal["copy", "both"]
-Negatives = Literal["other_view", "both_views"]
-Pooling = Literal["mean", "cls", "max", "attention"]
-PooledLayers = Literal["last", "first_last", "lexical_last"]
-Similarity = Literal["cosine", "dot"]
-ContrastiveLoss = Literal["info_nce", "decoupled"]
-StopGradient = Literal["original", "positive"]
-ContrastiveGradient = Literal["encoder", "pooler"]
+PASSAGES = {"span": 2}  # passages of a text in a row, for a view that needs more than one
 
 JOINT = {"mlm_weight": 1.0, "contrastive_weight": 1.0, "clm_weight": 0.0}
 # Two views, both corrupted and both predicted, whose vectors can weigh their words.
 TWO_VIEWS = {"corrupted_views": "both", "symmetric": True, "negatives": "both_views", "pooling": "attention"}
 # The weights of the loss and what it compares, by the name of the pre-training objective.
-OBJECTIVES = {
+OBJECTIVES: dict[str, dict[str, Any]] = {
     "clm": {"mlm_weight": 0.0, "contrastive_weight": 0.0, "clm_weight": 1.0},
     "mlm": {"mlm_weight": 1.0, "contrastive_weight": 0.0, "clm_weight": 0.0},
     "simcse": {"mlm_weight": 0.0, "contrastive_weight": 1.0, "clm_weight": 0.0, "positive_view": "dropout"},
     "simmim": JOINT,
     "fused": {**JOINT, "clm_weight": 1.0},
     "spans": {**JOINT, **TWO_VIEWS, "positive_view": "span"},
-    # The vectors have a token table of their own to learn. The weight keeps their gradient, at a temperature of 0.05
-    # ten times as long as the masked one, from shortening the latter where both are clipped together.
     "snippets": {
         **JOINT,
         **TWO_VIEWS,
         "positive_view": "snippet",
+        # At temperature 0.05 the contrastive gradient norm is 10 times the masked one, and both are clipped together:
+        # at weight 1 clipping would shrink the masked gradient.
         "contrastive_weight": 0.1,
-        "pooled_layers": "lexical_last",
+        # The contrastive gradient ends at the pooling, where a token table learns from it.
+        "pooled_layers": "table_and_last",
         "contrastive_gradient": "pooler",
     },
 }
 
 WEIGHTS = tuple(JOINT)
-# What makes a vector of a text, and how; a checkpoint that is continued keeps its own.
-VECTOR_OPTIONS = ("pooling", "pooled_layers", "lexicon_size", "contrastive_gradient")
+# Options of the vectors; a checkpoint that is continued keeps its own.
+VECTOR_OPTIONS = ("pooling", "pooled_layers", "token_table_dim", "contrastive_gradient")
 
 # Every checkpoint opens in every class, also where this package is not installed: with the files of this folder beside
 # its weights and `trust_remote_code=True`. The files import each other, torch and transformers only.
@@ -82,12 +88,13 @@ def remote_files() -> list[str]:
 
     A configuration that was itself loaded from a Hub without its models has fewer beside it.
     """
-    return sorted(path.name for path in Path(__file__).parent.glob("*.py") if path.name != "__init__.py")
+    names = {path.name for path in Path(__file__).parent.glob("*.py")}
+    return sorted(names - {"__init__.py"})
 
 
-TOKEN_IDS = [f"{kind}_token_id" for kind in ("pad", "bos", "eos", "cls", "sep")]  # that a backbone is told
+TOKEN_IDS = [f"{kind}_token_id" for kind in ("pad", "bos", "eos", "cls", "sep")]  # options of a backbone
 
-# What transformers itself passes to or stores in any config, beside the fields and properties of `PreTrainedConfig`.
+# transformers itself passes these to any config, or stores them there, beside the fields of `PreTrainedConfig`.
 COMMON_OPTIONS = [
     "model_type",
     "attn_implementation",
@@ -103,7 +110,7 @@ COMMON_OPTIONS = [
 ]
 
 # Options of earlier versions: the value that changed nothing, as None does, and why each is gone.
-REMOVED_OPTIONS = {
+REMOVED_OPTIONS: dict[str, tuple[Any, str]] = {
     "queue_size": (None, "negatives of earlier batches made no better vectors; --chunk_size gives more negatives"),
     "uncertainty_weighting": (False, "learned weights gained nothing; mlm_weight and the others are chosen"),
     "conflict_steps": (None, "the gradients of the masked and the contrastive term were found nearly orthogonal"),
@@ -114,40 +121,78 @@ REMOVED_OPTIONS = {
 }
 
 
-def without_removed(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options without those of `REMOVED_OPTIONS`, as older files name them.
+# Options of earlier versions under their names of today, and the values that have another name.
+RENAMED_OPTIONS = {
+    "lexicon_size": "token_table_dim",
+    "min_span_length": "min_view_length",
+    "mean_span_length": "mean_mask_span",
+    "snippet_removal": "context_removal_prob",
+}
+RENAMED_VALUES = {"pooled_layers": {"lexical_last": "table_and_last"}}
+
+
+def current_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as any version names them, by the names of this one, and without those of `REMOVED_OPTIONS`.
 
     Raises:
-        ValueError: one of them has a value that would change something.
+        ValueError: a removed option has a value that would change something, or an option has both its names.
     """
-    for name in REMOVED_OPTIONS.keys() & options.keys():
-        unused, reason = REMOVED_OPTIONS[name]
-        if options[name] not in (None, unused):
-            raise ValueError(f"`{name}` is {options[name]!r}, and this option is gone: {reason}. Leave it out.")
-    kept = {name: value for name, value in options.items() if name not in REMOVED_OPTIONS}
-    ratio = kept.get("mlm_probability")
+    current: dict[str, Any] = {}
+    for name, value in options.items():
+        if name in REMOVED_OPTIONS:
+            _check_removed(name, value)
+            continue
+        new_name = RENAMED_OPTIONS.get(name, name)
+        if new_name != name and new_name in options:
+            raise ValueError(f"`{name}` is the old name of `{new_name}`, which is there too. Leave the old one out.")
+        current[new_name] = current_value(new_name, value)
+    ratio = current.get("mlm_probability")
     if isinstance(ratio, (list, tuple)):  # one number, or two for a schedule
         if len(ratio) > 1:
             raise ValueError(
                 f"`mlm_probability` is {ratio}, and a schedule of it is gone, which was never shown to gain. Give one."
             )
-        kept["mlm_probability"] = ratio[0]
-    return kept
+        current["mlm_probability"] = ratio[0]
+    return current
 
 
-def nearest(name: str, candidates, spelling: str = "`{}`", cutoff: float = 0.6) -> str:
+def current_value(name: str, value: Any) -> Any:
+    """The value of an option as any version names it, by the name of this one."""
+    if isinstance(value, str):
+        return RENAMED_VALUES.get(name, {}).get(value, value)
+    return value
+
+
+def _check_removed(name: str, value: Any) -> None:
+    unused, reason = REMOVED_OPTIONS[name]
+    if value not in (None, unused):
+        raise ValueError(f"`{name}` is {value!r}, and this option is gone: {reason}. Leave it out.")
+
+
+def nearest(name: str, candidates: Iterable[str], spelling: str = "`{}`") -> str:
     """` Did you mean X?` for a misspelt or shortened option, or nothing where no candidate is near."""
     candidates = list(candidates)
+    # First a name of which only the end was given, such as `length` for `max_length`.
     near = [candidate for candidate in candidates if candidate.endswith(f"_{name}")]
-    near += difflib.get_close_matches(name, candidates, n=1, cutoff=cutoff)
-    return f" Did you mean {spelling.format(near[0])}?" if near else ""
+    near += difflib.get_close_matches(name, candidates, n=1, cutoff=0.7)
+    if not near:
+        return ""
+    return f" Did you mean {spelling.format(near[0])}?"
 
 
-def choices_of(option) -> tuple:
+def choices_of(option: Field) -> tuple:
     """The values that a dataclass field of a `Literal` type takes, None among them where it may be None, else ()."""
-    kinds = [option.type] if get_origin(option.type) is Literal else get_args(option.type)
-    values = [value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
-    return (*values, None) if values and type(None) in kinds else tuple(values)
+    # `Literal[...]` itself, or the parts of `Literal[...] | None`.
+    kinds = [option.type]
+    if get_origin(option.type) is not Literal:
+        kinds = list(get_args(option.type))
+    values: list[Any] = []
+    for kind in kinds:
+        if get_origin(kind) is Literal:
+            values += get_args(kind)
+    if values and type(None) in kinds:
+        values.append(None)
+    return tuple(values)
 
 
 def described(cls):
@@ -155,13 +200,27 @@ def described(cls):
     lines = []
     for option in fields(cls):
         if "help" in option.metadata:
-            default = option.default_factory() if callable(option.default_factory) else option.default
+            default = option.default
+            if callable(option.default_factory):
+                default = option.default_factory()
             lines.append(f"        {option.name} (default: {default!r}): {option.metadata['help']}")
     cls.__doc__ = cls.__doc__.replace("        {options}", "\n".join(lines))
     return cls
 
 
-def _option(default, help: str):
+def takes_old_names(cls):
+    """A class decorator: the constructor takes options under the names of earlier versions too."""
+    construct = cls.__init__
+
+    @functools.wraps(construct)
+    def __init__(self, *args, **options):
+        construct(self, *args, **current_options(options))
+
+    cls.__init__ = __init__
+    return cls
+
+
+def _option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
@@ -176,10 +235,10 @@ def _of_text_config(name: str) -> property:
 
 @dataclass(frozen=True)
 class Objective:
-    """What one forward learns from: the weights of its terms, and what the contrastive term compares.
+    """The objective of one forward: the weights of its terms, and the views that the contrastive term compares.
 
-    The model takes that of its configuration unless another is given: a schedule or a measurement never changes a
-    configuration that others read.
+    The default of the model is that of its configuration. A schedule or a measurement passes another one: it never
+    changes a configuration that others read.
     """
 
     mlm_weight: float
@@ -205,8 +264,13 @@ class Objective:
 
     @property
     def directions(self) -> list[bool]:
-        """Whether text is read from left to right only, for each way in which it is read."""
-        return [True] * (self.clm_weight > 0) + [False] * (self.mlm_weight > 0 or self.contrastive_weight > 0)
+        """The directions of the passes: True from left to right only, False both ways."""
+        directions = []
+        if self.clm_weight > 0:
+            directions.append(True)
+        if self.mlm_weight > 0 or self.contrastive_weight > 0:
+            directions.append(False)
+        return directions
 
     @property
     def is_causal(self) -> bool:
@@ -214,6 +278,7 @@ class Objective:
         return self.clm_weight > 0 and self.mlm_weight == 0 and self.contrastive_weight == 0
 
 
+@takes_old_names
 @described
 class SimMIMConfig(PreTrainedConfig):
     r"""
@@ -252,13 +317,17 @@ class SimMIMConfig(PreTrainedConfig):
         "hidden_states",
         "attentions",
         "past_key_values",
+        "counts",
+        "num_tokens",
     ]
 
-    text_config: dict | PreTrainedConfig | str | None = _option(
+    # Given as a configuration, a dict, a model type or None; a `PreTrainedConfig` from `__post_init__` on.
+    text_config: Any = _option(
         None,
         "Configuration of the backbone: any text encoder or decoder of transformers, its `model_type` alone for the "
         "default sizes, or a dict, without `model_type` of a BERT.",
     )
+    # The vectors.
     pooling: Pooling = _option(
         "mean",
         "How token vectors become the sequence vector; `cls` is the first token, `attention` a mean weighted by a "
@@ -267,21 +336,23 @@ class SimMIMConfig(PreTrainedConfig):
     pooled_layers: PooledLayers = _option(
         "last",
         "Whose token vectors are pooled: those of the last layer; `first_last`, the mean of them and of what the "
-        "first layer is given (`avg_first_last` of Gao et al. 2021); or `lexical_last`: those of a token table that "
+        "first layer reads (`avg_first_last` of Gao et al. 2021); or `table_and_last`: those of a token table that "
         "serves nothing but the sequence vector, and beside them those of the last layer, each dimension with a "
         "learned scale.",
     )
-    lexicon_size: int = _option(
-        256, "With `lexical_last`: the width of the token table, so that a sequence vector has so many more numbers."
+    token_table_dim: int = _option(
+        256, "With `table_and_last`: the width of the token table, so that a sequence vector has so many more numbers."
     )
     similarity: Similarity = _option("cosine", "Of two sequence vectors.")
     temperature: float | int = _option(0.05, "Divides the similarities.")
+    # The loss.
     contrastive_loss: ContrastiveLoss = _option(
         "info_nce", "`decoupled` leaves the positive out of the denominator (Yeh et al. 2022)."
     )
     mlm_weight: float | int = _option(1.0, "Weight of the masked-token loss.")
     contrastive_weight: float | int = _option(1.0, "Weight of the contrastive loss.")
     clm_weight: float | int = _option(0.0, "Weight of the next-token loss.")
+    # The views, and what the contrastive loss does with them.
     positive_view: PositiveView = _option(
         "masked", f"What a sequence is pulled towards: {'; '.join(f'`{k}`, {v}' for k, v in POSITIVE_VIEWS.items())}."
     )
@@ -304,12 +375,13 @@ class SimMIMConfig(PreTrainedConfig):
     )
     negatives: Negatives = _option(
         "other_view",
-        "What a row is compared with beside its positive: the positives of the other rows, or `both_views`, these and "
-        "the other rows themselves (NT-Xent, Chen et al. 2020, where `symmetric`).",
+        "The negatives of a row: the positives of the other rows, or `both_views`, these and the other rows "
+        "themselves (NT-Xent, Chen et al. 2020, where `symmetric`).",
     )
     gather_negatives: bool = _option(
         True, "Under torch.distributed, take the sequences of all processes as negatives."
     )
+    # The modules on top.
     projection_dim: int | None = _option(
         None, "Width of an MLP between the pooled vector and the contrastive loss, used in training only."
     )
@@ -317,6 +389,7 @@ class SimMIMConfig(PreTrainedConfig):
         True, "Tie the output projection of the language-model head to the input embeddings."
     )
 
+    # Pass-through to the backbone, with setters: `resize_token_embeddings` and others write them.
     hidden_size = _of_text_config("hidden_size")
     vocab_size = _of_text_config("vocab_size")
     num_hidden_layers = _of_text_config("num_hidden_layers")
@@ -328,9 +401,8 @@ class SimMIMConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self.text_config = as_text_config(self.text_config)
-        kwargs = without_removed(kwargs)
         for name in self._unknown(kwargs):
-            if hasattr(self.text_config, name):
+            if hasattr(self.text_config, name):  # a likely slip: it is a level too high
                 raise ValueError(
                     f"`{name}` is an option of the backbone: give it in `text_config`, "
                     f"for example `text_config=dict(model_type='{self.text_config.model_type}', {name}=...)`."
@@ -355,8 +427,8 @@ class SimMIMConfig(PreTrainedConfig):
             ValueError: an objective that does not exist.
         """
         if tokenizer is not None:
-            vocabulary = len(tokenizer), token_ids_of(tokenizer)
-            kwargs["text_config"] = with_vocabulary(kwargs.get("text_config"), *vocabulary)
+            token_ids = token_ids_of(tokenizer)
+            kwargs["text_config"] = with_vocabulary(kwargs.get("text_config"), len(tokenizer), token_ids)
         return cls(**{**options_of_objective(objective), **kwargs})
 
     @classmethod
@@ -367,7 +439,8 @@ class SimMIMConfig(PreTrainedConfig):
                 f"This is a checkpoint of `{kind}` and not of SimMIM. `SimMIMForPreTraining.from_backbone(...)` "
                 "starts from its weights."
             )
-        config_dict = without_removed(config_dict)
+        config_dict = current_options(config_dict)
+        kwargs = current_options(kwargs)
         # A folder may come from a newer version of this package: what it does not know must not stop the loading.
         unknown = cls._unknown(config_dict)
         if unknown:
@@ -376,8 +449,12 @@ class SimMIMConfig(PreTrainedConfig):
                 "They are ignored; if the checkpoint was made by a newer version, upgrade with "
                 "`pip install --upgrade simmim_hf`."
             )
-        loaded = super().from_dict({k: v for k, v in config_dict.items() if k not in unknown}, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._validate()  # `kwargs` are set after `__post_init__`
+        config_dict = {name: value for name, value in config_dict.items() if name not in unknown}
+        loaded = super().from_dict(config_dict, **kwargs)
+        config = loaded
+        if isinstance(loaded, tuple):  # with `return_unused_kwargs`
+            config = loaded[0]
+        config._validate()  # again: `kwargs` are set after `__post_init__`
         return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
@@ -386,12 +463,15 @@ class SimMIMConfig(PreTrainedConfig):
         Every way of saving or pushing a model comes through here. transformers would name only the class that is
         saved, and `AutoModel` would then refuse a pre-training checkpoint.
         """
+        # All classes, not only the one that is saved.
         self.auto_map = dict(AUTO_MAP)
         if os.path.exists(self.text_config._name_or_path):
             self.text_config._name_or_path = ""  # a folder of this machine, which is private
         super().save_pretrained(save_directory, **kwargs)
         for name in remote_files():
-            source, target = Path(__file__).with_name(name), Path(save_directory, name)
+            source = Path(__file__).with_name(name)
+            target = Path(save_directory, name)
+            # A checkpoint that brought its own code may be saved where it lies.
             if not (target.exists() and target.samefile(source)):
                 shutil.copyfile(source, target)
 
@@ -401,9 +481,11 @@ class SimMIMConfig(PreTrainedConfig):
         return PASSAGES.get(self.positive_view, 1)
 
     @property
-    def vector_size(self) -> int:
+    def embedding_dim(self) -> int:
         """The width of a sequence vector."""
-        return self.hidden_size + (self.lexicon_size if self.pooled_layers == "lexical_last" else 0)
+        if self.pooled_layers == "table_and_last":  # beside each other
+            return self.token_table_dim + self.hidden_size
+        return self.hidden_size
 
     @property
     def teaches_encoder(self) -> bool:
@@ -425,13 +507,7 @@ class SimMIMConfig(PreTrainedConfig):
 
     def _validate(self) -> None:
         for option in fields(self):
-            value, choices = getattr(self, option.name), choices_of(option)
-            if choices and value not in choices:
-                near = nearest(str(value), filter(None, choices))
-                raise ValueError(f"`{option.name}` is {value!r}.{near} Choose from {choices}.")
-            if "help" in option.metadata and not choices and not isinstance(value, option.type):
-                kind = getattr(option.type, "__name__", option.type)
-                raise ValueError(f"`{option.name}` is {value!r}: it must be {kind}.")
+            self._validate_value(option)
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"`temperature` is {self.temperature}: it must be above 0; 0.05 is usual for cosine.")
         for name in WEIGHTS:
@@ -441,10 +517,24 @@ class SimMIMConfig(PreTrainedConfig):
             raise ValueError(
                 f"All of {', '.join(WEIGHTS)} are 0: nothing would be learned. Give one a weight above 0."
             )
-        if self.lexicon_size < 1:
-            raise ValueError(f"`lexicon_size` is {self.lexicon_size}: give a width of 1 or more; 256 is usual.")
+        if self.token_table_dim < 1:
+            raise ValueError(f"`token_table_dim` is {self.token_table_dim}: give a width of 1 or more; 256 is usual.")
         if self.projection_dim is not None and self.projection_dim < 1:
             raise ValueError(f"`projection_dim` is {self.projection_dim}: give a width of 1 or more, or None.")
+
+    def _validate_value(self, option: Field) -> None:
+        """Refuses a value that is none of the choices, or of another type."""
+        value = getattr(self, option.name)
+        choices = choices_of(option)
+        if choices:
+            if value not in choices:
+                near = nearest(str(value), filter(None, choices))
+                raise ValueError(f"`{option.name}` is {value!r}.{near} Choose from {choices}.")
+            return
+        kind: Any = option.type
+        is_own = "help" in option.metadata  # transformers has looser types than values in its own fields
+        if is_own and kind is not Any and not isinstance(value, kind):
+            raise ValueError(f"`{option.name}` is {value!r}: it must be {getattr(kind, '__name__', kind)}.")
 
 
 def options_of_objective(objective: str) -> dict[str, Any]:
@@ -458,7 +548,8 @@ def options_of_objective(objective: str) -> dict[str, Any]:
             f"Unknown objective `{objective}`.{nearest(objective, OBJECTIVES)} There are: {', '.join(OBJECTIVES)}."
         )
     named = [name for options in OBJECTIVES.values() for name in options]
-    return {name: getattr(SimMIMConfig, name) for name in named} | OBJECTIVES[objective]
+    defaults = {name: getattr(SimMIMConfig, name) for name in named}
+    return defaults | OBJECTIVES[objective]
 
 
 def token_ids_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
@@ -468,40 +559,53 @@ def token_ids_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
 
 def with_vocabulary(
     text_config: dict | PreTrainedConfig | str | None, vocab_size: int, token_ids: dict[str, int | None]
-) -> dict:
+) -> dict[str, Any]:
     """The options of a backbone with another vocabulary: special tokens of its family may lie outside of a small one.
 
     Args:
         text_config: as in `SimMIMConfig`
         token_ids: by the names `TOKEN_IDS`, of which the backbone takes those that it has
     """
-    options = text_config if isinstance(text_config, dict) else as_text_config(text_config).to_dict()
+    options = text_config
+    if not isinstance(options, dict):
+        options = as_text_config(options).to_dict()
+    # Of its own special tokens a family has some, and passes the names of others on to any configuration.
     family = AutoConfig.for_model(options.get("model_type", "bert"))
     known = {name: token_id for name, token_id in token_ids.items() if hasattr(family, name)}
     return {**options, "vocab_size": vocab_size, **known}
 
 
 def as_text_config(text_config: dict | PreTrainedConfig | str | None) -> PreTrainedConfig:
-    """The backbone's config object; refuses what is not a single text model."""
+    """The configuration object of a backbone.
+
+    Args:
+        text_config: such an object, its `model_type`, or a dict of its options; None is a BERT
+
+    Raises:
+        ValueError: it is not a single text model.
+    """
     if text_config is None:
         text_config = {}
     if isinstance(text_config, str):
         text_config = {"model_type": text_config}
     if isinstance(text_config, dict):
         options = dict(text_config)
-        text_config = AutoConfig.for_model(options.pop("model_type", "bert"), **options)
-    is_text = all(isinstance(getattr(text_config, name, None), int) for name in ("vocab_size", "hidden_size"))
-    if not is_text or hasattr(text_config, "vision_config") or hasattr(text_config, "audio_config"):
+        family = options.pop("model_type", "bert")
+        config = AutoConfig.for_model(family, **options)
+    else:
+        config = text_config
+    is_text = all(isinstance(getattr(config, name, None), int) for name in ("vocab_size", "hidden_size"))
+    if not is_text or hasattr(config, "vision_config") or hasattr(config, "audio_config"):
         raise ValueError(
-            f"`text_config` is a `{text_config.model_type}`, which is not a text model with a vocabulary. "
+            f"`text_config` is a `{config.model_type}`, which is not a text model with a vocabulary. "
             "Give a text encoder such as `bert`, `roberta` or `modernbert`, or a decoder such as `llama`."
         )
-    if text_config.is_encoder_decoder:
+    if config.is_encoder_decoder:
         raise ValueError(
-            f"`text_config` is a `{text_config.model_type}`, an encoder-decoder. "
+            f"`text_config` is a `{config.model_type}`, an encoder-decoder. "
             "SimMIM shares one encoder: give a text encoder such as `bert`, or a decoder such as `llama`."
         )
-    return text_config
+    return config
 
 
 __all__ = ["SimMIMConfig"]

@@ -8,18 +8,19 @@ from transformers.utils.generic import can_return_tuple
 
 from .backbones import can_be_decoder
 from .configuration_simmim import SimMIMConfig
-from .encoder import INPUTS, SimMIMModel, SimMIMPreTrainedModel, SimMIMWithLMHead
+from .encoder import SimMIMModel, SimMIMPreTrainedModel, SimMIMWithLMHead
 from .losses import IGNORE_INDEX, global_means, token_cross_entropy
-from .packing import ATTENTION, Past
-from .readings import check_integers, check_shape
+from .unpadding import ATTENTION, Past
+from .views import check_integers, check_shape
 
 logger = logging.get_logger(__name__)
 
-ONE_A_TOKEN = "one for each token"
+Columns = dict[str, torch.Tensor | None]  # the inputs of `SimMIMModel.forward` by name
+ONE_A_TOKEN = "one for each token"  # the reason of a shape
 
 
 class SimMIMWithLabels(SimMIMPreTrainedModel):
-    """The forward of the models that answer with `logits` and learn by `labels`; each tells the shapes of both."""
+    """The forward of the models with `logits` and `labels`; each class says the shapes of both."""
 
     accepts_loss_kwargs = False
     output_class: type[ModelOutput]
@@ -39,20 +40,31 @@ class SimMIMWithLabels(SimMIMPreTrainedModel):
         Args:
             input_ids, attention_mask, token_type_ids, position_ids: (batch, length), see `SimMIMModel.forward`
             inputs_embeds: (batch, length, embedding), instead of `input_ids`
-            labels: what is to be predicted
+            labels: the targets of the prediction
 
         Returns:
             `logits`, and with `labels` the mean `loss`.
         """
-        given = input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
-        columns = dict(zip(INPUTS, given, strict=True))
-        logits, outputs = self._read(columns, pools=self._reads_vectors, return_dict=True, **kwargs)
+        columns = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        logits, outputs = self._logits(columns, compute_pooled=self._reads_vectors, return_dict=True, **kwargs)
+        loss = None
+        if labels is not None:
+            loss = self._loss(logits, labels)
         return self.output_class(
-            loss=None if labels is None else self._loss(logits, labels),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+    def _logits(self, columns: Columns, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
+        raise NotImplementedError
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
 
 
 class SimMIMForMaskedLM(SimMIMWithLabels, SimMIMWithLMHead):
@@ -68,16 +80,18 @@ class SimMIMForMaskedLM(SimMIMWithLabels, SimMIMWithLMHead):
         super().__init__(config)
         self.post_init()
 
-    def _read(self, columns: dict, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
+    def _logits(self, columns: Columns, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
         outputs = self.simmim(**columns, **kwargs)
-        return self.lm_head(outputs.last_hidden_state), outputs  # (batch, length, vocab)
+        # (batch, length, hidden) -> (batch, length, vocab)
+        return self.lm_head(outputs.last_hidden_state), outputs
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         check_shape("labels", labels, logits.shape[:-1], reason=ONE_A_TOKEN)
         check_integers("labels", labels)
-        predicted = labels != IGNORE_INDEX  # (batch, length)
-        total = token_cross_entropy(logits[predicted], labels[predicted])  # of (tokens, vocab) and (tokens,)
-        return global_means({"loss": (total, predicted.sum())})["loss"]
+        is_predicted = labels != IGNORE_INDEX  # (batch, length)
+        # (batch, length, vocab) and (batch, length) -> (predicted, vocab) and (predicted,)
+        total = token_cross_entropy(logits[is_predicted], labels[is_predicted])
+        return global_means({"loss": (total, is_predicted.sum())})["loss"]
 
     @torch.no_grad()
     def infill(
@@ -124,27 +138,39 @@ class SimMIMForMaskedLM(SimMIMWithLabels, SimMIMWithLMHead):
                 f"`temperature` is {temperature}, `top_k` {top_k} and `num_steps` {num_steps}: the first must be 0 or "
                 "above, the others 1 or above."
             )
-        num_gaps = gaps.sum(1)
-        steps = num_gaps.clamp(min=1) if num_steps is None else torch.full_like(num_gaps, num_steps)
-        filled, certainty = input_ids.clone(), torch.ones_like(input_ids, dtype=torch.float32)
+        num_gaps = gaps.sum(1)  # (batch,)
+        steps = num_gaps.clamp(min=1)  # (batch,), of each text: one gap a step
+        if num_steps is not None:
+            steps = torch.full_like(num_gaps, num_steps)
+        filled = input_ids.clone()
+        certainty = torch.ones_like(input_ids, dtype=torch.float32)
         for step in range(1, int(steps.max()) + 1):
-            opened = filled == mask_token_id  # (batch, length)
-            logits = self(filled, attention_mask, return_dict=True, **inputs).logits[opened].float()  # (gaps, vocab)
+            is_open = filled == mask_token_id  # (batch, length)
+            outputs = self(filled, attention_mask, return_dict=True, **inputs)
+            logits = outputs.logits[is_open].float()  # (batch, length, vocab) -> (gaps, vocab)
             logits[:, list(suppressed)] = -torch.inf
-            probabilities = logits.softmax(-1)
-            if temperature == 0:
-                tokens = logits.argmax(-1)
-            else:
-                if top_k is not None and top_k < logits.shape[1]:
-                    logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
-                tokens = (logits / temperature).softmax(-1).multinomial(1)[:, 0]
-            filled[opened] = tokens
-            certainty[opened] = probabilities.gather(1, tokens[:, None])[:, 0]
+            probabilities = logits.softmax(-1)  # (gaps, vocab)
+            tokens = _choose_tokens(logits, temperature, top_k)  # (gaps,)
+            # Fill every open gap, and note how certain each was: (gaps,) -> (batch, length).
+            filled[is_open] = tokens
+            certainty[is_open] = probabilities.gather(1, tokens[:, None])[:, 0]
             # Rank the gaps of each text from the least certain; other tokens come last.
-            rank = certainty.masked_fill(~gaps, torch.inf).argsort(dim=1, stable=True).argsort(1)
-            reopened = rank < (num_gaps * (steps - step).clamp(min=0) // steps)[:, None]
-            filled[reopened] = mask_token_id
+            of_gaps = certainty.masked_fill(~gaps, torch.inf)  # (batch, length)
+            rank = of_gaps.argsort(dim=1, stable=True).argsort(1)  # (batch, length)
+            num_reopened = num_gaps * (steps - step).clamp(min=0) // steps  # (batch,)
+            filled[rank < num_reopened[:, None]] = mask_token_id  # none after the last step
         return filled
+
+
+def _choose_tokens(logits: torch.Tensor, temperature: float, top_k: int | None) -> torch.Tensor:
+    """(gaps, vocab) -> (gaps,), the likeliest tokens at temperature 0, else drawn ones."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    if top_k is not None and top_k < logits.shape[1]:
+        lowest_kept = logits.topk(top_k).values[:, -1:]  # (gaps, 1)
+        logits = logits.masked_fill(logits < lowest_kept, -torch.inf)
+    probabilities = (logits / temperature).softmax(-1)  # (gaps, vocab)
+    return probabilities.multinomial(1)[:, 0]
 
 
 class SimMIMGenerationConfig(GenerationConfig):
@@ -152,8 +178,10 @@ class SimMIMGenerationConfig(GenerationConfig):
 
     @classmethod
     def from_model_config(cls, model_config: PreTrainedConfig | dict) -> "SimMIMGenerationConfig":
-        options = model_config if isinstance(model_config, dict) else model_config.to_dict()
-        return super().from_model_config({name: value for name, value in options.items() if name != "temperature"})
+        if not isinstance(model_config, dict):
+            model_config = model_config.to_dict()
+        options = {name: value for name, value in model_config.items() if name != "temperature"}
+        return super().from_model_config(options)
 
 
 class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
@@ -173,7 +201,7 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
         self.post_init()
         self._has_native_cache = can_be_decoder(config.text_config.model_type)
         self._check_backbone(self.simmim.encoder.config._attn_implementation == ATTENTION)
-        # A checkpoint of this class, or one whose objective has the causal term, has learned this direction.
+        # A checkpoint of this class, or of an objective with the causal term, has learned this direction.
         self._reads_from_left_to_right = type(self).__name__ in (config.architectures or ()) or config.clm_weight > 0
 
     def _check_backbone(self, packs: bool) -> None:
@@ -219,7 +247,7 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
         Returns:
             `logits` (batch, length, vocab), with `labels` the mean `loss`, and `past_key_values`.
         """
-        inputs = input_ids if input_ids is not None else inputs_embeds
+        inputs = inputs_embeds if input_ids is None else input_ids  # (batch, length) or (batch, length, embedding)
         if inputs is None:
             raise ValueError("Give `input_ids` or `inputs_embeds`.")
         if input_ids is not None:
@@ -231,41 +259,50 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
                 "per token. Generate with the default cache, without `cache_implementation`."
             )
         batch, length = inputs.shape[:2]
-        if attention_mask is None:
-            cached = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if attention_mask is None:  # no padding, also among the cached tokens
+            cached = 0
+            if past_key_values is not None:
+                cached = past_key_values.get_seq_length()
             attention_mask = torch.ones(batch, cached + length, dtype=torch.long, device=inputs.device)
         # No parameter of its own: `generate` would give positions from 0 to every model that names one.
         position_ids = kwargs.pop("position_ids", None)
         if position_ids is None:
-            position_ids = self.simmim._positions(attention_mask)[:, -length:]
+            # (batch, cached length + length) -> (batch, length), those of the new tokens
+            position_ids = self.simmim.positions(attention_mask)[:, -length:]
         if self._has_native_cache:
             kwargs |= {"past_key_values": past_key_values, "use_cache": use_cache}
         else:
-            self._check_backbone(self.simmim._packs(inputs.device))
-            use_cache = not self.training if use_cache is None else use_cache
+            self._check_backbone(self.simmim.reads_unpadded(inputs.device))
+            if use_cache is None:
+                use_cache = not self.training
             if use_cache and past_key_values is None:
                 past_key_values = DynamicCache()
             kwargs["past"] = Past(attention_mask, past_key_values)
-            attention_mask = torch.ones(1, 1, 1, 1, device=inputs.device)  # see `SimMIMModel._encode_packed`
+            attention_mask = torch.ones(1, 1, 1, 1, device=inputs.device)  # see `SimMIMModel._encode_unpadded`
         outputs = self.simmim.encoder(
-            **self.simmim._accepted(token_type_ids=token_type_ids, position_ids=position_ids),
+            **self.simmim.accepted_inputs(token_type_ids=token_type_ids, position_ids=position_ids),
             input_ids=input_ids,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
-            **{**self._asked_for(), **kwargs},
+            **{**self._requested_outputs(), **kwargs},
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        # In generation only the last position is predicted.
+        kept = logits_to_keep
+        if isinstance(logits_to_keep, int):
+            kept = slice(-logits_to_keep, None)  # -0 is the first position: all of them
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])  # (batch, kept, hidden) -> (batch, kept, vocab)
         loss = None
         if labels is not None:
             check_shape("labels", labels, logits.shape[:-1], reason=ONE_A_TOKEN)
             check_integers("labels", labels)
             self._reads_from_left_to_right |= self.training
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        if self._has_native_cache:
+            past_key_values = outputs.past_key_values
         return modeling_outputs.CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values if self._has_native_cache else past_key_values,
+            past_key_values=past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -300,14 +337,19 @@ class SimMIMWithNewHead(SimMIMPreTrainedModel):
         self.simmim = SimMIMModel(config)
         text_config = config.text_config
         dropout = getattr(text_config, "classifier_dropout", None)
-        self.dropout = nn.Dropout(getattr(text_config, "hidden_dropout_prob", 0.0) if dropout is None else dropout)
-        width = config.vector_size if self._reads_vectors else config.hidden_size
+        if dropout is None:
+            dropout = getattr(text_config, "hidden_dropout_prob", 0.0)
+        self.dropout = nn.Dropout(dropout)
+        width = config.hidden_size
+        if self._reads_vectors:
+            width = config.embedding_dim  # wider by the token table
         setattr(self, self.head_name, nn.Linear(width, self.num_outputs or config.num_labels))
         self.post_init()
 
 
 def _check_labels(labels: torch.Tensor, num_labels: int) -> None:
     """Raises a ValueError for a class that does not exist; on a GPU it would end the process without a reason."""
+    # (wrong,), in any shape of labels
     wrong = labels[(labels != IGNORE_INDEX) & ((labels < 0) | (labels >= num_labels))]
     if wrong.numel():
         raise ValueError(
@@ -325,17 +367,20 @@ class SimMIMForSequenceClassification(SimMIMWithLabels, SimMIMWithNewHead):
 
     output_class = modeling_outputs.SequenceClassifierOutput
 
-    def _read(self, columns: dict, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
-        given = columns["input_ids"] if columns["input_ids"] is not None else columns["inputs_embeds"]
+    def _logits(self, columns: Columns, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
+        inputs = columns["input_ids"]
+        if inputs is None:
+            inputs = columns["inputs_embeds"]
         padding_is_known = columns["attention_mask"] is not None or self.config.pad_token_id is not None
-        if given is not None and len(given) > 1 and not padding_is_known:
+        if inputs is not None and len(inputs) > 1 and not padding_is_known:
             raise ValueError(
-                f"A batch of {len(given)} texts without `attention_mask`, and the model has no `pad_token_id`: "
+                f"A batch of {len(inputs)} texts without `attention_mask`, and the model has no `pad_token_id`: "
                 "padding cannot be told from text. Give the tokenizer a `pad_token`, set "
                 "`model.config.pad_token_id`, and pass the `attention_mask` that the tokenizer makes."
             )
         outputs = self.simmim(**columns, **kwargs)
-        return self.classifier(self.dropout(outputs.pooler_output)), outputs  # (batch, labels)
+        # (batch, dim) -> (batch, labels)
+        return self.classifier(self.dropout(outputs.pooler_output)), outputs
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         a_text = (len(logits),), (len(logits), 1), logits.shape
@@ -354,9 +399,10 @@ class SimMIMForTokenClassification(SimMIMWithLabels, SimMIMWithNewHead):
     _reads_vectors = False
     output_class = modeling_outputs.TokenClassifierOutput
 
-    def _read(self, columns: dict, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
+    def _logits(self, columns: Columns, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
         outputs = self.simmim(**columns, **kwargs)
-        return self.classifier(self.dropout(outputs.last_hidden_state)), outputs  # (batch, length, labels)
+        # (batch, length, hidden) -> (batch, length, labels)
+        return self.classifier(self.dropout(outputs.last_hidden_state)), outputs
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         check_shape("labels", labels, logits.shape[:-1], reason=ONE_A_TOKEN)
@@ -374,11 +420,14 @@ class SimMIMForMultipleChoice(SimMIMWithLabels, SimMIMWithNewHead):
     output_class = modeling_outputs.MultipleChoiceModelOutput
     num_outputs = 1
 
-    def _read(self, columns: dict, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
-        columns = {name: x for name, x in columns.items() if x is not None}  # (batch, choices, length) each
-        outputs = self.simmim(**{name: x.flatten(0, 1) for name, x in columns.items()}, **kwargs)
+    def _logits(self, columns: Columns, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
+        given = {name: x for name, x in columns.items() if x is not None}  # (batch, choices, length) each
+        # Each continuation is read by itself: (batch, choices, length) -> (batch * choices, length).
+        rows = {name: x.flatten(0, 1) for name, x in given.items()}
+        outputs = self.simmim(**rows, **kwargs)
         scores = self.classifier(self.dropout(outputs.pooler_output))  # (batch * choices, 1)
-        return scores.view(next(iter(columns.values())).shape[:2]), outputs  # (batch, choices)
+        batch, choices = next(iter(given.values())).shape[:2]
+        return scores.view(batch, choices), outputs  # the choices of a text compete in one softmax
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         check_shape("labels", labels, (len(logits),), reason="one for each row of choices")
@@ -414,10 +463,18 @@ class SimMIMForQuestionAnswering(SimMIMWithNewHead):
         Returns:
             `start_logits` and `end_logits` (batch, length), and with positions the mean `loss`.
         """
-        columns = input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
-        outputs = self.simmim(*columns, pools=False, return_dict=True, **kwargs)
-        # (batch, length, 2) -> (batch, length) each
-        start_logits, end_logits = self.qa_outputs(self.dropout(outputs.last_hidden_state)).unbind(-1)
+        outputs = self.simmim(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            compute_pooled=False,
+            return_dict=True,
+            **kwargs,
+        )
+        logits = self.qa_outputs(self.dropout(outputs.last_hidden_state))  # (batch, length, 2)
+        start_logits, end_logits = logits.unbind(-1)  # (batch, length) each
         loss = None
         if start_positions is not None and end_positions is not None:
             for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):

@@ -18,10 +18,10 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from .. import export, folders
-from ..evaluation.tasks import halves
-from ..model.backbones import source_pooling
+from ..evaluation.tasks import half_pairs
 from ..model.configuration_simmim import OBJECTIVES
 from ..model.modeling_simmim import SimMIMForPreTraining
+from ..model.st_format import FILES_BESIDE_WEIGHTS, source_pooling
 from ..options import is_number, option
 from . import card, checkpoints, report
 from .arguments import DataArguments, ModelArguments, PretrainingArguments
@@ -37,7 +37,7 @@ RUN = "simmim"  # the folder, in that of the adapted model, of how it was made
 WEIGHTS = {"contrastive_weight": 1.0, "mlm_weight": 0.1}
 STEPS = 40  # that docs/adapt.md measures: a short text is read again until it has given so many
 HEAD_LEARNING_RATE = 1e-3  # of a new head, while the encoder is frozen
-KEPT = ("text_config", "tokenizer_name", "vocab_size", "num_hidden_layers")  # of the source: no options here
+NOT_OPTIONS = ("text_config", "tokenizer_name", "vocab_size", "num_hidden_layers")  # the adapted model keeps them
 
 
 @dataclass(kw_only=True)
@@ -85,6 +85,15 @@ class AdaptationArguments(PretrainingArguments):
 
 
 ADAPTATION = (AdaptedModelArguments, AdaptationTextArguments, AdaptationArguments)
+ADAPTATION_HELP = {
+    "model": ["model_name_or_path", "objective"],
+    "text": ["train_file", "validation_file", "dataset_name", "text_column", "text_unit", "max_seq_length"],
+    "training": [
+        *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps"),
+        *("per_device_train_batch_size", "learning_rate", "head_warmup", "bf16", "seed"),
+    ],
+    "evaluation": ["similarity_file"],
+}
 
 
 class Adaptation(Pretraining):
@@ -146,7 +155,7 @@ class Adaptation(Pretraining):
 
     def _retrieval_pairs(self) -> Dataset | None:
         """Of the built-in text summaries and bodies, of other text the halves of each held-out document."""
-        return super()._retrieval_pairs() or halves(self.held_out["text"], longest=4 * self.max_length)
+        return super()._retrieval_pairs() or half_pairs(self.held_out["text"], longest=4 * self.max_length)
 
     @property
     def _warms_up_head(self) -> bool:
@@ -209,7 +218,7 @@ def check_source(model_args: AdaptedModelArguments, args: AdaptationArguments) -
         ValueError: an option that would change it, or vectors that are made in a way that is not known here.
     """
     name = model_args.model_name_or_path
-    for option_name in KEPT:
+    for option_name in NOT_OPTIONS:
         if getattr(model_args, option_name) is not None:
             raise ValueError(
                 f"--{option_name}: `simmim adapt` keeps what `{name}` is; `simmim pretrain` has the option."
@@ -235,4 +244,6 @@ def source_folder(name_or_path: str) -> str | None:
         return None
     if os.path.isdir(name_or_path):
         return name_or_path
-    return snapshot_download(name_or_path, allow_patterns=[*export.KEPT, "config.json", "model*.safetensors*"])
+    return snapshot_download(
+        name_or_path, allow_patterns=[*FILES_BESIDE_WEIGHTS, "config.json", "model*.safetensors*"]
+    )

@@ -70,7 +70,7 @@ class SimMIMTrainingArguments(TrainingArguments):
         self.weight_schedule = read_weight_schedule(self.weight_schedule)
 
 
-METHOD_OPTIONS = [each.name for each in fields(SimMIMTrainingArguments)][len(fields(TrainingArguments)) :]
+METHOD_OPTIONS = [field_.name for field_ in fields(SimMIMTrainingArguments)][len(fields(TrainingArguments)) :]
 
 
 def refuse_compiling(args: TrainingArguments) -> None:
@@ -144,7 +144,7 @@ ObjectiveOptions = options_of(SimMIMConfig, leave_out=["text_config", "tie_word_
 CorruptionOptions = options_of(
     DataCollatorForSimMIM, leave_out=["max_length", "seed", "positive_view", "corrupted_views"]
 )  # these have other names on the command line, or follow from other options
-RANGES = [each.name for each in fields(CorruptionOptions) if get_origin(each.type) is list]  # one number, or two
+RANGES = [field_.name for field_ in fields(CorruptionOptions) if get_origin(field_.type) is list]  # one number, or two
 
 # From scratch without `--text_config`: as large as the tiny BERT of Turc et al. 2019, which learns something on a CPU
 # in minutes. Norms before the layers and rotary positions learn more from the same text, see examples/comparisons.
@@ -199,7 +199,7 @@ class ModelArguments(ObjectiveOptions):
         preset = options_of_objective(self.objective)
         if self.model_name_or_path:  # whose vectors stay what they are
             preset = {name: value for name, value in preset.items() if name not in VECTOR_OPTIONS}
-        options = {each.name: getattr(self, each.name) for each in fields(ObjectiveOptions)}
+        options = {field_.name: getattr(self, field_.name) for field_ in fields(ObjectiveOptions)}
         return {**preset, **{name: value for name, value in options.items() if value is not None}}
 
     def new_config(self, vocab_size: int, token_ids: dict[str, int | None]) -> SimMIMConfig:
@@ -273,7 +273,7 @@ class DataArguments(CorruptionOptions):
 
     def collator_options(self) -> dict:
         """The options of `DataCollatorForSimMIM`."""
-        options = {each.name: getattr(self, each.name) for each in fields(CorruptionOptions)}
+        options = {field_.name: getattr(self, field_.name) for field_ in fields(CorruptionOptions)}
         ranges = {name: tuple(options[name]) if len(options[name]) > 1 else options[name][0] for name in RANGES}
         return {**options, **ranges}
 
@@ -404,7 +404,8 @@ DEFAULTS = {
     "learning_rate": 5e-4,
     "first_sentence_probability": 0.0,
 }
-BUILT_IN_LEXICON_SIZE = 512  # of the default backbone; a wider table tells more words apart, and is cheap beside 8,192
+# Of the default backbone; a wider table tells more words apart, and is cheap beside a vocabulary of 8,192.
+BUILT_IN_TOKEN_TABLE_DIM = 512
 
 
 def default_dropout(options: dict) -> float | None:
@@ -425,17 +426,33 @@ def fill_defaults(model_args: ModelArguments, data_args: DataArguments, args: Pr
     options = model_args.config_options()
     if model_args.dropout is None:
         model_args.dropout = default_dropout(options)
-    if model_args.lexicon_size is None and data_args.built_in and options.get("pooled_layers") == "lexical_last":
-        model_args.lexicon_size = BUILT_IN_LEXICON_SIZE
+    if model_args.token_table_dim is None and data_args.built_in and options.get("pooled_layers") == "table_and_last":
+        model_args.token_table_dim = BUILT_IN_TOKEN_TABLE_DIM
 
 
 PRETRAINING = (ModelArguments, DataArguments, PretrainingArguments)
+
+
+# What a newcomer needs, in the order of the questions: which text, which model, how it is trained.
+PRETRAINING_HELP = {
+    "text": [
+        *("train_file", "validation_file", "dataset_name", "text_column", "text_unit", "max_seq_length"),
+        "whole_word_mask",
+    ],
+    "model": ["model_name_or_path", "objective", "text_config", "tokenizer_name", "vocab_size"],
+    "training": [
+        *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps"),
+        *("per_device_train_batch_size", "chunk_size", "learning_rate", "bf16", "seed", "report_to", "push_to_hub"),
+    ],
+    "evaluation": ["similarity_file"],
+}
 
 
 def pretraining_parser() -> Parser:
     """The options of `simmim pretrain`."""
     return Parser(
         PRETRAINING,
+        sections=PRETRAINING_HELP,
         prog="simmim pretrain",
         usage="simmim pretrain [settings.yaml | settings.json] [options]",
         description="Pre-train a SimMIM encoder. Without options: a small one on the documentation inside Python, "

@@ -14,13 +14,13 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import Trainer
 from transformers.utils import logging
 
-from .. import records
+from .. import records, tables
 from ..data.collator import DataCollatorForSimMIM
 from ..evaluation.bootstrap import CONFIDENCE
-from ..evaluation.command import markdown_table
+from ..evaluation.results import markdown_table
+from ..metric_catalogue import METRICS, listed, metric_of, title
 from ..model.configuration_simmim import POSITIVE_VIEWS, SimMIMConfig
-from ..options import option, refusing
-from ..quantities import QUANTITIES, listed, quantity, title
+from ..options import error_prefix, option
 from . import report
 from .arguments import METHOD_OPTIONS
 
@@ -71,7 +71,7 @@ def run_facts(trainer: Trainer) -> dict:
     args, state, collator = trainer.args, trainer.state, trainer.data_collator
     model = trainer.accelerator.unwrap_model(trainer.model)
     seconds = [entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry]
-    held_out_metrics = {f"eval_{name}": name for name in QUANTITIES}
+    held_out_metrics = {f"eval_{name}": name for name in METRICS}
     evaluations = [entry for entry in state.log_history if entry.keys() & held_out_metrics.keys()]
     measured = evaluations[-1] if evaluations else {}
     corruption = [f.name for f in dataclasses.fields(collator)] if isinstance(collator, DataCollatorForSimMIM) else []
@@ -83,7 +83,7 @@ def run_facts(trainer: Trainer) -> dict:
         "parameters": model.num_parameters(),
         "backbone": options_of(model.config.text_config, BACKBONE_OPTIONS),
         "objective": options_of(model.config, OBJECTIVE_OPTIONS),
-        "vector_size": model.config.vector_size,
+        "vector_size": model.config.embedding_dim,
         "corruption": options_of(collator, [name for name in corruption if name != "tokenizer"]),
         "training": options_of(args, TRAINING_OPTIONS),
         "precision": precision(trainer),
@@ -185,7 +185,7 @@ def check_options(hub_model_id: str | None, language: Sequence[str]) -> None:
         if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|multilingual|code", code):
             raise ValueError(f"`{code}` is not a language code: give ISO 639 codes such as `en`, or `multilingual`.")
     if hub_model_id:
-        with refusing("--hub_model_id"):
+        with error_prefix("--hub_model_id"):
             validate_repo_id(hub_model_id)
 
 
@@ -226,15 +226,15 @@ def _eval_results(after: dict[str, float], data: dict) -> list[EvalResult]:
     held_out = f"{text}; held out: {data['held_out']}" if "held_out" in data else text
     return [
         EvalResult(
-            task_type=quantity(name).hub[0],
+            task_type=metric_of(name).hub_metric[0],
             dataset_type="unknown",  # the id on the Hub of the held-out part, which has none
             dataset_name=data["similarity_file"] if name == "similarity_spearman" else held_out,
-            metric_type=quantity(name).hub[1],
-            metric_name=quantity(name).title,
+            metric_type=metric_of(name).hub_metric[1],
+            metric_name=metric_of(name).title,
             metric_value=round(value, 4),
         )
         for name, value in after.items()
-        if quantity(name).hub and value is not None and math.isfinite(value)
+        if metric_of(name).hub_metric and value is not None and math.isfinite(value)
     ]
 
 
@@ -302,9 +302,11 @@ def _metrics(facts: dict) -> list[list[str]]:
 
 def _evaluation(folder: Path) -> str:
     """What `simmim evaluate` measured, by the metrics that lead: a table and how it was made."""
-    with refusing(f"--evaluation: there are no results of `simmim evaluate` in `{folder}`"):
+    with error_prefix(f"--evaluation: there are no results of `simmim evaluate` in `{folder}`"):
         results = records.printable(records.read_json(folder / "results.json"))
-        table = markdown_table(results, [key for key, found in QUANTITIES.items() if found.leads or found.hub])
+        table = markdown_table(
+            results, [key for key, found in METRICS.items() if found.is_headline or found.hub_metric]
+        )
     lines = [*table, ""]
     if results.get("differences"):
         lines += [f"In brackets: the difference to the first model and its {CONFIDENCE:.0%} interval.", ""]
@@ -318,8 +320,8 @@ def _notes(facts: dict) -> list[str]:
         scored = facts["data"]["similarity_file"]
         notes.append(f"Similarity is the correlation of cosines with the scores of the pairs in `{scored}`.")
     for other, values in {"before training": facts.get("before", {}), "the baseline": report.baselines(facts)}.items():
-        told = [name for name in values if name in after and quantity(name).hub]
-        behind = [title(name) for name in told if not quantity(name).is_better(after[name], values[name])]
+        told = [name for name in values if name in after and metric_of(name).hub_metric]
+        behind = [title(name) for name in told if not metric_of(name).is_better(after[name], values[name])]
         notes += [f"**No better than {other}: {listed(behind)}.**"] if behind else []
     return notes
 
@@ -383,7 +385,7 @@ def save_adapted_card(facts: dict, folder: Path, run: str) -> None:
         tags=["sentence-transformers", "simmim", "feature-extraction"],
         base_model=source,
     )
-    table = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] + ["---:"] * (len(head) - 1), *rows)]
+    table = tables.markdown([head, *rows], align="<" + ">" * (len(head) - 1))
     body = [
         f"---\n{data.to_yaml()}\n---\n",
         f"# {name}\n",
@@ -445,9 +447,9 @@ def write_card(arguments: CardArguments) -> Path:
     check_options(arguments.hub_model_id, arguments.language or ())
     plot, state = folder / PLOT, folder / "trainer_state.json"
     if not plot.exists() and state.exists():
-        with refusing(f"--model: `{state}` is damaged"):
+        with error_prefix(f"--model: `{state}` is damaged"):
             report.plot_training(records.read_json(state)["log_history"], str(plot))
-    with refusing(f"--model: `{folder}/results.json` is damaged"):
+    with error_prefix(f"--model: `{folder}/results.json` is damaged"):
         card = model_card(
             results,
             _name(arguments.hub_model_id, folder),

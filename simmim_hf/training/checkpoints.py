@@ -16,7 +16,7 @@ from transformers.utils import CONFIG_NAME, logging
 
 from .. import folders, records
 from ..folders import NotSaved, make_durable
-from ..model.configuration_simmim import without_removed
+from ..model.configuration_simmim import current_options
 from ..model.encoder import give_usual_mode
 
 logger = logging.get_logger(__name__)
@@ -195,8 +195,7 @@ def changes(checkpoint: str, record: dict) -> list[str]:
     """
     path = Path(checkpoint, RECORD)
     before = records.read_json(path)["meaning"] if path.is_file() else {}
-    for options in before.values():
-        without_removed(options)
+    before = {part: current_options(options) for part, options in before.items()}
     found = []
     for part, options in json.loads(json.dumps(record["meaning"])).items():
         for name, value in options.items():

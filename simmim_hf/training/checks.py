@@ -13,7 +13,7 @@ from transformers.utils import is_liger_kernel_available, is_torch_xla_available
 from ..data.collator import DataCollatorForSimMIM
 from ..model.configuration_simmim import COMMON_OPTIONS, TOKEN_IDS, WEIGHTS, SimMIMConfig, nearest
 from ..model.modeling_simmim import SimMIMForPreTraining
-from ..options import refusing
+from ..options import error_prefix
 from . import card
 from .arguments import DataArguments, ModelArguments, PretrainingArguments, check_ranges, read_text_config
 
@@ -120,7 +120,7 @@ def check_model(model_args: ModelArguments) -> SimMIMConfig:
     """
     text_config = read_text_config(model_args.text_config)
     given = isinstance(model_args.text_config, dict) or str(model_args.text_config).lstrip().startswith("{")
-    with refusing("--text_config"):
+    with error_prefix("--text_config"):
         default = AutoConfig.for_model(text_config.get("model_type", "bert"))
         known = [*vars(default), *default.attribute_map, *COMMON_OPTIONS]
         for name, value in text_config.items():
@@ -128,7 +128,7 @@ def check_model(model_args: ModelArguments) -> SimMIMConfig:
                 raise ValueError(f"`{default.model_type}` has no option `{name}`.{nearest(name, known)}")
             if name in SIZES and isinstance(value, int) and value < 1:
                 raise ValueError(f"`{name}` is {value}: give 1 or more.")
-    with refusing("the model cannot be built"):
+    with error_prefix("the model cannot be built"):
         config = model_args.new_config(model_args.vocab_size, dict.fromkeys(TOKEN_IDS, 0))
         if model_args.model_name_or_path:
             config.contrastive_gradient = "encoder"  # what else there is to teach, the model knows that is continued
@@ -154,7 +154,7 @@ def check_training(args: TrainingArguments) -> None:
     Raises:
         ValueError: a package that is not installed, or arguments that an optimizer or a schedule does not take.
     """
-    with refusing(f"--report_to {' '.join(args.report_to)}"):
+    with error_prefix(f"--report_to {' '.join(args.report_to)}"):
         if {"mlflow", "dagshub"} & {*args.report_to} and not is_mlflow_available():
             raise ImportError("pip install mlflow")  # their callback, half made, would leave a traceback behind
         for callback in get_reporting_integration_callbacks(args.report_to):
@@ -162,18 +162,20 @@ def check_training(args: TrainingArguments) -> None:
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise ValueError("--use_liger_kernel needs a package: pip install liger-kernel, or leave it out.")
     workers = {name: getattr(args, f"dataloader_{name}") for name in WORKERS}
-    with refusing(f"the options of the DataLoader ({', '.join(f'--dataloader_{n} {v}' for n, v in workers.items())})"):
+    with error_prefix(
+        f"the options of the DataLoader ({', '.join(f'--dataloader_{n} {v}' for n, v in workers.items())})"
+    ):
         torch.utils.data.DataLoader([0], **workers)
     layer = torch.nn.Linear(1, 1, bias=False)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
     if not args.optim_target_modules:  # which are looked for in the real model, when it is there
         optimizer = make_optimizer(args, layer)
     if args.gradient_checkpointing:
-        with refusing(f"--gradient_checkpointing_kwargs {args.gradient_checkpointing_kwargs}"):
+        with error_prefix(f"--gradient_checkpointing_kwargs {args.gradient_checkpointing_kwargs}"):
             options = {"use_reentrant": False, **(args.gradient_checkpointing_kwargs or {})}
             torch.utils.checkpoint.checkpoint(layer, torch.ones(1, 1), **options)
     kind, kwargs = args.lr_scheduler_type, args.lr_scheduler_kwargs
-    with refusing(f"--lr_scheduler_type {kind.value}, --lr_scheduler_kwargs {kwargs}"):
+    with error_prefix(f"--lr_scheduler_type {kind.value}, --lr_scheduler_kwargs {kwargs}"):
         get_scheduler(kind, optimizer, args.get_warmup_steps(100), 100, scheduler_specific_kwargs=kwargs)
 
 
@@ -183,6 +185,6 @@ def make_optimizer(args: TrainingArguments, model: torch.nn.Module) -> torch.opt
     Raises:
         ValueError: a package that is not installed, or arguments that it does not take.
     """
-    with refusing(f"--optim {args.optim.value}, --optim_args {args.optim_args}"):
+    with error_prefix(f"--optim {args.optim.value}, --optim_args {args.optim_args}"):
         optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
         return optimizer_class(options.pop("params", model.parameters()), **options)

@@ -6,7 +6,7 @@ import torch
 
 
 class Meter:
-    """Weighted means of named quantities since they were last read, over all processes.
+    """Weighted means of named metrics since they were last read, over all processes.
 
     They are summed in float64, so that a mean is the same however many processes share the sum.
     """

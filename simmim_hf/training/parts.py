@@ -1,16 +1,18 @@
 """What a run of training is made of, by its options: its text, its tokenizer, its model and its Trainer."""
 
+import os
 from typing import NamedTuple
 
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from .. import records
 from ..data import corpora, docstrings, mixtures, tokenization
 from ..data.collator import DataCollatorForSimMIM
 from ..model.backbones import dropouts
 from ..model.configuration_simmim import token_ids_of
 from ..model.modeling_simmim import SimMIMForPreTraining
-from ..options import refusing
+from ..options import error_prefix
 from .arguments import DataArguments, ModelArguments, PretrainingArguments
 from .trainer import SimMIMTrainer
 
@@ -24,52 +26,90 @@ class TokenizedText(NamedTuple):
     held_out_counts: tokenization.TokenCounts
 
 
-def read_text(data_args: DataArguments, seed: int) -> tuple[Dataset | IterableDataset, Dataset]:
-    """The training and the held-out texts."""
+def read_text(data_args: DataArguments, seed: int) -> corpora.Corpus:
+    """The training and the held-out texts, and what they are."""
     if data_args.built_in:
         # Whole source files are held out, so that no docstring is judged by its neighbours in the file.
-        corpus = docstrings.built_in_corpus()
-        return corpora.split_held_out(corpus, fraction=0.1, group_column="source", seed=seed)
-    with refusing(data_args.text_option):
-        train = _read_training_text(data_args)
+        docstring_rows = docstrings.built_in_corpus()
+        train, held_out = corpora.split_held_out(docstring_rows, fraction=0.1, group_column="source", seed=seed)
+        how = "whole source files, drawn at random, 2,000 texts at most"
+        return corpora.Corpus(train, held_out, {"built_in": True, "held_out": how})
+    units: dict[str, str] = {}
+    with error_prefix(data_args.text_option):
+        if data_args.train_file:
+            units = corpora.text_units(data_args.train_file, data_args.text_unit)
+        train = _read_training_text(data_args, units)
     if data_args.validation_file:
-        with refusing("--validation_file"):
+        with error_prefix("--validation_file"):
             held_out = corpora.load_text(
                 data_args.validation_file, data_args.text_column, text_unit=data_args.text_unit
             )
+        how = ", ".join(records.distinct_names(data_args.validation_file))
     elif data_args.streaming:
         first = list(train.take(1001))
         if len(first) <= 1000:
             raise ValueError(
                 f"--streaming holds out the first 1,000 texts, and there are {len(first)}: give a --validation_file."
             )
-        train, held_out = train.skip(1000), Dataset.from_list(first[:1000])
+        held_out = Dataset.from_list(first[:1000])
+        train = train.skip(1000)
+        how = "the first 1,000 texts"
     else:
+        percentage = data_args.validation_split_percentage
         unit = f" by --text_unit {data_args.text_unit}" if data_args.text_unit else ""
-        with refusing(f"nothing can be held out of {data_args.text_option}{unit}, give a --validation_file"):
-            train, held_out = corpora.split_held_out(train, data_args.validation_split_percentage / 100, seed=seed)
-    if data_args.shuffle_buffer_size:  # the streams of the sources, or the one
-        options = {"seed": seed, "buffer_size": data_args.shuffle_buffer_size}
-        is_mixture = isinstance(train, list)
-        train = [stream.shuffle(**options) for stream in train] if is_mixture else train.shuffle(**options)
-    weights = data_args.mixture_weights
-    return mixtures.mix(train, weights, seed) if weights else train, held_out
+        with error_prefix(f"nothing can be held out of {data_args.text_option}{unit}, give a --validation_file"):
+            train, held_out = corpora.split_held_out(train, percentage / 100, seed=seed)
+        how = f"{percentage:g} % of the texts, 2,000 at most, drawn at random"
+    if data_args.shuffle_buffer_size:
+        train = _shuffled(train, data_args.shuffle_buffer_size, seed)
+    if data_args.mixture_weights:
+        train = mixtures.mix(train, data_args.mixture_weights, seed)
+    description = {**_origin(data_args), "held_out": how}
+    return corpora.Corpus(train, held_out, description, corpora.describe_units(units))
 
 
-def _read_training_text(data_args: DataArguments) -> Dataset | IterableDataset | list[IterableDataset]:
-    """All of it, or of a mixture that is streamed each source."""
-    column, streaming = data_args.text_column, data_args.streaming
+def _read_training_text(
+    data_args: DataArguments, units: dict[str, str]
+) -> Dataset | IterableDataset | list[IterableDataset]:
+    """All of it, or of a mixture that is streamed each source.
+
+    Args:
+        units: of the training files, see `corpora.text_units`
+    """
+    column = data_args.text_column
+    streaming = data_args.streaming
     if data_args.dataset_name:
-        name, config_name = data_args.dataset_name, data_args.dataset_config_name
-        return corpora.load_hub_text(name, config_name, text_column=column, streaming=streaming)
+        return corpora.load_hub_text(
+            data_args.dataset_name, data_args.dataset_config_name, text_column=column, streaming=streaming
+        )
     if not data_args.mixture_weights:
-        return corpora.load_text(data_args.train_file, column, streaming, data_args.text_unit)
+        return corpora.load_files(units, column, streaming)
     sources = []
     for path in data_args.train_file:
-        is_table = set(corpora.text_units(path).values()) == {"row"}  # which has no other unit
-        text_unit = None if is_table else data_args.text_unit
-        sources.append(corpora.load_text(path, column, streaming, text_unit))
+        units_of_source = {file: units[file] for file in corpora.find_files(path)}
+        sources.append(corpora.load_files(units_of_source, column, streaming))
     return sources if streaming else mixtures.numbered(sources)
+
+
+def _shuffled(
+    train: IterableDataset | list[IterableDataset], buffer_size: int, seed: int
+) -> IterableDataset | list[IterableDataset]:
+    """The stream, or those of all sources, shuffled within a buffer."""
+    if isinstance(train, list):
+        return [stream.shuffle(seed=seed, buffer_size=buffer_size) for stream in train]
+    return train.shuffle(seed=seed, buffer_size=buffer_size)
+
+
+def _origin(data_args: DataArguments) -> dict:
+    """The names of the training files, or the dataset of the Hub."""
+    if data_args.train_file:
+        return {"files": records.distinct_names(data_args.train_file)}
+    if os.path.exists(data_args.dataset_name):
+        return {"files": records.distinct_names([data_args.dataset_name])}
+    origin: dict = {"datasets": [data_args.dataset_name]}
+    if data_args.dataset_config_name:
+        origin["dataset_config"] = data_args.dataset_config_name
+    return origin
 
 
 def get_tokenizer(
@@ -86,7 +126,7 @@ def get_tokenizer(
     }
     for option, name in sources.items():
         if name:
-            with refusing(option):
+            with error_prefix(option):
                 return tokenization.load_tokenizer(name)
     texts = train if isinstance(train, Dataset) else train.take(100_000)
     return tokenization.train_tokenizer(
@@ -102,7 +142,7 @@ def build_model(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase) 
     """
     if model_args.model_name_or_path:
         changed = {name: getattr(model_args, name) for name in ("num_hidden_layers", "dropout", "attn_implementation")}
-        with refusing(f"--model_name_or_path `{model_args.model_name_or_path}`"):
+        with error_prefix(f"--model_name_or_path `{model_args.model_name_or_path}`"):
             model = SimMIMForPreTraining.from_backbone(
                 model_args.model_name_or_path, dtype="float32", **changed, **model_args.config_options()
             )
@@ -141,14 +181,14 @@ def tokenize_text(
         "long_texts": data_args.long_texts,
         "passages": passages,
     }
-    with refusing(f"the training text ({data_args.text_option})"):
+    with error_prefix(f"the training text ({data_args.text_option})"):
         train, train_counts = tokenization.tokenize(train, tokenizer, **options)
     if train_counts is None:
         # Without an end: Trainer counts all steps of a stream as one epoch, and skips within it when it resumes.
         # The number of a row in the stream tells its readings apart, and is the same in all processes.
         train = train.repeat(None).map(lambda row, number: {"draw": number}, with_indices=True)
     held_out_option = "--validation_file" if data_args.validation_file else data_args.text_option
-    with refusing(f"the held-out text ({held_out_option})"):
+    with error_prefix(f"the held-out text ({held_out_option})"):
         held_out, held_out_counts = tokenization.tokenize(held_out, tokenizer, **options)
     return TokenizedText(train, held_out, train_counts, held_out_counts)
 
@@ -184,7 +224,7 @@ def build_trainer(
         **options,
     )
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):  # which need all processes to read
-        with refusing("--text_config or --model_name_or_path"):
+        with error_prefix("--text_config or --model_name_or_path"):
             for is_causal in model.config.objective.directions:
                 model.simmim.prove_direction(is_causal, args.device)
     return trainer

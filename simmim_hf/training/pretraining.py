@@ -17,15 +17,15 @@ from transformers.trainer_utils import TrainOutput
 
 from .. import folders, memory, records
 from ..data import docstrings
-from ..evaluation.bootstrap import Sampled, paired_difference
+from ..evaluation.bootstrap import ResamplableMetric, paired_difference
 from ..evaluation.encoding import encode
 from ..evaluation.language_modelling import unigram_cross_entropy
-from ..evaluation.measure import retrieval_samples, similarity_samples
 from ..evaluation.metrics import tfidf_reciprocal_rank
+from ..evaluation.run_task import retrieval_samples, similarity_samples
 from ..evaluation.tasks import load_scored_pairs
+from ..metric_catalogue import METRICS
 from ..model.modeling_simmim import SimMIMForPreTraining
-from ..options import reason, refusing
-from ..quantities import QUANTITIES
+from ..options import error_prefix, reason
 from . import card, checkpoints, report, sharding
 from .arguments import DataArguments, ModelArguments, PretrainingArguments, fill_defaults
 from .checks import check, make_optimizer
@@ -52,11 +52,13 @@ class Pretraining:
         # The first evaluation is part of training, which has prepared the model for all processes by then.
         args.eval_on_start = args.eval_on_start or self.checkpoint is None
         check(model_args, data_args, args)
-        with refusing("--similarity_file"):
+        with error_prefix("--similarity_file"):
             self.scored_pairs = load_scored_pairs(data_args.similarity_file) if data_args.similarity_file else None
         set_seed(args.seed)
         with args.main_process_first(desc="reading the corpus"):
-            train, self.held_out = read_text(data_args, args.seed)
+            self.corpus = read_text(data_args, args.seed)
+            train = self.corpus.train
+            self.held_out = self.corpus.held_out
             self.tokenizer = get_tokenizer(model_args, train, self.checkpoint, show_progress=args.process_index == 0)
         self.model = build_model(model_args, self.tokenizer)
         if args.optim_target_modules:
@@ -69,7 +71,7 @@ class Pretraining:
                 train, self.held_out, self.tokenizer, data_args, self.max_length, self.model.config.passages_per_row
             )
         if args.process_index == 0:
-            print(report.text_report(self.text, data_args, self.max_length))
+            print(report.text_report(self.text, self.corpus.units, self.max_length, data_args.train_file or []))
         self.trainer = self._build_trainer()
         self.retrieval_pairs = self._retrieval_pairs()
         self._refuse_another_run()
@@ -195,7 +197,7 @@ class Pretraining:
             "No checkpoint was: when there is room and it can be written, add --overwrite_output_dir and begin anew."
         )
 
-    def _samples(self, model: SimMIMForPreTraining) -> dict[str, Sampled]:
+    def _samples(self, model: SimMIMForPreTraining) -> dict[str, ResamplableMetric]:
         """What the embeddings of a model are worth, as functions of the queries and pairs."""
         samples = {}
         if self.retrieval_pairs is not None:
@@ -266,20 +268,7 @@ class Pretraining:
             facts |= {"train_tokens": counts.tokens, "dropped_tokens": counts.dropped}
             if counts.sources:
                 facts["sources"] = [{"documents": part.documents, "tokens": part.tokens} for part in counts.sources]
-        if data.built_in:
-            facts |= {"built_in": True, "held_out": "whole source files, drawn at random, 2,000 texts at most"}
-        elif data.train_file or os.path.exists(data.dataset_name):
-            facts["files"] = records.distinct_names(data.train_file or [data.dataset_name])
-        else:
-            facts["datasets"] = [data.dataset_name]
-            facts |= {"dataset_config": data.dataset_config_name} if data.dataset_config_name else {}
-        if data.validation_file:
-            facts["held_out"] = ", ".join(records.distinct_names(data.validation_file))
-        elif data.streaming:
-            facts["held_out"] = "the first 1,000 texts"
-        elif not data.built_in:
-            share = f"{data.validation_split_percentage:g} % of the texts"
-            facts["held_out"] = f"{share}, 2,000 at most, drawn at random"
+        facts |= self.corpus.description
         if data.similarity_file:
             facts["similarity_file"] = Path(data.similarity_file).name
         name = self.model_args.tokenizer_name or self.model_args.model_name_or_path
@@ -305,7 +294,7 @@ class StopAtNonFiniteEvaluation(TrainerCallback):
 
 def _held_out_metrics(measured: dict[str, float]) -> dict[str, float]:
     """The metrics of an evaluation of the Trainer, by their names in the tables."""
-    return {name: measured[f"eval_{name}"] for name in QUANTITIES if f"eval_{name}" in measured}
+    return {name: measured[f"eval_{name}"] for name in METRICS if f"eval_{name}" in measured}
 
 
 def _at_start(log_history: list[dict]) -> dict[str, float]:
@@ -314,7 +303,7 @@ def _at_start(log_history: list[dict]) -> dict[str, float]:
     return _held_out_metrics(evaluations[0]) if evaluations else {}
 
 
-def _values(samples: dict[str, Sampled]) -> dict[str, float]:
+def _values(samples: dict[str, ResamplableMetric]) -> dict[str, float]:
     return {name: sampled.value() for name, sampled in samples.items()}
 
 

@@ -1,12 +1,12 @@
 """What a run shows a person: the table, the plot, the snippet."""
 
 import textwrap
+from collections.abc import Sequence
 
-from .. import records
-from ..data import corpora
-from ..quantities import BASELINES, as_text, quantity, title
+from .. import records, tables
+from ..metric_catalogue import BASELINES, as_text, metric_of, title
 
-# What the plot shows: the quantities of the log that share a panel, as they are in training and in evaluation.
+# What the plot shows: the metrics of the log that share a panel, as they are in training and in evaluation.
 PANELS = (
     ("loss",),
     ("mlm_loss",),
@@ -39,12 +39,9 @@ def held_out_rows(results: dict) -> list[list[str]]:
 def before_after_table(results: dict) -> str:
     """A plain-text table of held-out metrics for the weights before and after training, and of the baselines."""
     rows = [["held out", "before", "after", "baseline", ""], *held_out_rows(results)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for name, *values, note in rows:
-        aligned = (value.rjust(width) for value, width in zip(values, widths[1:-1], strict=True))
-        lines.append("  ".join([name.ljust(widths[0]), *aligned, note]).rstrip())
-    return "\n".join(["", lines[0], "-" * max(map(len, lines)), *lines[1:], ""])
+    head, *lines = tables.plain(rows, align="<>>><")
+    rule = "-" * max(map(len, [head, *lines]))
+    return "\n".join(["", head, rule, *lines, ""])
 
 
 def notes(results: dict) -> list[str]:
@@ -55,25 +52,25 @@ def notes(results: dict) -> list[str]:
         what = "a docstring's body by its summary line" if built_in else "the second half of a text by its first"
         found.append(f"Retrieval finds {what} among {results['retrieval_candidates']:,} held-out candidates.")
     for name, gain in results.get("differences", {}).items():
-        value, low, high = (f"{gain[part]:+.{quantity(name).digits}f}" for part in ("value", "low", "high"))
+        value, low, high = (f"{gain[part]:+.{metric_of(name).digits}f}" for part in ("value", "low", "high"))
         found.append(f"{title(name)}: {value} by the training, 95 % interval {low} to {high} (paired bootstrap).")
     return found
 
 
-def text_report(text, data_args, max_length: int) -> str:
-    """How much text a run reads, and what a document is in it.
+def text_report(text, units: Sequence[str], max_length: int, sources: Sequence[str]) -> str:
+    """How much text a run reads, and the unit of its documents.
 
     Args:
         text: the `TokenizedText` of the run
-        data_args: its `DataArguments`
+        units: of the `Corpus`
         max_length: tokens that the encoder reads at once
+        sources: the training files as they were given, for the lines of a mixture
     """
-    lines, counts, held_out = [], text.train_counts, text.held_out_counts
-    if data_args.train_file:
-        units = corpora.text_units(data_args.train_file, data_args.text_unit)
-        kinds = [(unit, corpora.file_format(file)[0]) for file, unit in units.items()]
-        kinds = ", ".join(f"a {unit} of {ending}" for unit, ending in dict.fromkeys(kinds))
-        lines.append(f"A document is {kinds} (--text_unit).")
+    counts = text.train_counts
+    held_out = text.held_out_counts
+    lines = []
+    if units:
+        lines.append(f"A document is {', '.join(units)} (--text_unit).")
     if counts is None:
         lines.append(f"Training text: a stream, read in passages of {max_length} tokens at most.")
     else:
@@ -82,7 +79,7 @@ def text_report(text, data_args, max_length: int) -> str:
             f"Training text: {counts.documents:,} documents, {counts.tokens:,} tokens in {counts.rows:,} rows for an "
             f"encoder that reads {max_length} tokens at once; {dropped}."
         )
-        for source, part in zip(data_args.train_file or [], counts.sources, strict=False):
+        for source, part in zip(sources, counts.sources, strict=False):
             lines.append(
                 f"  of {records.printable(source)}: {part.documents:,} documents, {part.tokens:,} tokens "
                 f"({part.tokens / counts.tokens:.1%} of all)."
@@ -108,9 +105,9 @@ def plot_training(log_history: list[dict[str, float]], path: str) -> None:
             steps, values = zip(*[(entry["step"], entry[name]) for entry in log_history if name in entry], strict=True)
             key, held_out = name.removeprefix("eval_"), name.startswith("eval_")
             colours.setdefault(key, f"C{len(colours)}")
-            label = ("loss" if key == "loss" else quantity(key).title) + (", held out" if held_out else "")
+            label = ("loss" if key == "loss" else metric_of(key).title) + (", held out" if held_out else "")
             axis.plot(steps, values, "o" if held_out else "-", color=colours[key], label=label, linewidth=1.5)
-        axis.set_title(" and ".join("loss" if key == "loss" else quantity(key).title for key in colours), fontsize=10)
+        axis.set_title(" and ".join("loss" if key == "loss" else metric_of(key).title for key in colours), fontsize=10)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)

@@ -28,7 +28,7 @@ from ..data.collator import DataCollatorForSimMIM
 from ..model.configuration_simmim import Objective
 from ..model.losses import alignment, uniformity
 from ..model.objective import TERMS
-from ..options import refusing
+from ..options import error_prefix
 from . import agreement, card, checkpoints, sampling, sharding
 from .arguments import (
     METHOD_OPTIONS,
@@ -55,7 +55,7 @@ class SimMIMTrainer(Trainer):
 
     It logs, beside the loss, each term, the accuracy of the masked and of the contrastive prediction, alignment and
     uniformity (Wang & Isola 2020) and the tokens that the encoder reads, in all and per second (of every view, over
-    all processes, without padding); it evaluates the same quantities; it weights the micro-batches of gradient
+    all processes, without padding); it evaluates the same metrics; it weights the micro-batches of gradient
     accumulation by their numbers of corrupted positions and sequences, so that accumulation is exact for every term;
     it skips a step whose loss or gradient is not finite, and stops at too many in a row; its checkpoints are whole or
     absent, `resume_from_checkpoint=True` takes the newest whole one, and each has the collator's settings, the
@@ -130,7 +130,7 @@ class SimMIMTrainer(Trainer):
             self.accelerator.dataloader_config.dispatch_batches = False
 
     def init_hf_repo(self, *args, **kwargs) -> None:
-        with refusing("--push_to_hub"):  # the Hub cannot be reached, or wants a token: said before training
+        with error_prefix("--push_to_hub"):  # the Hub cannot be reached, or wants a token: said before training
             super().init_hf_repo(*args, **kwargs)
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -220,18 +220,17 @@ class SimMIMTrainer(Trainer):
             share = self._shares.popleft()
             # Trainer divides by the number of micro-batches afterwards.
             loss = unwrapped.weighted_sum({name: share[name] * term for name, term in terms.items()}, objective)
-        self._observe(is_training, outputs, unwrapped.counts(objective, **inputs))
+        self._observe(is_training, outputs)
         if is_training:
-            readings = unwrapped.readings(**inputs, objective=objective)
-            self._tokens = self._tokens + sum(reading.attention_mask.sum() for reading in readings)
+            self._tokens = self._tokens + outputs.num_tokens
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
-    def _observe(self, training: bool, outputs, counts: dict[str, torch.Tensor]) -> None:
+    def _observe(self, training: bool, outputs) -> None:
         # A training step that is not finite is skipped; a batch of evaluation may only keep step with other processes.
         meter = self._training_meter if training else self._evaluation_meter
         is_counted = outputs.loss.isfinite() if training else self._is_counted
-        for name, count in counts.items():
+        for name, count in outputs.counts.items():
             meter.add({name: outputs[name]}, count, is_counted)
         if outputs.original_embeds is not None:
             rows = len(outputs.original_embeds)

@@ -25,7 +25,7 @@ from simmim_hf.data.collator import DataCollatorForSimMIM
 from simmim_hf.folders import LOCK
 from simmim_hf.options import words_of
 
-WIDTHS = {"as it is": {}, "a narrow table": {"lexicon_size": 24}, "projected": {"projection_dim": 8}}
+WIDTHS = {"as it is": {}, "a narrow table": {"token_table_dim": 24}, "projected": {"projection_dim": 8}}
 EXPLOSIVE = {"objective": "mlm", "learning_rate": 1e30, "max_grad_norm": 0, "warmup_steps": 0}
 
 compare, options = (partial(function, save_steps=3) for function in (comparisons.compare, comparisons.options))

@@ -48,7 +48,7 @@ def test_every_seed_has_room_and_the_front_is_joined(name):
     assert left < min(seeds) and max(seeds) < right
     front = next(line for line in panel.lines if line.get_linestyle() == "--")
     points = front_points(x, y)
-    joined = sorted(points[arm] for arm in front_of(points, x.quantity.better, y.quantity.better))
+    joined = sorted(points[arm] for arm in front_of(points, x.definition.sign, y.definition.sign))
     assert list(zip(front.get_xdata(), front.get_ydata())) == joined
 
 

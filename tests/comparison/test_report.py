@@ -10,7 +10,7 @@ from helpers import EXAMPLES
 
 from simmim_hf.comparison import report
 from simmim_hf.comparison.statistics import metrics_of
-from simmim_hf.quantities import QUANTITIES
+from simmim_hf.metric_catalogue import METRICS
 
 OBJECTIVES = EXAMPLES / "comparisons" / "objectives"
 
@@ -145,7 +145,7 @@ def test_titles_name_few_arms_and_count_many(results, tmp_path):
 
 
 def test_every_section_has_its_note():
-    assert {quantity.axis for quantity in QUANTITIES.values()} - {""} <= report.NOTES.keys()
+    assert {definition.section for definition in METRICS.values()} - {""} <= report.NOTES.keys()
     assert set(report.PLOTS.values()) <= report.NOTES.keys()
 
 

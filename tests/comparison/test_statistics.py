@@ -9,7 +9,7 @@ from helpers import EXAMPLES
 from scipy import stats
 
 from simmim_hf.comparison.statistics import (
-    Metric,
+    ComparedMetric,
     differ,
     estimate,
     front_of,
@@ -22,10 +22,10 @@ from simmim_hf.comparison.statistics import (
 COMPARISONS = EXAMPLES / "comparisons"
 
 
-def metric_of(name: str, **arms: list[float]) -> Metric:
+def metric_of(name: str, **arms: list[float]) -> ComparedMetric:
     """A metric by its values for the seeds 0, 1, ...; the arm `initial` stands for the starting weights."""
     estimates = {arm: estimate(dict(enumerate(values))) for arm, values in arms.items()}
-    return Metric("task", name, estimates, estimates.pop("initial", None))
+    return ComparedMetric("task", name, estimates, estimates.pop("initial", None))
 
 
 def test_intervals_are_those_of_scipy():

@@ -22,8 +22,8 @@ HANZI = list("我喜欢北京天安门的风景中国人民")
 STRATEGIES = {
     "tokens": {},
     "words": {"whole_word_mask": True},
-    "spans": {"mean_span_length": 3.0},
-    "word spans": {"mean_span_length": 2.0, "whole_word_mask": True},
+    "spans": {"mean_mask_span": 3.0},
+    "word spans": {"mean_mask_span": 2.0, "whole_word_mask": True},
 }
 
 
@@ -168,7 +168,7 @@ def word_pieces_of(name):
 def test_whole_words(name, spans):
     tokenizer, marker = word_pieces_of(name)
     texts = ["playing played reading, playing reading. played read"] * 200
-    collator = DataCollatorForSimMIM(tokenizer, 0.4, whole_word_mask=True, mean_span_length=spans)
+    collator = DataCollatorForSimMIM(tokenizer, 0.4, whole_word_mask=True, mean_mask_span=spans)
     batch = collator(texts)
     tokens = tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist())
     assert "[UNK]" not in tokens
@@ -194,7 +194,7 @@ def test_whole_words(name, spans):
 
 def test_words_do_not_cross_special_tokens(tokenizer):
     feature = {"input_ids": tokenizer.convert_tokens_to_ids(["[CLS]", "play", "[SEP]", "##ing", "[SEP]"])}
-    batch = DataCollatorForSimMIM(tokenizer, 0.5, whole_word_mask=True, mean_span_length=50)([feature] * 100)
+    batch = DataCollatorForSimMIM(tokenizer, 0.5, whole_word_mask=True, mean_mask_span=50)([feature] * 100)
     assert (corrupted(batch).sum(dim=1) == 1).all()
 
 
@@ -217,13 +217,13 @@ def test_unknown_word_marks():
 
 
 def test_spans_have_the_mean_length(tokenizer):
-    collator = DataCollatorForSimMIM(tokenizer, mean_span_length=3.8)
+    collator = DataCollatorForSimMIM(tokenizer, mean_mask_span=3.8)
     ids = np.full((200, 500), tokenizer.convert_tokens_to_ids("w1"))
     starts = collator._unit_starts(ids, np.ones(ids.shape, dtype=bool), np.random.default_rng(0))
     assert starts[:, 0].all()
     assert ids.size / starts.sum() == pytest.approx(3.8, rel=0.03)
     # and so have the corrupted runs, when few enough are drawn not to touch one another
-    batch = DataCollatorForSimMIM(tokenizer, 0.05, mean_span_length=3.8)([" ".join(["w1"] * 500)] * 200)
+    batch = DataCollatorForSimMIM(tokenizer, 0.05, mean_mask_span=3.8)([" ".join(["w1"] * 500)] * 200)
     where = corrupted(batch)
     runs = (where[:, 1:] & ~where[:, :-1]).sum()
     assert where.sum() / runs == pytest.approx(3.8, rel=0.1)
@@ -297,7 +297,7 @@ def test_same_masks_for_any_number_of_workers(tokenizer):
 
 
 def test_global_random_state_is_neither_used_nor_changed(tokenizer):
-    collator, texts = DataCollatorForSimMIM(tokenizer, mean_span_length=2, whole_word_mask=True), sentences(8)
+    collator, texts = DataCollatorForSimMIM(tokenizer, mean_mask_span=2, whole_word_mask=True), sentences(8)
     batches = []
     for seed in (0, 1):
         random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
@@ -380,21 +380,21 @@ def test_save_and_load(tokenizer, tmp_path):
     [
         ({"mlm_probability": 0.0}, r"mlm_probability=0.0.*between 0 and 1"),
         ({"mlm_probability": 1.0}, r"mlm_probability=1.0.*between 0 and 1"),
-        ({"mlm_probability": (0.2, 0.4)}, r"mlm_probability=\(0.2, 0.4\).*between 0 and 1"),
+        ({"mlm_probability": (0.2, 0.4)}, r"`mlm_probability` is \(0.2, 0.4\), and a schedule of it is gone"),
         ({"snippet_ratio": (0.2, 1.2)}, r"snippet_ratio=\(0.2, 1.2\).*between 0 and 1"),
         ({"snippet_ratio": (0.2,)}, r"snippet_ratio=\(0.2,\).*pair"),
         ({"mask_replace_prob": 1.1}, r"mask_replace_prob=1.1.*0 to 1"),
         ({"random_replace_prob": -0.1}, r"random_replace_prob=-0.1.*0 to 1"),
         ({"mask_replace_prob": 0.8, "random_replace_prob": 0.3}, r"0.8.*0.3.*more than 1.*lower"),
-        ({"mean_span_length": 0.5}, r"mean_span_length=0.5.*from 1 to 4096"),
+        ({"mean_mask_span": 0.5}, r"mean_mask_span=0.5.*from 1 to 4096"),
         ({"max_length": 2}, r"max_length=2.*3 or more"),
         *(
             ({name: value}, re.escape(f"{name}={value!r}: choose"))
             for name, value in {
                 **dict.fromkeys(("mlm_probability", "mask_replace_prob", "random_replace_prob", "seed"), "many"),
-                **dict.fromkeys(("mean_span_length", "deletion_probability", "min_crop_ratio"), "long"),
-                **dict.fromkeys(("snippet_removal", "first_sentence_probability", "snippet_ratio"), ()),
-                **dict.fromkeys(("max_length", "pad_to_multiple_of", "min_span_length"), 8.5),
+                **dict.fromkeys(("mean_mask_span", "deletion_probability", "min_crop_ratio"), "long"),
+                **dict.fromkeys(("context_removal_prob", "first_sentence_probability", "snippet_ratio"), ()),
+                **dict.fromkeys(("max_length", "pad_to_multiple_of", "min_view_length"), 8.5),
                 "whole_word_mask": "no",
             }.items()
         ),

@@ -23,7 +23,7 @@ corruptions = st.fixed_dictionaries(
         "mask_replace_prob": st.floats(0, 0.5),
         "random_replace_prob": st.floats(0, 0.5),
         "whole_word_mask": st.booleans(),
-        "mean_span_length": st.none() | st.floats(1, 10),
+        "mean_mask_span": st.none() | st.floats(1, 10),
         "pad_to_multiple_of": st.none() | st.integers(1, 16),
         "seed": st.integers(0, 9),
         "positive_view": st.sampled_from(list(POSITIVE_VIEWS)),
@@ -75,7 +75,7 @@ def test_two_spans_share_nothing_unless_a_text_is_too_short_to_cut(lengths, max_
     texts = [rng.permutation(np.arange(FIRST_WORD, VOCAB))[:length].tolist() for length in lengths]  # distinct words
     TOKENIZER.padding_side = side
     options = {"positive_view": "span", "corrupted_views": "both", "max_length": max_length, "seed": seed}
-    batch = DataCollatorForSimMIM(TOKENIZER, min_span_length=shortest, **options)(
+    batch = DataCollatorForSimMIM(TOKENIZER, min_view_length=shortest, **options)(
         [{"input_ids": [CLS, *text, SEP]} for text in texts]
     )
     room = max_length - 2

@@ -13,7 +13,7 @@ CLS, SEP, UNK, MASK = 2, 3, 1, 4
 
 
 def collator(**options) -> DataCollatorForSimMIM:
-    defaults = {"positive_view": "span", "corrupted_views": "both", "max_length": 12, "min_span_length": 3}
+    defaults = {"positive_view": "span", "corrupted_views": "both", "max_length": 12, "min_view_length": 3}
     return DataCollatorForSimMIM(**{"tokenizer": tiny_tokenizer(), **defaults, **options})
 
 
@@ -69,7 +69,7 @@ def test_a_cut_behind_the_first_sentence():
 
 def test_a_snippet_that_is_the_first_sentence():
     tokenizer = BertTokenizer(vocab={**tiny_tokenizer().get_vocab(), ".": 64})
-    options = {"tokenizer": tokenizer, "positive_view": "snippet", "max_length": None, "snippet_removal": 0.0}
+    options = {"tokenizer": tokenizer, "positive_view": "snippet", "max_length": None, "context_removal_prob": 0.0}
     row, whole = [*range(5, 15), 64, *range(20, 24)], [*range(30, 50)]
     features = [{"input_ids": [CLS, *ids, SEP]} for ids in (row, whole)]
     (rest, sentence), (kept, snippet) = views(collator(**options, first_sentence_probability=1.0)(features))
@@ -147,10 +147,10 @@ def test_same_batches_for_any_number_of_workers(corrupted_views):
 def test_settings_are_saved_and_checked(tmp_path):
     collator().save_pretrained(tmp_path)
     loaded = DataCollatorForSimMIM.from_pretrained(tmp_path, tiny_tokenizer())
-    assert (loaded.positive_view, loaded.corrupted_views, loaded.min_span_length) == ("span", "both", 3)
+    assert (loaded.positive_view, loaded.corrupted_views, loaded.min_view_length) == ("span", "both", 3)
     for length in (0, 10**20):
-        with pytest.raises(ValueError, match=f"min_span_length={length}: choose a number from 1"):
-            collator(min_span_length=length)
+        with pytest.raises(ValueError, match=f"min_view_length={length}: choose a number from 1"):
+            collator(min_view_length=length)
 
 
 # A snippet of a document, and the document
@@ -164,7 +164,7 @@ def is_stretch(part: list[int], whole: list[int]) -> bool:
 @pytest.mark.parametrize("seed", range(4))
 def test_a_snippet_is_a_stretch_that_is_left_or_taken_out(removal, seed):
     rows = documents([20, 30, 11, 6, 5, 1], seed)
-    batch = collator(positive_view="snippet", snippet_removal=removal, max_length=None, seed=seed)(rows)
+    batch = collator(positive_view="snippet", context_removal_prob=removal, max_length=None, seed=seed)(rows)
     for row, (rest, snippet) in zip(rows, views(batch), strict=True):
         whole = row["input_ids"][1:-1]
         assert is_stretch(snippet, whole)
@@ -179,7 +179,8 @@ def test_a_snippet_is_a_stretch_that_is_left_or_taken_out(removal, seed):
 
 def test_snippets_have_the_lengths_and_removals_that_were_asked_for():
     rows = documents([50] * 400)
-    batch = collator(positive_view="snippet", snippet_ratio=(0.2, 0.4), snippet_removal=0.3, max_length=None)(rows)
+    options = {"positive_view": "snippet", "snippet_ratio": (0.2, 0.4), "context_removal_prob": 0.3}
+    batch = collator(max_length=None, **options)(rows)
     found = views(batch)
     lengths = [len(snippet) for _, snippet in found]
     assert min(lengths) >= 10 and max(lengths) <= 20 and 14 < sum(lengths) / 400 < 16.5
@@ -188,7 +189,7 @@ def test_snippets_have_the_lengths_and_removals_that_were_asked_for():
 
 
 @pytest.mark.parametrize(
-    "options, message", [({"snippet_ratio": 0}, "snippet_ratio=0"), ({"snippet_removal": 2}, "0 to 1")]
+    "options, message", [({"snippet_ratio": 0}, "snippet_ratio=0"), ({"context_removal_prob": 2}, "0 to 1")]
 )
 def test_snippet_settings_are_checked(options, message):
     with pytest.raises(ValueError, match=message):

@@ -96,8 +96,8 @@ def test_attention_pooling_is_that_of_a_checkpoint_that_learned_it(tmp_path):
 
 
 @pytest.mark.parametrize("pooling", ["attention", "max"])
-def test_another_pooling_keeps_the_lexicon_without_which_there_are_no_vectors(pooling, tmp_path):
-    model = randomize(tiny_model(pooling="attention", pooled_layers="lexical_last"))
+def test_another_pooling_keeps_the_token_table_without_which_there_are_no_vectors(pooling, tmp_path):
+    model = randomize(tiny_model(pooling="attention", pooled_layers="table_and_last"))
     model.save_pretrained(tmp_path)
     expected = encode(SimMIMModel.from_pretrained(tmp_path, pooling=pooling), TEXTS, tiny_tokenizer())
     np.testing.assert_allclose(
@@ -149,7 +149,7 @@ def test_a_model_from_nowhere_needs_a_tokenizer():
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max", "attention"])
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
-@pytest.mark.parametrize("layers", ["last", "first_last", "lexical_last"])
+@pytest.mark.parametrize("layers", ["last", "first_last", "table_and_last"])
 def test_what_is_saved_is_a_sentence_transformer(pooling, similarity, layers, tmp_path):
     """With the pooling and the length of the model, and what is set there survives being saved from there."""
     from sentence_transformers import SentenceTransformer

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertModel, 
 
 from simmim_hf import SimMIMForPreTraining, SimMIMModel
 from simmim_hf.cli import main
-from simmim_hf.evaluation import command, encode, metrics
+from simmim_hf.evaluation import encode, metrics
+from simmim_hf.evaluation import results as tables_of_results
 from simmim_hf.evaluation.tasks import load_scored_pairs
 
 GEOMETRY = {"uniformity", "mean_cosine", "effective_rank", "length_r2"}
@@ -86,7 +87,7 @@ def test_every_kind_of_task_is_measured_and_written(checkpoint, files, tmp_path,
 def test_a_name_of_a_task_writes_no_more_than_a_name():
     results = {"model": "m", "versions": {}, "precision": "float32", "device": "cpu", "seed": 1, "pooling": "mean"}
     results |= {"max_seq_length": 8, "tasks": {"a\n\n# Title\x1b[2J": {"kind": "similarity", "spearman": 1.0}}}
-    for shown in (command.markdown(results), command.plain_table(command.table_rows(results))):
+    for shown in (tables_of_results.markdown(results), tables_of_results.plain_table(results)):
         assert r"a\n\n# Title\x1b[2J" in shown and "\x1b" not in shown
 
 

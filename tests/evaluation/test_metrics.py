@@ -11,7 +11,7 @@ from sklearn.metrics import ndcg_score
 from sklearn.model_selection import StratifiedKFold
 from transformers import EvalPrediction
 
-from simmim_hf.evaluation import metrics
+from simmim_hf.evaluation import evaluate_metrics, metrics
 from simmim_hf.model import losses
 
 
@@ -184,16 +184,18 @@ def test_metrics_of_the_evaluate_library_fit_compute_metrics(generator):
     first, second = generator.normal(size=(2, 12, 4)).astype(np.float32)
     scores = generator.normal(size=12)
     prediction = EvalPrediction(predictions=first[:, 0], label_ids=scores)
-    computed = metrics.Similarity().compute(predictions=prediction.predictions, references=prediction.label_ids)
+    computed = evaluate_metrics.Similarity().compute(
+        predictions=prediction.predictions, references=prediction.label_ids
+    )
     assert computed == pytest.approx(metrics.similarity_metrics(first[:, 0], scores))
 
-    retrieval = metrics.Retrieval()
+    retrieval = evaluate_metrics.Retrieval()
     for half in (slice(0, 5), slice(5, 12)):
         retrieval.add_batch(predictions=first[half], references=second[half])
     names = [f"d{i // 2}" for i in range(12)]
     assert retrieval.compute(document_ids=names, k=5) == pytest.approx(
         metrics.retrieval_metrics(first, second, document_ids=names, k=5)
     )
-    computed = metrics.Geometry().compute(predictions=first, references=second)
+    computed = evaluate_metrics.Geometry().compute(predictions=first, references=second)
     assert computed == pytest.approx(metrics.geometry_metrics(first, (first, second)), rel=1e-5)
     assert computed["uniformity"] == pytest.approx(losses.uniformity(torch.from_numpy(first)).item())

@@ -37,7 +37,7 @@ from simmim_hf import (
     export,
 )
 from simmim_hf.cli import main
-from simmim_hf.model.packing import ATTENTION
+from simmim_hf.model.unpadding import ATTENTION
 
 NATIVE = {
     "bert": "BertForMaskedLM",

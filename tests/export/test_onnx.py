@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from simmim_hf import export
 from simmim_hf.cli import main
-from simmim_hf.evaluation.measure import similarity_spearman
+from simmim_hf.evaluation.run_task import similarity_spearman
 from simmim_hf.evaluation.tasks import load_scored_pairs
 
 pytestmark = pytest.mark.slow  # it exports to ONNX
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow  # it exports to ONNX
         ("bert", {"pooling": "cls"}),
         *(
             ("modernbert", {"pooling": "attention", "pooled_layers": layers})
-            for layers in ("first_last", "lexical_last")
+            for layers in ("first_last", "table_and_last")
         ),
         ("roberta", {"pooling": "max", **CAUSAL}),
     ],

@@ -58,7 +58,7 @@ def test_the_loss_is_nt_xent_and_masked_prediction_of_both_views():
 
 def test_no_uncorrupted_text_is_read():
     model, batch = spans_model(), both_views()
-    names = [reading.name for reading in model.readings(**batch)]
+    names = [view.name for view in model.views(**batch)]
     assert names == ["masked", "positive"]
     expected = model(**batch)
     batch["input_ids"] = torch.randint_like(batch["input_ids"], 5, 60)
@@ -121,16 +121,16 @@ def test_a_row_without_negatives_gives_zero(form):
     ("family", "side"),
     [("bert", "right"), *((family, "left") for family in ("bert", "modernbert", "roberta", "llama"))],
 )
-def test_packed_equals_padded(family, side):
+def test_unpadded_equals_padded(family, side):
     pad = 1 if family == "roberta" else 0
-    packed, padded = spans_model(family), spans_model(family, attn_implementation="eager")
+    unpadded, padded = spans_model(family), spans_model(family, attn_implementation="eager")
     batch = both_views(pad, side)
-    outputs, expected = packed(**batch), padded(**batch)
+    outputs, expected = unpadded(**batch), padded(**batch)
     for name in ("loss", "mlm_loss", "contrastive_loss", "original_embeds", "masked_embeds"):
         torch.testing.assert_close(outputs[name], expected[name], atol=1e-5, rtol=1e-5)
-    assert_same_gradients(gradients(packed, outputs.loss), gradients(padded, expected.loss))
+    assert_same_gradients(gradients(unpadded, outputs.loss), gradients(padded, expected.loss))
     alone = [
-        packed.simmim(row).pooler_output
+        unpadded.simmim(row).pooler_output
         for row in real_rows(batch["positive_input_ids"], batch["positive_attention_mask"])
     ]
     torch.testing.assert_close(outputs.masked_embeds, torch.cat(alone), atol=1e-5, rtol=1e-5)

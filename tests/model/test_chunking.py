@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import NO_DROPOUT, batch_of_two_views, ragged_batch, tiny_model
+from torch.utils._pytree import tree_leaves
 from transformers import TrainingArguments
 
 from simmim_hf import SimMIMTrainer
@@ -69,11 +70,25 @@ def test_dropout_is_replayed_in_backward(monkeypatch):
     torch.manual_seed(1)
     replayed = loss_and_gradients(model, batch, 2)
     # The same chunks without the second forward, so with one set of dropout masks only.
-    monkeypatch.setattr("simmim_hf.model.objective.checkpoint", lambda read, use_reentrant, **inputs: read(**inputs))
+    monkeypatch.setattr("simmim_hf.model.objective.checkpoint", lambda read, view, use_reentrant: read(view))
     torch.manual_seed(1)
     assert_same(replayed, loss_and_gradients(model, batch, 2))
     torch.manual_seed(2)
     assert not torch.allclose(replayed[0].loss, loss_and_gradients(model, batch, 2)[0].loss)
+
+
+def test_the_tensors_of_a_chunk_are_positional(monkeypatch):
+    """`checkpoint` saves the random state of the devices that it finds among the positional arguments only: on a GPU
+    the dropout of a chunk would not be replayed otherwise."""
+    devices = []
+
+    def spy(read, *arguments, use_reentrant):
+        devices.append({leaf.device for leaf in tree_leaves(arguments) if isinstance(leaf, torch.Tensor)})
+        return read(*arguments)
+
+    monkeypatch.setattr("simmim_hf.model.objective.checkpoint", spy)
+    loss_and_gradients(tiny_model().train(), ragged_batch(LENGTHS), 4)
+    assert devices == [{torch.device("cpu")}] * 2
 
 
 def test_the_trainer_sets_the_chunk(tmp_path):

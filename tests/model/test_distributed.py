@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import EXAMPLES, TINY, corpus_lines, launch
 
-from simmim_hf.model.losses import gather
+from simmim_hf.model.losses import gather_rows
 
 WORKER = Path(__file__).parents[1] / "distributed_worker.py"
 
@@ -137,7 +137,7 @@ def test_evaluation_on_one_process_neither_hangs_nor_gathers(found):
 
 def test_gather_without_processes_is_the_identity():
     x = torch.ones(3, 2)
-    assert gather(x)[0] is x and gather(x)[1] == 0
+    assert gather_rows(x)[0] is x and gather_rows(x)[1] == 0
 
 
 def joined(batches: list[dict]) -> dict:

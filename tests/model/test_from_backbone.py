@@ -172,9 +172,9 @@ def test_from_backbone_continues_a_simmim_checkpoint(tmp_path):
         SimMIMForPreTraining.from_backbone(tmp_path, temprature=0.7)
 
 
-@pytest.mark.parametrize("resized", [{"lexicon_size": 24}, {"projection_dim": 6}, {"pooled_layers": "last"}])
+@pytest.mark.parametrize("resized", [{"token_table_dim": 24}, {"projection_dim": 6}, {"pooled_layers": "last"}])
 def test_what_an_option_gives_another_size_is_new_and_the_rest_continued(resized, tmp_path):
-    options = {"text_config": dict(TINY), "lexicon_size": 16, "projection_dim": 8}
+    options = {"text_config": dict(TINY), "token_table_dim": 16, "projection_dim": 8}
     saved = SimMIMForPreTraining(SimMIMConfig.from_objective("snippets", **options))
     with torch.no_grad():
         for parameter in saved.parameters():
@@ -222,9 +222,9 @@ def test_vectors_of_a_real_encoder():
         weight = mask[..., None].float()
         expected = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
         torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).pooler_output, expected, **CLOSE)
-        states, packing = model.token_states(ids, mask)
-        torch.testing.assert_close(packing.unpack(states.last)[mask.bool()], hidden[mask.bool()], **CLOSE)
-        assert model._can_pack
+        states, unpadding, *_ = model.token_states(ids, mask)
+        torch.testing.assert_close(unpadding.pad(states.last)[mask.bool()], hidden[mask.bool()], **CLOSE)
+        assert model._can_unpad
 
 
 def test_an_objective_leaves_the_vectors_what_they_are(tmp_path):

@@ -475,8 +475,8 @@ def test_the_first_layers_of_a_backbone(family, tmp_path):
         model.save_pretrained(tmp_path / f"{layers}")
         again = SimMIMForPreTraining.from_pretrained(tmp_path / f"{layers}")
         assert_same_weights(again, model)
-        packed = model(**{"masked_input_ids": batch["input_ids"], "labels": batch["input_ids"], **batch})
-        assert torch.isfinite(packed.loss)
+        unpadded = model(**{"masked_input_ids": batch["input_ids"], "labels": batch["input_ids"], **batch})
+        assert torch.isfinite(unpadded.loss)
     for layers in (9, 1.5, "one"):
         with pytest.raises(ValueError, match=f"num_hidden_layers={layers!r}: give a number from 0 to 2"):
             SimMIMForPreTraining.from_backbone(tmp_path, num_hidden_layers=layers)

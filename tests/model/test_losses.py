@@ -4,14 +4,16 @@ import math
 
 import pytest
 import torch
-from helpers import LENGTHS, ragged_batch, randomize, real_rows, text_config, tiny_model
+from helpers import LENGTHS, batch_of_two_views, ragged_batch, randomize, real_rows, text_config, tiny_model
 from torch.autograd import gradcheck
 from torch.func import functional_call
 
 from simmim_hf import SimMIMConfig, SimMIMForPreTraining
+from simmim_hf.model.configuration_simmim import OBJECTIVES
 from simmim_hf.model.losses import (
     alignment,
     contrastive_cross_entropy,
+    contrastive_loss,
     global_means,
     linear_cross_entropy,
     similarity_matrix,
@@ -44,7 +46,7 @@ def contrast(rows, candidates, hard, form, kind, temperature):
     return total / len(rows)
 
 
-# The same quantities, each sequence by itself: no padding, no packing, no batch.
+# The same quantities, each sequence by itself: no padding, no unpadding, no batch.
 
 
 def hidden_alone(model, ids, attention_mask, is_causal=False):
@@ -238,7 +240,7 @@ def test_gradient_of_the_contrastive_loss(form, kind):
 
 @pytest.mark.parametrize("options", [{}, {"contrastive_loss": "decoupled", "similarity": "dot", "pooling": "cls"}])
 def test_gradient_of_the_whole_model(options):
-    """Through packing, encoder, pooling, heads and all three terms, against finite differences in a random direction.
+    """Through unpadding, encoder, pooling, heads and all terms, against finite differences in a random direction.
 
     In double precision a wrong entry shows in almost every direction, for two forwards instead of two an entry.
     """
@@ -346,3 +348,41 @@ def test_accuracies():
     torch.testing.assert_close(out.mlm_accuracy, hits.float().mean())
     nearest = torch.nn.functional.cosine_similarity(out.original_embeds[:, None], out.masked_embeds[None], dim=-1)
     torch.testing.assert_close(out.contrastive_accuracy, (nearest.argmax(1) == torch.arange(4)).float().mean())
+
+
+@pytest.mark.parametrize("form", ["info_nce", "decoupled"])
+@pytest.mark.parametrize("kind", ["cosine", "dot"])
+@pytest.mark.parametrize("negatives", ["other_view", "both_views"])
+def test_the_contrastive_loss_without_a_model_is_the_formula(form, kind, negatives):
+    torch.manual_seed(0)
+    anchors, positives, hard = torch.randn(4, 3), torch.randn(4, 3), torch.randn(2, 3)
+    options = {"similarity": kind, "form": form, "temperature": 0.7, "negatives": negatives}
+    sums = contrastive_loss(anchors, positives, hard, **options)
+    both_ways = contrastive_loss(anchors, positives, hard, symmetric=True, **options)
+
+    def one_way(rows, candidates, hard):
+        total = 0.0
+        for i, row in enumerate(rows):
+            others = [other for j, other in enumerate(rows) if j != i] if negatives == "both_views" else []
+            pair = [candidates[i], *candidates[:i], *candidates[i + 1 :]]
+            total += contrast([row], pair, [*others, *hard], form, kind, 0.7)
+        return total
+
+    anchors, positives, hard = anchors.tolist(), positives.tolist(), hard.tolist()
+    forwards, backwards = one_way(anchors, positives, hard), one_way(positives, anchors, [])
+    assert sums.num_anchors == 4
+    assert sums.loss_sum.item() == pytest.approx(forwards, rel=1e-5)
+    assert both_ways.loss_sum.item() == pytest.approx((forwards + backwards) / 2, rel=1e-5)
+    scores = [[similarity(row, candidate, kind) for candidate in positives + hard] for row in anchors]
+    assert sums.num_correct == sum(row.index(max(row)) == i for i, row in enumerate(scores))
+
+
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+def test_the_output_has_the_counts_and_the_tokens_of_its_views(objective):
+    model = tiny_model("bert", **OBJECTIVES[objective])
+    batch = batch_of_two_views(LENGTHS, LENGTHS[::-1])
+    out = model(**batch)
+    assert out.counts == model.counts(**batch)
+    assert out.counts.keys() == {name for name in out if name.endswith(("_loss", "_accuracy"))}
+    assert out.num_tokens == sum(view.attention_mask.sum() for view in model.views(**batch))
+    assert {"counts", "num_tokens"} <= set(model.config.keys_to_ignore_at_inference)

@@ -192,7 +192,7 @@ def test_token_types_reach_the_encoder():
     types[:, 2:] = 1
     plain, typed = model(**batch), model(**batch, token_type_ids=types)
     assert (plain.original_embeds - typed.original_embeds).abs().max() > 1e-3
-    model.simmim._can_pack = False
+    model.simmim._can_unpad = False
     torch.testing.assert_close(model(**batch, token_type_ids=types).loss, typed.loss, **CLOSE)
     vectors = model.base_model(batch["input_ids"], batch["attention_mask"], types).pooler_output
     torch.testing.assert_close(vectors, typed.original_embeds, **CLOSE)
@@ -363,7 +363,7 @@ def test_loading_in_bfloat16(family, tmp_path):
     half = SimMIMForPreTraining.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     expected, out = model(**batch), half(**batch)
-    assert half.simmim._can_pack
+    assert half.simmim._can_unpad
     for name in ("loss", "mlm_loss", "contrastive_loss", "clm_loss"):
         assert out[name].dtype == torch.float32
         torch.testing.assert_close(out[name], expected[name], rtol=0.05, atol=0.05)
@@ -383,7 +383,7 @@ def test_weights_of_the_backbone_are_initialised_by_its_own_rules():
 
 
 def test_hidden_states_on_request():
-    """Also from an encoder that reads causally, which goes through the packed path."""
+    """Also from an encoder that reads causally, which goes through the unpadded path."""
     for options in ({}, CAUSAL):
         model, batch = tiny_model("bert", **options), ragged_batch(LENGTHS)
         out = model.base_model(batch["input_ids"], batch["attention_mask"], output_hidden_states=True)
@@ -433,7 +433,7 @@ def test_large_values_in_half_precision_do_not_look_like_another_result():
     model = tiny_model().to(torch.bfloat16)
     with torch.no_grad():
         model.base_model.encoder.encoder.layer[-1].output.LayerNorm.weight.mul_(30)
-    assert model.base_model._packs(torch.device("cpu"))
+    assert model.base_model.reads_unpadded(torch.device("cpu"))
 
 
 def test_the_projection_is_for_the_loss_only(tmp_path):

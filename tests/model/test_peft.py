@@ -14,7 +14,7 @@ from simmim_hf import (
     SimMIMTrainer,
 )
 from simmim_hf.model.configuration_simmim import remote_files
-from simmim_hf.model.packing import Packing
+from simmim_hf.model.unpadding import Unpadding
 
 peft = pytest.importorskip("peft", reason="peft is not installed: `pip install simmim_hf[peft]`")
 
@@ -139,19 +139,19 @@ def test_sequences_are_still_read_without_padding(family, folder, monkeypatch):
     model, batch = with_adapters(SimMIMForPreTraining, family, folder)
     randomize(torch.nn.ParameterList(p for p in model.parameters() if p.requires_grad), scale=0.3)
     model(**batch)  # tries once what the backbone can do
-    packings, of = [], Packing.of
-    monkeypatch.setattr(Packing, "of", lambda mask: packings.append(of(mask)) or packings[-1])
+    unpaddings, from_mask = [], Unpadding.from_mask
+    monkeypatch.setattr(Unpadding, "from_mask", lambda mask: unpaddings.append(from_mask(mask)) or unpaddings[-1])
     adapters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    packed = model(**batch)
-    packed_gradients = torch.autograd.grad(packed.loss, adapters)
+    unpadded = model(**batch)
+    unpadded_gradients = torch.autograd.grad(unpadded.loss, adapters)
     layers = model.config.num_hidden_layers
-    assert packings[-1].calls == layers and len(packings[-1].indices) == 2 * sum(LENGTHS)
-    model.base_model.model.simmim._can_pack = False
+    assert unpaddings[-1].calls == layers and len(unpaddings[-1].indices) == 2 * sum(LENGTHS)
+    model.base_model.model.simmim._can_unpad = False
     reference = model(**batch)
-    assert packings[-1].calls == 0
-    torch.testing.assert_close(packed.loss, reference.loss, **CLOSE)
+    assert unpaddings[-1].calls == 0
+    torch.testing.assert_close(unpadded.loss, reference.loss, **CLOSE)
     reference_gradients = torch.autograd.grad(reference.loss, adapters)
-    for actual, expected in zip(packed_gradients, reference_gradients, strict=True):
+    for actual, expected in zip(unpadded_gradients, reference_gradients, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-5)
 
 

@@ -13,7 +13,7 @@ from simmim_hf import (
     SimMIMModel,
 )
 from simmim_hf.model.configuration_simmim import OBJECTIVES
-from simmim_hf.model.vectors import pool
+from simmim_hf.model.pooling import pool
 from simmim_hf.training.arguments import DEFAULT_OBJECTIVE, ModelArguments
 
 LENGTHS = [9, 1, 5, 14, 5]
@@ -23,38 +23,38 @@ def texts():
     return {name: x for name, x in ragged_batch(LENGTHS).items() if name in ("input_ids", "attention_mask")}
 
 
-def packed_vectors(model, batch):
+def unpadded_vectors(model, batch):
     """(rows, dim), as in training."""
-    states, packing = model.token_states(batch["input_ids"], batch["attention_mask"])
-    return model.pooler.packed(states, packing, batch["attention_mask"])
+    states, unpadding, *_ = model.token_states(batch["input_ids"], batch["attention_mask"])
+    return model.pooler.unpadded(states, unpadding, batch["attention_mask"])
 
 
 @pytest.mark.parametrize(
     ("family", "side", "layers"),
     [
-        *((family, "left", layers) for family in FAMILIES for layers in ("first_last", "lexical_last")),
+        *((family, "left", layers) for family in FAMILIES for layers in ("first_last", "table_and_last")),
         *((family, "right", "last") for family in ("bert", "roberta")),
     ],
 )
-def test_packed_equals_padded_equals_the_formula(family, side, layers):
+def test_unpadded_equals_padded_equals_the_formula(family, side, layers):
     model = tiny_model(family, pooling="attention", pooled_layers=layers).simmim
     pad = FAMILIES[family].get("pad_token_id", 0)
     batch = ragged_batch(LENGTHS, side, pad)
     outputs = model(batch["input_ids"], batch["attention_mask"])
-    packed = packed_vectors(model, batch)
-    torch.testing.assert_close(packed, outputs.pooler_output, **CLOSE)
-    for row, vector in zip(real_rows(batch["input_ids"], batch["attention_mask"]), packed, strict=True):
+    unpadded = unpadded_vectors(model, batch)
+    torch.testing.assert_close(unpadded, outputs.pooler_output, **CLOSE)
+    for row, vector in zip(real_rows(batch["input_ids"], batch["attention_mask"]), unpadded, strict=True):
         (hidden,) = model(row).last_hidden_state  # (length, hidden)
         if layers == "first_last":
             hidden = (hidden + model(row, output_hidden_states=True).hidden_states[0][0]) / 2
-        elif layers == "lexical_last":
+        elif layers == "table_and_last":
             lexicon = model.pooler.lexicon
             states = (hidden - hidden.mean(-1, keepdim=True)) / (
                 hidden.var(-1, correction=0, keepdim=True) + 1e-5
             ).sqrt()
             states = states * lexicon.state_scale + lexicon.state_bias
             hidden = torch.cat([lexicon.norm(lexicon.table(row[0])), states], dim=1)
-        of_lexicon = [model.pooler.lexicon.query] if layers == "lexical_last" else []
+        of_lexicon = [model.pooler.lexicon.query] if layers == "table_and_last" else []
         weights = (hidden @ torch.cat([*of_lexicon, model.pooler.query])).exp()
         torch.testing.assert_close(vector, (weights[:, None] * hidden).sum(0) / weights.sum(), **CLOSE)
 
@@ -72,21 +72,22 @@ def test_it_begins_as_the_mean():
     torch.testing.assert_close(hidden.pooler_output, mean, **CLOSE)
 
 
-def test_the_lexicon_begins_as_a_bag_of_words_with_a_little_of_the_states():
-    config = SimMIMConfig(text_config=tiny_model().config.text_config, pooled_layers="lexical_last", lexicon_size=24)
+def test_the_token_table_begins_as_a_bag_of_words_with_a_little_of_the_states():
+    text_config = tiny_model().config.text_config
+    config = SimMIMConfig(text_config=text_config, pooled_layers="table_and_last", token_table_dim=24)
     lexicon = SimMIMModel(config).pooler.lexicon
     assert lexicon.table.weight.std() > 0 and lexicon.norm.weight.eq(1).all()
     assert lexicon.state_scale.eq(lexicon.STATE_SCALE).all() and not lexicon.state_bias.any()
-    with pytest.raises(ValueError, match="`lexicon_size` is 0: give a width of 1 or more"):
-        SimMIMConfig(lexicon_size=0)
+    with pytest.raises(ValueError, match="`token_table_dim` is 0: give a width of 1 or more"):
+        SimMIMConfig(token_table_dim=0)
 
 
 def test_a_vector_is_as_wide_as_the_configuration_says():
-    options = {"pooled_layers": "lexical_last", "lexicon_size": 24, "projection_dim": 8}
+    options = {"pooled_layers": "table_and_last", "token_table_dim": 24, "projection_dim": 8}
     model = tiny_model(**options)
     config = model.config
-    assert config.vector_size == config.hidden_size + 24 and tiny_model().config.vector_size == config.hidden_size
-    assert model.simmim(**texts()).pooler_output.shape == (len(LENGTHS), config.vector_size)
+    assert config.embedding_dim == config.hidden_size + 24 and tiny_model().config.embedding_dim == config.hidden_size
+    assert model.simmim(**texts()).pooler_output.shape == (len(LENGTHS), config.embedding_dim)
     assert model(**batch_of_two_views(LENGTHS, LENGTHS)).original_embeds.shape == (len(LENGTHS), 8)
     classifier = SimMIMForSequenceClassification(SimMIMConfig(**{**config.to_dict(), "num_labels": 3}))
     assert classifier(**texts()).logits.shape == (len(LENGTHS), 3)
@@ -99,9 +100,9 @@ def test_large_scores_stay_finite():
     with torch.no_grad():
         model.pooler.query *= 1e4
     batch = ragged_batch(LENGTHS)
-    packed = packed_vectors(model, batch)
-    assert packed.isfinite().all()
-    torch.testing.assert_close(packed, model(batch["input_ids"], batch["attention_mask"]).pooler_output, **CLOSE)
+    unpadded = unpadded_vectors(model, batch)
+    assert unpadded.isfinite().all()
+    torch.testing.assert_close(unpadded, model(batch["input_ids"], batch["attention_mask"]).pooler_output, **CLOSE)
 
 
 def test_the_query_learns_from_the_contrastive_term_alone():
@@ -134,8 +135,8 @@ def test_a_checkpoint_with_another_pooling_starts_from_its_mean(tmp_path):
 
 
 @pytest.mark.parametrize("layers", ["last", "first_last"])
-def test_a_checkpoint_with_a_lexicon_may_go_on_without(layers, tmp_path):
-    tiny_model(pooling="attention", pooled_layers="lexical_last").save_pretrained(tmp_path)
+def test_a_checkpoint_with_a_token_table_may_go_on_without(layers, tmp_path):
+    tiny_model(pooling="attention", pooled_layers="table_and_last").save_pretrained(tmp_path)
     other = SimMIMForPreTraining.from_backbone(tmp_path, pooled_layers=layers).simmim
     expected = tiny_model(pooling="attention", pooled_layers=layers).simmim
     torch.testing.assert_close(other(**texts()).pooler_output, expected(**texts()).pooler_output, **CLOSE)
@@ -148,7 +149,7 @@ def test_two_layers_in_every_pooling(pooling):
     assert outputs.hidden_states is None  # only on request
     first, *_, last = model(**batch, output_hidden_states=True).hidden_states
     torch.testing.assert_close(outputs.pooler_output, pool((first + last) / 2, batch["attention_mask"], pooling))
-    torch.testing.assert_close(packed_vectors(model, batch), outputs.pooler_output, **CLOSE)
+    torch.testing.assert_close(unpadded_vectors(model, batch), outputs.pooler_output, **CLOSE)
     torch.testing.assert_close(outputs.last_hidden_state, tiny_model().simmim(**batch).last_hidden_state)
 
 
@@ -167,7 +168,7 @@ def test_a_bag_of_words_has_one_layer():
     torch.testing.assert_close(one.simmim(**batch).pooler_output, two.simmim(**batch).pooler_output)
 
 
-@pytest.mark.parametrize("layers", ["first_last", "lexical_last"])
+@pytest.mark.parametrize("layers", ["first_last", "table_and_last"])
 def test_two_layers_learn_and_are_chunked_exactly(layers):
     batch = batch_of_two_views(LENGTHS, LENGTHS)
     whole, chunked = (tiny_model(pooling="attention", pooled_layers=layers) for _ in "ab")
@@ -178,14 +179,14 @@ def test_two_layers_learn_and_are_chunked_exactly(layers):
         torch.testing.assert_close(one.grad, other.grad, **CLOSE, msg=name)
 
 
-def test_the_lexicon_serves_the_vectors_alone(tmp_path):
-    model, batch = tiny_model(pooled_layers="lexical_last").train(), batch_of_two_views(LENGTHS, LENGTHS)
+def test_the_token_table_serves_the_vectors_alone(tmp_path):
+    model, batch = tiny_model(pooled_layers="table_and_last").train(), batch_of_two_views(LENGTHS, LENGTHS)
     table = model.simmim.pooler.lexicon.table.weight
     model(**batch).mlm_loss.backward()
     assert table.grad is None or not table.grad.any()
     model(**batch).contrastive_loss.backward()
     assert table.grad.abs().max() > 0
-    without = tiny_model(pooled_layers="lexical_last", contrastive_weight=0.0).simmim.pooler.lexicon
+    without = tiny_model(pooled_layers="table_and_last", contrastive_weight=0.0).simmim.pooler.lexicon
     assert not any(parameter.requires_grad for parameter in without.parameters())
     with pytest.raises(ValueError, match="give `input_ids`, not `inputs_embeds`"):
         model.simmim(inputs_embeds=torch.randn(1, 3, model.config.hidden_size))
@@ -194,8 +195,8 @@ def test_the_lexicon_serves_the_vectors_alone(tmp_path):
     assert reader(inputs_embeds=torch.randn(1, 3, model.config.hidden_size)).logits.isfinite().all()
 
 
-def test_the_lexicon_grows_with_the_vocabulary():
-    model, batch = tiny_model(pooled_layers="lexical_last"), texts()
+def test_the_token_table_grows_with_the_vocabulary():
+    model, batch = tiny_model(pooled_layers="table_and_last"), texts()
     expected, size = model.simmim(**batch).pooler_output, model.config.vocab_size
     model.resize_token_embeddings(size + 3)
     assert model.simmim.pooler.lexicon.table.num_embeddings == model.config.vocab_size == size + 3
@@ -203,7 +204,7 @@ def test_the_lexicon_grows_with_the_vocabulary():
     assert model.simmim(torch.tensor([[size + 2]])).pooler_output.isfinite().all()
 
 
-@pytest.mark.parametrize("layers", ["first_last", "lexical_last"])
+@pytest.mark.parametrize("layers", ["first_last", "table_and_last"])
 def test_two_layers_travel_and_a_checkpoint_that_is_continued_keeps_its_own(layers, tmp_path):
     model, batch = tiny_model(pooled_layers=layers), texts()
     model.save_pretrained(tmp_path)
@@ -261,7 +262,7 @@ def test_a_head_that_reads_tokens_has_the_backbone_keep_no_layers():
 
 @pytest.mark.parametrize("chunk_size", [None, 2])
 def test_the_encoder_learns_as_if_there_were_no_contrastive_term(chunk_size):
-    options = {"pooling": "attention", "pooled_layers": "lexical_last", "contrastive_gradient": "pooler"}
+    options = {"pooling": "attention", "pooled_layers": "table_and_last", "contrastive_gradient": "pooler"}
     joint, alone = tiny_model(**options), tiny_model(**options)
     joint.chunk_size, batch = chunk_size, batch_of_two_views(LENGTHS, LENGTHS)
     joint(**batch).loss.backward()
@@ -274,7 +275,7 @@ def test_the_encoder_learns_as_if_there_were_no_contrastive_term(chunk_size):
 
 
 def test_an_encoder_that_learns_nothing_is_left_as_it_is():
-    options = {"pooled_layers": "lexical_last", "contrastive_gradient": "pooler"}
+    options = {"pooled_layers": "table_and_last", "contrastive_gradient": "pooler"}
     model = tiny_model(**options, mlm_weight=0.0).train()
     model(**batch_of_two_views(LENGTHS, LENGTHS)).loss.backward()
     learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -283,5 +284,5 @@ def test_an_encoder_that_learns_nothing_is_left_as_it_is():
         for name in ("table.weight", "norm.weight", "norm.bias", "state_scale", "state_bias")
     }
     assert all(parameter.requires_grad for parameter in tiny_model(**options).simmim.encoder.parameters())
-    with pytest.raises(ValueError, match="has nothing to learn: give `pooled_layers='lexical_last'`"):
+    with pytest.raises(ValueError, match="has nothing to learn: give `pooled_layers='table_and_last'`"):
         tiny_model(contrastive_gradient="pooler")

@@ -1,4 +1,4 @@
-"""What packing, losses and configurations promise of any input, on examples that hypothesis draws."""
+"""What unpadding, losses and configurations promise of any input, on examples that hypothesis draws."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ from simmim_hf.model.losses import (
     similarity_matrix,
     token_cross_entropy,
 )
-from simmim_hf.model.packing import Packing
+from simmim_hf.model.unpadding import Unpadding
 
 few = settings(max_examples=25, deadline=None, derandomize=True)
 sides = st.sampled_from(["right", "left"])
@@ -29,22 +29,22 @@ MODEL = tiny_model(backbone=SMALL, temperature=0.5, mlm_weight=0.3, clm_weight=0
 
 @few
 @given(mask=st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=5))
-def test_packing_keeps_every_real_token_in_its_place(mask):
+def test_unpadding_keeps_every_real_token_in_its_place(mask):
     """Also where padding stands between tokens, and in rows without one."""
     mask = torch.tensor(mask).long()
     assume(mask.any())
-    packing, values = Packing.of(mask), torch.arange(1, mask.numel() + 1).view_as(mask)
-    packed = packing.pack(values)
-    assert sorted(packed.flatten().tolist()) == values[mask.bool()].tolist()
-    assert torch.equal(packing.unpack(packed), values * mask)
+    unpadding, values = Unpadding.from_mask(mask), torch.arange(1, mask.numel() + 1).view_as(mask)
+    unpadded = unpadding.unpad(values)
+    assert sorted(unpadded.flatten().tolist()) == values[mask.bool()].tolist()
+    assert torch.equal(unpadding.pad(unpadded), values * mask)
 
 
 @settings(few, max_examples=10)  # a model reads each six times
 @given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=6), side=sides, seed=st.integers(0, 9))
-def test_packed_and_chunked_are_the_padded_whole(lengths, side, seed):
+def test_unpadded_and_chunked_are_the_padded_whole(lengths, side, seed):
     batch, results = ragged_batch(lengths, side, seed=seed), []
-    for packs, chunk_size in ((False, None), (None, None), (None, 2)):
-        MODEL.simmim._can_pack, MODEL.chunk_size = packs, chunk_size
+    for unpads, chunk_size in ((False, None), (None, None), (None, 2)):
+        MODEL.simmim._can_unpad, MODEL.chunk_size = unpads, chunk_size
         out = MODEL(**batch)
         results.append((out, gradients(MODEL, out.loss)))
     (padded, expected), *others = results

@@ -29,8 +29,8 @@ from transformers import TrainingArguments
 from simmim_hf import DataCollatorForSimMIM, SimMIMForPreTraining, SimMIMTrainer
 from simmim_hf.cli import COMMANDS, main
 from simmim_hf.folders import LOCK
+from simmim_hf.metric_catalogue import metric_of, title
 from simmim_hf.model.configuration_simmim import POSITIVE_VIEWS
-from simmim_hf.quantities import quantity, title
 from simmim_hf.training import card as hub
 from simmim_hf.training import report
 
@@ -94,7 +94,7 @@ def test_the_metadata_are_what_the_hub_takes(text, results):
         assert given_only not in card.data.to_dict()
     name, figures = model_index_to_eval_results(card.data.to_dict()["model-index"])
     assert name == "my-encoder" and figures == card.data.eval_results
-    expected = {name: round(results["after"][name], 4) for name in results["after"] if quantity(name).hub}
+    expected = {name: round(results["after"][name], 4) for name in results["after"] if metric_of(name).hub_metric}
     assert [figure.metric_value for figure in figures] == list(expected.values())
     assert set(expected) == {"mlm_loss", "mlm_accuracy", "clm_loss", "similarity_spearman"}
     assert {figure.dataset_name.split(";")[0] for figure in figures} == {"corpus.txt", "pairs.jsonl"}
@@ -347,7 +347,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_tells_of_the_runs_before(run, tmp_
 def test_vectors_can_learn_while_the_encoder_stays_as_it_is(run, tmp_path):
     options = [*options_of_a_run(run, tmp_path / "vectors"), "--max_steps", "2", "--model_name_or_path", str(run)]
     options += ["--mlm_weight", "0", "--contrastive_gradient", "pooler"]
-    assert main(["pretrain", *options, "--pooling", "attention", "--pooled_layers", "lexical_last"]) == 0
+    assert main(["pretrain", *options, "--pooling", "attention", "--pooled_layers", "table_and_last"]) == 0
     before, after = (SimMIMForPreTraining.from_pretrained(folder) for folder in (run, tmp_path / "vectors"))
     for name, weight in before.state_dict().items():
         assert "pooler" in name or torch.equal(weight, after.state_dict()[name]), name

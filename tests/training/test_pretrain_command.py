@@ -226,18 +226,18 @@ def test_a_network_nested_too_deeply_is_refused(capsys):
 
 
 @pytest.mark.parametrize(
-    "words, first_sentences, lexicon_size",
+    "words, first_sentences, token_table_dim",
     [
         ("", 0.5, 512),
         ("--text_config bert", 0.5, None),
         ("--objective mlm", 0.5, None),
         ("--model_name_or_path some-encoder", 0.5, None),
         ("--train_file notes.txt", 0.0, None),
-        ("--first_sentence_probability 0 --lexicon_size 64", 0.0, 64),
+        ("--first_sentence_probability 0 --token_table_dim 64", 0.0, 64),
     ],
 )
-def test_the_built_in_text_has_defaults_of_its_own(words, first_sentences, lexicon_size):
+def test_the_built_in_text_has_defaults_of_its_own(words, first_sentences, token_table_dim):
     model_args, data_args, args = parse(Parser(PRETRAINING), words.split())
     fill_defaults(model_args, data_args, args)
     assert data_args.collator_options()["first_sentence_probability"] == first_sentences
-    assert model_args.lexicon_size == lexicon_size
+    assert model_args.token_table_dim == token_table_dim

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import run_python
 from trainers import (
-    QUANTITIES,
+    METRICS,
     TERMS,
     fixed_batch,
     make_model,
@@ -111,20 +111,20 @@ def test_a_killed_run_resumes_with_the_same_losses(resumes, name):
     unbroken, resumed = ([row for row in history if "loss" in row] for history in histories)
     assert [row["step"] for row in unbroken] == [row["step"] for row in resumed] == list(range(1, 13))
     for expected, row in zip(unbroken, resumed):
-        for key in ("loss", "learning_rate", *TERMS, *QUANTITIES):
+        for key in ("loss", "learning_rate", *TERMS, *METRICS):
             assert row[key] == pytest.approx(expected[key], abs=1e-6), (key, row["step"])
     assert len({row["loss"] for row in unbroken}) == 12
 
 
 def test_every_checkpoint_has_the_collator(tmp_path):
-    collator = DataCollatorForSimMIM(make_tokenizer(), mlm_probability=0.2, mean_span_length=2.0, seed=3)
+    collator = DataCollatorForSimMIM(make_tokenizer(), mlm_probability=0.2, mean_mask_span=2.0, seed=3)
     make_trainer(tmp_path, collator=collator, max_steps=2, save_strategy="steps", save_steps=1).train()
     for step in (1, 2):
         folder = tmp_path / f"checkpoint-{step}"
         assert (folder / "data_collator_config.json").exists()
         loaded = DataCollatorForSimMIM.from_pretrained(folder)
-        assert (loaded.mlm_probability, loaded.mean_span_length, loaded.seed) == (0.2, 2.0, 3)
-        fresh = DataCollatorForSimMIM(make_tokenizer(), mlm_probability=0.2, mean_span_length=2.0, seed=3)
+        assert (loaded.mlm_probability, loaded.mean_mask_span, loaded.seed) == (0.2, 2.0, 3)
+        fresh = DataCollatorForSimMIM(make_tokenizer(), mlm_probability=0.2, mean_mask_span=2.0, seed=3)
         ours, theirs = loaded(make_texts(5)), fresh(make_texts(5))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 

@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trainers import (
-    QUANTITIES,
+    METRICS,
     TERMS,
     Spy,
     fixed_batch,
@@ -56,6 +56,14 @@ def test_evaluation_gathers_no_outputs_of_the_model(tmp_path, trainer_class):
 # --------------------------------------------------------------------------------------------------- what is logged
 
 
+def test_the_views_of_a_batch_are_made_once(tmp_path, monkeypatch):
+    made = []
+    views = SimMIMForPreTraining.views
+    monkeypatch.setattr(SimMIMForPreTraining, "views", lambda *args, **batch: made.append(1) or views(*args, **batch))
+    make_trainer(tmp_path, SimMIMTrainer, max_steps=3).train()
+    assert len(made) == 3
+
+
 @pytest.mark.parametrize("objective", ["clm", "simcse", "fused"])
 def test_every_term_is_logged_and_the_loss_is_their_weighted_sum(tmp_path, objective):
     weights = {"mlm_weight": 0.5, "contrastive_weight": 2.0, "clm_weight": 0.25}
@@ -63,7 +71,7 @@ def test_every_term_is_logged_and_the_loss_is_their_weighted_sum(tmp_path, objec
     weights = {name: weight for name, weight in weights.items() if getattr(preset, name)}
     terms = [term for term, weight in TERMS.items() if weight in weights]
     expected = [*terms, *(["mlm_accuracy"] if "mlm_loss" in terms else [])]
-    expected += QUANTITIES[1:] if "contrastive_loss" in terms else []
+    expected += METRICS[1:] if "contrastive_loss" in terms else []
     trainer = make_trainer(
         *(tmp_path, SimMIMTrainer, make_model(objective, dropout=0.1, **weights)),
         **{"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 8},
@@ -74,7 +82,7 @@ def test_every_term_is_logged_and_the_loss_is_their_weighted_sum(tmp_path, objec
     assert len(rows) == 4
     for row in rows:
         assert set(expected) <= row.keys() and row["tokens_per_second"] > 0
-        assert set(row).isdisjoint({*TERMS, *QUANTITIES} - set(expected))
+        assert set(row).isdisjoint({*TERMS, *METRICS} - set(expected))
         assert row["loss"] == pytest.approx(sum(weights[TERMS[term]] * row[term] for term in terms), abs=1e-5)
     evaluations = rows_with(trainer, "eval_loss")
     assert len(evaluations) == 2
@@ -111,7 +119,7 @@ def test_terms_and_evaluation_are_in_tensorboard(tmp_path):
     for file in files:
         events = EventAccumulator(str(file)).Reload()
         tags |= {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
-    for name in ("loss", *TERMS, *QUANTITIES):
+    for name in ("loss", *TERMS, *METRICS):
         assert len(tags[f"train/{name}"]) == len(tags[f"eval/{name}"]) == 2, name
         logged = [row[name] for row in rows_with(trainer, "loss")]
         assert [event.value for event in tags[f"train/{name}"]] == pytest.approx(logged, rel=1e-5)

@@ -2,19 +2,20 @@
 
 import contextlib
 import io
+from dataclasses import fields
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import TrainingArguments
 
 from simmim_hf.cli import main
-from simmim_hf.options import REFUSED
-from simmim_hf.training.arguments import pretraining_parser
+from simmim_hf.options import REFUSED, option_names
+from simmim_hf.training.arguments import PRETRAINING
 
-PARSER = pretraining_parser()
 # Those of transformers change the state of the whole process.
-OPTIONS = [action for action in PARSER._actions if action not in PARSER._hidden and action.dest != "help"]
-NAMES = sorted({action.dest for action in OPTIONS} - {"==SUPPRESS==", "output_dir", "overwrite_output_dir"})
+OF_TRANSFORMERS = {option.name for option in fields(TrainingArguments)}
+NAMES = sorted({*option_names(PRETRAINING)} - OF_TRANSFORMERS - {"overwrite_output_dir"})
 NUMBERS = ["nan", "inf", "-1", "0", "1", "0.5", "1e-30", "1e300", "99999999999999999999", "1_000", "1,5", "٣"]
 WORDS = ["", " ", "x", "None", "true", "名前", "a\nb", "--", "{", "[]", '{"a": 1}', "a=1", "/dev/null", "x" * 5000]
 

@@ -10,7 +10,7 @@ from simmim_hf import DataCollatorForSimMIM, SimMIMConfig, SimMIMForPreTraining,
 
 WORDS = [f"w{i}" for i in range(40)]
 TERMS = {"mlm_loss": "mlm_weight", "contrastive_loss": "contrastive_weight", "clm_loss": "clm_weight"}
-QUANTITIES = ("mlm_accuracy", "contrastive_accuracy", "alignment", "uniformity")
+METRICS = ("mlm_accuracy", "contrastive_accuracy", "alignment", "uniformity")
 
 
 def make_tokenizer() -> BertTokenizer:

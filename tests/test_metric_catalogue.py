@@ -2,7 +2,7 @@
 
 import pytest
 
-from simmim_hf.quantities import quantity, title
+from simmim_hf.metric_catalogue import metric_of, title
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,6 @@ def test_titles_say_where_something_was_measured(key, expected):
     assert title(key) == expected
 
 
-def test_an_unknown_quantity_is_an_error():
+def test_an_unknown_metric_is_an_error():
     with pytest.raises(KeyError):
-        quantity("nonsense")
+        metric_of("nonsense")

@@ -19,18 +19,18 @@ from helpers import (
 from transformers import AutoConfig
 
 from simmim_hf import SimMIMConfig, SimMIMForPreTraining, SimMIMModel
-from simmim_hf.model import packing
-from simmim_hf.model.packing import ATTENTION, Packing
+from simmim_hf.model import unpadding
+from simmim_hf.model.unpadding import ATTENTION, Unpadding
 
 LENGTHS = [9, 20, 1, 5, 17, 20, 4]
 SHAPES = {"ragged": LENGTHS, "ones": [1, 1, 1], "equal": [6, 6, 6], "single": [7], "one-long": [20, 2, 1]}
 
 
-def encoded(model, batch, is_causal, packs):
-    """(batch, length, hidden), zeros at padding, on the packed or on the padded path."""
-    model.simmim._can_pack = packs
-    states, packing = model.simmim.token_states(batch["input_ids"], batch["attention_mask"], is_causal=is_causal)
-    return packing.unpack(states.last)
+def encoded(model, batch, is_causal, unpads):
+    """(batch, length, hidden), zeros at padding, on the unpadded or on the padded path."""
+    model.simmim._can_unpad = unpads
+    states, unpadding, *_ = model.simmim.token_states(batch["input_ids"], batch["attention_mask"], is_causal=is_causal)
+    return unpadding.pad(states.last)
 
 
 def with_another_token(batch, row, column):
@@ -51,45 +51,45 @@ def calls_of_sdpa(monkeypatch):
     return shapes
 
 
-# Packing by itself.
+# Unpadding by itself.
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("lengths", SHAPES.values(), ids=SHAPES)
-def test_pack_and_unpack(lengths, side):
+def test_unpad_and_pad(lengths, side):
     batch = ragged_batch(lengths, side)
-    packing = Packing.of(batch["attention_mask"])
+    unpadding = Unpadding.from_mask(batch["attention_mask"])
     ids, real = batch["input_ids"], batch["attention_mask"].bool()
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     rows = real_rows(ids, real)
-    assert packing.pack(ids).tolist() == [t for i in order for t in rows[i][0].tolist()]
-    assert packing.positions.tolist() == [p for i in order for p in range(lengths[i])]
-    assert torch.equal(packing.unpack(packing.pack(ids)), ids * real)
+    assert unpadding.unpad(ids).tolist() == [t for i in order for t in rows[i][0].tolist()]
+    assert unpadding.positions.tolist() == [p for i in order for p in range(lengths[i])]
+    assert torch.equal(unpadding.pad(unpadding.unpad(ids)), ids * real)
     vectors = torch.randn(*ids.shape, 3)
-    assert torch.equal(packing.unpack(packing.pack(vectors)), vectors * real[..., None])
+    assert torch.equal(unpadding.pad(unpadding.unpad(vectors)), vectors * real[..., None])
     where = real & (torch.rand(ids.shape) < 0.5)
     for chosen in (where, real, torch.zeros_like(real)):
-        selected = packing.select(packing.pack(vectors), chosen.flatten().nonzero().squeeze(1))
+        selected = unpadding.select(unpadding.unpad(vectors), chosen.flatten().nonzero().squeeze(1))
         assert torch.equal(selected, vectors[chosen])
 
 
 @pytest.mark.parametrize("lengths", SHAPES.values(), ids=SHAPES)
 def test_groups_cover_every_token_once(lengths):
-    packing = Packing.of(ragged_batch(lengths)["attention_mask"])
-    assert [group.tokens.start for group in packing.groups] == [0, *(g.tokens.stop for g in packing.groups[:-1])]
-    assert packing.groups[-1].tokens.stop == sum(lengths)
-    assert sum(group.rows for group in packing.groups) == len(lengths)
+    unpadding = Unpadding.from_mask(ragged_batch(lengths)["attention_mask"])
+    assert [group.tokens.start for group in unpadding.groups] == [0, *(g.tokens.stop for g in unpadding.groups[:-1])]
+    assert unpadding.groups[-1].tokens.stop == sum(lengths)
+    assert sum(group.rows for group in unpadding.groups) == len(lengths)
     x = torch.randn(1, 2, sum(lengths), 3)
-    assert torch.equal(torch.cat([group.flat(group.grid(x)) for group in packing.groups]), x[0].transpose(0, 1))
+    assert torch.equal(torch.cat([group.flat(group.grid(x)) for group in unpadding.groups]), x[0].transpose(0, 1))
 
 
-def test_gradient_flows_back_through_packing():
+def test_gradient_flows_back_through_unpadding():
     batch = ragged_batch([3, 1, 2])
-    packing = Packing.of(batch["attention_mask"])
+    unpadding = Unpadding.from_mask(batch["attention_mask"])
     x = torch.randn(3, 3, 2, dtype=torch.double, requires_grad=True)
     where = (batch["attention_mask"].bool() & (torch.arange(3) == 0)).flatten().nonzero().squeeze(1)
-    assert torch.autograd.gradcheck(lambda x: packing.unpack(packing.pack(x)), x)
-    assert torch.autograd.gradcheck(lambda x: packing.select(packing.pack(x), where), x)
+    assert torch.autograd.gradcheck(lambda x: unpadding.pad(unpadding.unpad(x)), x)
+    assert torch.autograd.gradcheck(lambda x: unpadding.select(unpadding.unpad(x), where), x)
 
 
 # Packed is padded.
@@ -108,9 +108,9 @@ def test_hidden_states_are_those_of_the_padded_batch(family, is_causal, side):
     with torch.no_grad():
         for lengths in SHAPES.values():
             batch = ragged_batch(lengths, side, pad=model.config.pad_token_id)
-            packed = encoded(model, batch, is_causal, packs=None)
-            assert model.simmim._can_pack, "this family is claimed to read without padding"
-            torch.testing.assert_close(packed, encoded(model, batch, is_causal, packs=False), **CLOSE)
+            unpadded = encoded(model, batch, is_causal, unpads=None)
+            assert model.simmim._can_unpad, "this family is claimed to read without padding"
+            torch.testing.assert_close(unpadded, encoded(model, batch, is_causal, unpads=False), **CLOSE)
 
 
 @pytest.mark.parametrize(("family", "side"), [*((family, "left") for family in PACKED), ("bert", "right")])
@@ -120,19 +120,19 @@ def test_losses_and_gradients_are_those_of_the_padded_batch(family, side):
     model = tiny_model(family, temperature=0.5, mlm_weight=0.3, clm_weight=clm_weight)
     batch = ragged_batch(LENGTHS, side, pad=model.config.pad_token_id)
     results = []
-    for packs in (None, False):
-        model.simmim._can_pack = packs
+    for unpads in (None, False):
+        model.simmim._can_unpad = unpads
         out = model(**batch)
         results.append((out, gradients(model, out.loss)))
-    (packed, packed_gradients), (reference, padded_gradients) = results
+    (unpadded, unpadded_gradients), (reference, padded_gradients) = results
     for name in ("loss", "mlm_loss", "contrastive_loss", "original_embeds", "masked_embeds"):
-        torch.testing.assert_close(packed[name], reference[name], **CLOSE)
-    assert_same_gradients(packed_gradients, padded_gradients)
-    unreached = [name for name, gradient in packed_gradients.items() if not gradient.any()]
+        torch.testing.assert_close(unpadded[name], reference[name], **CLOSE)
+    assert_same_gradients(unpadded_gradients, padded_gradients)
+    unreached = [name for name, gradient in unpadded_gradients.items() if not gradient.any()]
     assert not [name for name in unreached if "token_type" not in name], "a parameter without a gradient"
 
 
-def test_packing_saves_the_padding(monkeypatch):
+def test_unpadding_saves_the_padding(monkeypatch):
     model, batch = tiny_model("bert"), ragged_batch([20, 2, 2, 2])
     model(**batch)
     shapes = calls_of_sdpa(monkeypatch)
@@ -146,7 +146,7 @@ def test_all_rows_attend_in_one_call_where_calls_cost_more_than_padding(monkeypa
     model = tiny_model(family, temperature=0.5, clm_weight=0.5)
     batch = ragged_batch(LENGTHS, pad=model.config.pad_token_id)
     grouped = model(**batch)
-    monkeypatch.setattr(packing, "SIMILAR_LENGTH", {})
+    monkeypatch.setattr(unpadding, "SIMILAR_LENGTH", {})
     shapes = calls_of_sdpa(monkeypatch)
     together = model(**batch)
     assert {length for _, length in shapes} == {max(LENGTHS)}
@@ -164,8 +164,8 @@ def test_each_sequence_is_read_as_if_alone(family, is_causal):
     model, batch = tiny_model(family), ragged_batch(LENGTHS, "left")
     batch["input_ids"] = batch["input_ids"].where(batch["attention_mask"].bool(), model.config.pad_token_id)
     with torch.no_grad():
-        packed = encoded(model, batch, is_causal, packs=None)
-        for row, ids, mask in zip(packed, batch["input_ids"], batch["attention_mask"].bool()):
+        unpadded = encoded(model, batch, is_causal, unpads=None)
+        for row, ids, mask in zip(unpadded, batch["input_ids"], batch["attention_mask"].bool()):
             options = {"is_causal": is_causal} if family == "llama" else {}
             alone = model.simmim.encoder(input_ids=ids[mask][None], **options).last_hidden_state[0]
             torch.testing.assert_close(row[mask], alone, **CLOSE)
@@ -181,7 +181,7 @@ def test_causal_states_are_those_of_the_truncated_sequence(family):
     batch = {"input_ids": ids.repeat(2, 1), "attention_mask": torch.ones(2, 20, dtype=torch.long)}
     batch["attention_mask"][1, 13:] = 0
     with torch.no_grad():
-        states = encoded(model, batch, True, packs=None)
+        states = encoded(model, batch, True, unpads=None)
         for t in (0, 5, 12, 19):
             last = model.base_model(input_ids=ids[:, : t + 1], is_causal=True).last_hidden_state[0, -1]
             torch.testing.assert_close(states[0, t], last, **CLOSE)
@@ -205,7 +205,7 @@ def test_causal_reading_of_one_layer_against_the_native_encoder(family, layer_ty
     model = tiny_model(family, backbone)
     batch = ragged_batch([20, 11])
     with torch.no_grad():
-        states = encoded(model, batch, True, packs=None)
+        states = encoded(model, batch, True, unpads=None)
         for row, ids in zip(states, real_rows(batch["input_ids"], batch["attention_mask"])):
             for t in (0, 5, ids.shape[1] - 1):
                 options = {"is_causal": False} if family == "llama" else {}
@@ -214,17 +214,17 @@ def test_causal_reading_of_one_layer_against_the_native_encoder(family, layer_ty
 
 
 @pytest.mark.parametrize(
-    ("family", "packs"),
+    ("family", "unpads"),
     [*((family, None) for family in PACKED), *((family, False) for family in ("bert", "modernbert", "llama"))],
 )
-def test_what_a_token_sees(family, packs):
+def test_what_a_token_sees(family, unpads):
     model, batch = tiny_model(family), ragged_batch([12, 8, 3])
     changed = with_another_token(batch, 0, 6)
     with torch.no_grad():
         for is_causal in (False, True):
-            if is_causal and packs is False and family == "modernbert":
+            if is_causal and unpads is False and family == "modernbert":
                 continue
-            before, after = (encoded(model, b, is_causal, packs) for b in (batch, changed))
+            before, after = (encoded(model, b, is_causal, unpads) for b in (batch, changed))
             moved = (before - after).abs().amax(-1)
             assert moved[1:].max() <= 1e-6, "another sequence is not influenced"
             assert (moved[0, 6:12] > 1e-6).all()
@@ -240,8 +240,8 @@ def test_a_sliding_window_is_active():
     batch = ragged_batch([20, 18])
     changed = with_another_token(batch, 0, 0)
     with torch.no_grad():
-        for packs in (None, False):
-            before, after = (encoded(model, b, False, packs) for b in (batch, changed))
+        for unpads in (None, False):
+            before, after = (encoded(model, b, False, unpads) for b in (batch, changed))
             moved = (before - after).abs().amax(-1)[0]
             assert (moved[:9] > 0).all()
             assert moved[9:].max() <= 1e-6
@@ -265,8 +265,8 @@ def test_sliding_windows_of_decoders(family, is_causal):
     model = randomize(SimMIMForPreTraining(SimMIMConfig(text_config=backbone)))
     batch = ragged_batch(LENGTHS)
     with torch.no_grad():
-        packed = encoded(model, batch, is_causal, packs=None)
-        for row, ids in zip(packed, real_rows(batch["input_ids"], batch["attention_mask"])):
+        unpadded = encoded(model, batch, is_causal, unpads=None)
+        for row, ids in zip(unpadded, real_rows(batch["input_ids"], batch["attention_mask"])):
             alone = model.simmim.encoder(input_ids=ids, is_causal=is_causal).last_hidden_state[0]
             torch.testing.assert_close(row[: len(alone)], alone, **CLOSE)
 
@@ -282,7 +282,7 @@ def test_the_causal_objective_reads_causally_everywhere():
         torch.testing.assert_close(logits[:, :4], prefix, **CLOSE)
 
 
-# Backbones that cannot pack, and other ways of attending.
+# Backbones that cannot read without padding, and other ways of attending.
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -290,20 +290,20 @@ def test_a_relative_position_bias_falls_back_to_padding(side):
     model = tiny_model("mpnet")
     batch = ragged_batch(LENGTHS, side, pad=1)
     with torch.no_grad():
-        hidden = encoded(model, batch, False, packs=None)
-        assert model.simmim._can_pack is not True
+        hidden = encoded(model, batch, False, unpads=None)
+        assert model.simmim._can_unpad is not True
         for row, ids, mask in zip(hidden, batch["input_ids"], batch["attention_mask"].bool()):
             alone = model.simmim.encoder(input_ids=ids[mask][None]).last_hidden_state[0]
             torch.testing.assert_close(row[mask], alone, **CLOSE)
         assert model(**batch).loss.isfinite()
 
 
-def test_causal_reading_of_a_backbone_that_cannot_pack():
+def test_causal_reading_of_a_backbone_that_cannot_unpad():
     model, batch = tiny_model("mpnet"), ragged_batch([9, 6], pad=1)
     with torch.no_grad():
-        hidden = encoded(model, batch, True, packs=None)
+        hidden = encoded(model, batch, True, unpads=None)
         prefix = {name: x[:, :4] for name, x in batch.items()}
-        torch.testing.assert_close(hidden[:, :4], encoded(model, prefix, True, packs=None), **CLOSE)
+        torch.testing.assert_close(hidden[:, :4], encoded(model, prefix, True, unpads=None), **CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -315,14 +315,14 @@ def test_causal_reading_of_a_backbone_that_cannot_pack():
 )
 def test_eager_attention_gives_the_same(family, side):
     clm_weight = 0.0 if family == "modernbert" else 1.0
-    packed = tiny_model(family, clm_weight=clm_weight)
+    unpadded = tiny_model(family, clm_weight=clm_weight)
     eager = tiny_model(family, clm_weight=clm_weight, attn_implementation="eager")
-    eager.load_state_dict(packed.state_dict())
-    assert packed.simmim.encoder.config._attn_implementation == ATTENTION
+    eager.load_state_dict(unpadded.state_dict())
+    assert unpadded.simmim.encoder.config._attn_implementation == ATTENTION
     assert eager.simmim.encoder.config._attn_implementation == "eager"
-    batch = ragged_batch(LENGTHS, side, pad=packed.config.pad_token_id)
+    batch = ragged_batch(LENGTHS, side, pad=unpadded.config.pad_token_id)
     with torch.no_grad():
-        expected, actual = packed(**batch), eager(**batch)
+        expected, actual = unpadded(**batch), eager(**batch)
     for name in ("loss", "mlm_loss", "contrastive_loss", "original_embeds", "masked_embeds"):
         torch.testing.assert_close(actual[name], expected[name], rtol=1e-4, atol=1e-5)
 
@@ -343,7 +343,7 @@ def test_gradient_checkpointing_changes_nothing(family, monkeypatch):
     batch = ragged_batch(LENGTHS)
     out = model(**batch)
     expected = gradients(model, out.loss)
-    assert model.simmim._can_pack
+    assert model.simmim._can_unpad
     model.gradient_checkpointing_enable()
     assert model.is_gradient_checkpointing
     attended = calls_of_sdpa(monkeypatch)
@@ -356,7 +356,7 @@ def test_gradient_checkpointing_changes_nothing(family, monkeypatch):
     assert_same_gradients(actual, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_trying_to_pack_leaves_no_trace():
+def test_trying_to_unpad_leaves_no_trace():
     """The first training step draws the same dropout as any other, and modules keep their modes."""
     model, batch = tiny_model("bert").train(), ragged_batch(LENGTHS)
     model.simmim.encoder.embeddings.eval()
@@ -374,8 +374,8 @@ def test_positions_of_roberta_follow_its_padding_token(pad):
     model = tiny_model("roberta", {"pad_token_id": pad})
     batch = ragged_batch(LENGTHS, pad=pad)
     with torch.no_grad():
-        for packs in (None, False):
-            hidden = encoded(model, batch, False, packs)
+        for unpads in (None, False):
+            hidden = encoded(model, batch, False, unpads)
             for row, ids, mask in zip(hidden, batch["input_ids"], batch["attention_mask"].bool()):
                 alone = model.simmim.encoder(input_ids=ids[mask][None]).last_hidden_state[0]
                 torch.testing.assert_close(row[mask], alone, **CLOSE)
@@ -404,16 +404,16 @@ def test_variable_length_kernels_are_given_what_they_document(monkeypatch, famil
     model = tiny_model(family)
     batch = ragged_batch([9, 1, 5, 12])
     columns = (batch["input_ids"], batch["attention_mask"])
-    expected = model.base_model.token_states(*columns, is_causal=is_causal)[0].last
-    monkeypatch.setattr(packing, "varlen_kernel", lambda device, dtype: varlen_reference)
-    actual = model.base_model.token_states(*columns, is_causal=is_causal)[0].last
+    expected = model.base_model.token_states(*columns, is_causal=is_causal).states.last
+    monkeypatch.setattr(unpadding, "varlen_kernel", lambda device, dtype: varlen_reference)
+    actual = model.base_model.token_states(*columns, is_causal=is_causal).states.last
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("head_dim", "fits"), [(8, True), (12, False), (200, False)])
 def test_variable_length_kernels_are_not_given_heads_that_they_cannot_take(monkeypatch, head_dim, fits):
     model, asked = tiny_model("qwen3", {"head_dim": head_dim}), []
-    monkeypatch.setattr(packing, "varlen_kernel", lambda device, dtype: asked.append(dtype))
+    monkeypatch.setattr(unpadding, "varlen_kernel", lambda device, dtype: asked.append(dtype))
     batch = ragged_batch([3, 5])
     model.base_model.token_states(batch["input_ids"], batch["attention_mask"], is_causal=False)
     assert bool(asked) == fits
@@ -426,7 +426,7 @@ def test_under_autocast_variable_length_kernels_get_one_dtype(monkeypatch):
         seen.update({query.dtype, key.dtype, value.dtype})
         return varlen_reference(query, key, value, *args, **options)
 
-    monkeypatch.setattr(packing, "varlen_kernel", lambda device, dtype: kernel if dtype == torch.bfloat16 else None)
+    monkeypatch.setattr(unpadding, "varlen_kernel", lambda device, dtype: kernel if dtype == torch.bfloat16 else None)
     batch = ragged_batch([9, 1, 5])
     with torch.autocast("cpu", torch.bfloat16):
         model.base_model.token_states(batch["input_ids"], batch["attention_mask"], is_causal=False)
@@ -434,7 +434,7 @@ def test_under_autocast_variable_length_kernels_get_one_dtype(monkeypatch):
 
 
 def test_there_is_no_variable_length_kernel_on_a_cpu():
-    assert packing.varlen_kernel(torch.device("cpu"), torch.bfloat16) is None
+    assert unpadding.varlen_kernel(torch.device("cpu"), torch.bfloat16) is None
 
 
 @pytest.mark.cuda
@@ -445,7 +445,7 @@ def test_the_variable_length_kernel_equals_padded_attention_on_cuda(monkeypatch,
     model = tiny_model(family).to("cuda", torch.bfloat16)
     batch = {name: x.cuda() for name, x in ragged_batch([9, 1, 5, 12]).items()}
     columns = (batch["input_ids"], batch["attention_mask"])
-    actual = model.base_model.token_states(*columns, is_causal=is_causal)[0].last
-    monkeypatch.setattr(packing, "varlen_kernel", lambda device, dtype: None)
-    expected = model.base_model.token_states(*columns, is_causal=is_causal)[0].last
+    actual = model.base_model.token_states(*columns, is_causal=is_causal).states.last
+    monkeypatch.setattr(unpadding, "varlen_kernel", lambda device, dtype: None)
+    expected = model.base_model.token_states(*columns, is_causal=is_causal).states.last
     torch.testing.assert_close(actual, expected, atol=3e-2, rtol=3e-2)

@@ -1,0 +1,1 @@
+../../simmim_hf/model/unpadding.py

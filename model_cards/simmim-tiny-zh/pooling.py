@@ -1,0 +1,1 @@
+../../simmim_hf/model/pooling.py

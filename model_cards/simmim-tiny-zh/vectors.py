@@ -1,1 +1,0 @@
-../../simmim_hf/model/vectors.py
