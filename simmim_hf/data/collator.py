@@ -409,7 +409,7 @@ class DataCollatorForSimMIM:
         return rows, self._keep(rows, kept | ~rows.eligible)
 
     def _make_cropped(self, rows: Rows, rng: RowGenerator) -> tuple[Rows, Rows]:
-        """Two random crops of each sequence (as in Contriever, Izacard et al. 2022), drawn one by one, of
+        """Two random crops of each sequence (as in Contriever, Izacard et al. 2022), drawn one by one, from
         `min_crop_ratio` of its length up to all of it."""
         place, count = self._places(rows)  # (batch, length), (batch, 1)
         one = self._stretch(place, count, rng)  # (batch, length)
@@ -424,8 +424,8 @@ class DataCollatorForSimMIM:
         return (place < 0) | (place >= start) & (place < start + length)
 
     def _make_span(self, rows: Rows, rng: RowGenerator) -> tuple[Rows, Rows]:
-        """The two sides of a cut through each sequence (coCondenser, Gao & Callan 2022, has such pairs of spans); two
-        views of all of one too short to cut."""
+        """The two sides of a cut through each sequence (coCondenser, Gao & Callan 2022, has such pairs of spans); a
+        sequence too short to cut is both views as a whole."""
         place, count = self._places(rows)  # (batch, length), (batch, 1)
         shortest = self.min_view_length
         longest = count.max(initial=1)
@@ -484,7 +484,7 @@ class DataCollatorForSimMIM:
         """Tokens in the first sentence of each text that is cut behind it, and 0 for the others: (batch, 1)"""
         if not self.first_sentence_probability:
             return np.zeros_like(longest)
-        length = place + 1  # (batch, length), of the text up to and with a token
+        length: np.ndarray = place + 1  # (batch, length), of the text up to and with a token
         ends = np.isin(rows.input_ids, self._sentence_ends)
         ends &= (length >= self.min_view_length) & (length <= longest)
         is_drawn = rng.random(longest.shape) < self.first_sentence_probability  # (batch, 1)

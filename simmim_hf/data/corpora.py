@@ -63,7 +63,7 @@ class DataError(ValueError):
 class TooLong(ValueError):
     """A document that does not fit into memory by far."""
 
-    def __init__(self, what: str, limit: int):
+    def __init__(self, what: str, limit: int) -> None:
         super().__init__(f"{what} is longer than {limit / 2**20:g} MiB, which is the most that is read at once")
 
 
@@ -488,7 +488,9 @@ def errors_name_file(file: str) -> Iterator[None]:
         raise DataError(f"cannot read text from {file}: {error}; break it up or leave it out") from error
     except Exception as error:
         words = _one_line(error)
-        remedy = "convert it to UTF-8" if "utf-8" in words else "correct it or leave it out"
+        remedy = "correct it or leave it out"
+        if "utf-8" in words:
+            remedy = "convert it to UTF-8"
         raise DataError(f"cannot read text from {file}{_first_bad_line(file)}: {words}; {remedy}") from error
 
 
@@ -547,7 +549,9 @@ def _choose_columns(
         needed.append("negative")
     for column in needed:
         if column not in strings:
-            state = "is not a column of strings" if column in features else "is no column"
+            state = "is no column"
+            if column in features:
+                state = "is not a column of strings"
             named = "text_column" if column == text_column else "the column"
             raise ValueError(f"{named} {column!r} {state} in {where}; columns: {', '.join(features)}")
     if "negative" in features and text_column != "negative":

@@ -20,14 +20,14 @@ class RowGenerator:
         is_left_padded: positions are counted from the right, so that they do not depend on the padding
     """
 
-    def __init__(self, seeds: Sequence[int] | np.ndarray, is_left_padded: bool = False):
+    def __init__(self, seeds: Sequence[int] | np.ndarray, is_left_padded: bool = False) -> None:
         self.state = np.asarray(seeds, dtype=np.uint64)
         self.is_left_padded = is_left_padded
 
     def random(self, shape: tuple[int, int]) -> np.ndarray:
         """Uniform numbers in [0, 1) of the shape (rows, columns), others in each call."""
         self.state = _mixed(self.state + INCREMENT)
-        columns = np.arange(1, shape[1] + 1, dtype=np.uint64)
+        columns: np.ndarray = np.arange(1, shape[1] + 1, dtype=np.uint64)
         if self.is_left_padded:
             columns = columns[::-1]
         bits = _mixed(self.state[:, None] + columns * INCREMENT)  # (rows, columns)
@@ -44,7 +44,7 @@ class RowGenerator:
 
     def spawn(self, count: int) -> list["RowGenerator"]:
         """Generators with numbers of their own for the same rows."""
-        numbers = np.arange(1, count + 1, dtype=np.uint64)
+        numbers: np.ndarray = np.arange(1, count + 1, dtype=np.uint64)
         keys = _mixed(numbers * INCREMENT)
         return [RowGenerator(_mixed(self.state ^ key), self.is_left_padded) for key in keys]
 

@@ -48,7 +48,7 @@ def build_word_tables(tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, n
     split = word_splitter(tokenizer)
     vocabulary = tokenizer.get_vocab()
     place = np.full(max(vocabulary.values()) + 1, ALONE, dtype=np.int8)
-    han = np.full(len(place), ord(" "), dtype="<u4")
+    han: np.ndarray = np.full(len(place), ord(" "), dtype="<u4")
     for token, index in vocabulary.items():
         continues, text = split(token)
         if HAN.match(text):

@@ -54,7 +54,7 @@ class EvaluationArguments:
     seed: int = option(42, "Of masks, folds and samples.")
     overwrite_output_dir: bool = option(False, "Replace earlier results in --output_dir.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.model, str):
             self.model = [self.model]
         if not self.tasks and not self.mteb:
@@ -83,7 +83,7 @@ class EvaluatedModel:
         ValueError, OSError: a model that cannot be measured.
     """
 
-    def __init__(self, name: str, args: EvaluationArguments, device: torch.device, needs_head: bool):
+    def __init__(self, name: str, args: EvaluationArguments, device: torch.device, needs_head: bool) -> None:
         self.args = args
         with error_prefix("--model"):
             self.tokenizer = tokenization.load_tokenizer(name)
@@ -169,7 +169,7 @@ class Evaluation:
         ValueError, OSError: input that cannot work; the message names the value and the remedy.
     """
 
-    def __init__(self, args: EvaluationArguments):
+    def __init__(self, args: EvaluationArguments) -> None:
         self.args = args
         self.device = _device(args.device)
         self.mteb_tasks = _mteb_tasks(args.mteb) if args.mteb else []

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ class PooledEncoder(torch.nn.Module):
         pooling: how its token vectors become a sentence vector
     """
 
-    def __init__(self, encoder: PreTrainedModel, pooling: Pooling = "mean"):
+    def __init__(self, encoder: PreTrainedModel, pooling: Pooling = "mean") -> None:
         super().__init__()
         self.encoder = encoder
         self.config = encoder.config
@@ -82,7 +83,9 @@ def load_encoder(name_or_path: str, pooling: Pooling | None = None) -> torch.nn.
             f"{', '.join(missing[:3])}."
         )
     if not is_simmim:
-        return PooledEncoder(model, pooling or source_pooling(name_or_path) or "mean")
+        if pooling is None:
+            pooling = cast(Pooling, source_pooling(name_or_path) or "mean")
+        return PooledEncoder(model, pooling)
     if pooling is not None and pooling != model.config.pooling:
         model.config.pooling = pooling
         model.pooler.pooling = pooling

@@ -188,9 +188,9 @@ def _pad(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Input ids, attention mask and labels of rows, (batch, length) each."""
     shape = (len(rows), length)
-    input_ids = np.zeros(shape, dtype=np.int64)
-    mask = np.zeros(shape, dtype=np.int64)
-    labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
+    input_ids: np.ndarray = np.zeros(shape, dtype=np.int64)
+    mask: np.ndarray = np.zeros(shape, dtype=np.int64)
+    labels: np.ndarray = np.full(shape, IGNORE_INDEX, dtype=np.int64)
     for i, (ids, targets) in enumerate(rows):
         input_ids[i, : len(ids)] = ids
         mask[i, : len(ids)] = 1
@@ -228,7 +228,7 @@ def surprises(
     rows = list(itertools.chain.from_iterable(rows_of_texts))
     losses, _, _ = predict_rows(language_model.model, rows, batch_size, "Each token predicted", **options)  # (rows,)
     counts = [len(rows) for rows in rows_of_texts]
-    text_of_row = np.repeat(np.arange(len(ids)), counts)  # (texts,) -> (rows,)
+    text_of_row: np.ndarray = np.repeat(np.arange(len(ids)), counts)  # (texts,) -> (rows,)
     return np.bincount(text_of_row, weights=losses, minlength=len(ids))  # (rows,) -> (texts,)
 
 

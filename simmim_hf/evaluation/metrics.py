@@ -34,14 +34,14 @@ def check_scores(scores: Sequence[float]) -> np.ndarray:
     Raises:
         ValueError: nothing can be correlated with them: fewer than three, not finite, or all the same.
     """
-    scores = np.asarray(scores, dtype=np.float64)
-    if len(scores) < 3:
-        raise ValueError(f"a correlation needs at least 3 scored pairs, and there are {len(scores)}.")
-    if not np.isfinite(scores).all():
-        raise ValueError(f"the score of pair {int(np.isfinite(scores).argmin()) + 1} is not a finite number.")
-    if np.ptp(scores) == 0:
-        raise ValueError(f"all {len(scores)} scores are {scores[0]:g}: nothing correlates with a constant.")
-    return scores
+    values: np.ndarray = np.asarray(scores, dtype=np.float64)
+    if len(values) < 3:
+        raise ValueError(f"a correlation needs at least 3 scored pairs, and there are {len(values)}.")
+    if not np.isfinite(values).all():
+        raise ValueError(f"the score of pair {int(np.isfinite(values).argmin()) + 1} is not a finite number.")
+    if np.ptp(values) == 0:
+        raise ValueError(f"all {len(values)} scores are {values[0]:g}: nothing correlates with a constant.")
+    return values
 
 
 def check_labels(labels: Sequence, needed: int) -> None:
@@ -87,9 +87,8 @@ def similarity_metrics(cosines: Sequence[float], scores: Sequence[float]) -> dic
     Raises:
         ValueError: see `check_scores`.
     """
-    scores = check_scores(scores)
-    cosines = np.asarray(cosines, dtype=np.float64)
-    return {name: correlation(cosines, scores) for name, correlation in CORRELATIONS.items()}
+    columns = (np.asarray(cosines, dtype=np.float64), check_scores(scores))
+    return {name: correlation(*columns) for name, correlation in CORRELATIONS.items()}
 
 
 def _correlation(function: Callable, one: np.ndarray, other: np.ndarray) -> float:
@@ -142,7 +141,7 @@ def retrieval_values(
     document, documents = _distinct(on_the_sphere(documents), document_ids)  # -> (pairs,), (documents, dim)
     numbers = np.stack([query, document], axis=1)  # (pairs, 2)
     pairs = np.unique(numbers, axis=0)  # (distinct pairs, 2), in the order of the queries
-    ends = np.flatnonzero(np.diff(pairs[:, 0])) + 1  # where the next query begins
+    ends: np.ndarray = np.flatnonzero(np.diff(pairs[:, 0])) + 1  # where the next query begins
     relevant = np.split(pairs[:, 1], ends)  # for each query its documents
 
     values = []
@@ -159,7 +158,7 @@ def retrieval_values(
 def _ranks(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
     """The ranks, from 1 and ascending, of the `own` documents of a query by its scores (documents,) -> (own,)"""
     own_scores = np.sort(scores[own])[::-1]  # (own,), the best first
-    others = np.delete(scores, own)  # (documents - own,)
+    others: np.ndarray = np.delete(scores, own)  # (documents - own,)
     # The i-th of the own documents comes after i own ones, and after the others that score as high or higher.
     others_before = (others >= own_scores[:, None] - TIE).sum(1)  # (own, others) -> (own,)
     return 1 + np.arange(len(own)) + others_before
@@ -168,7 +167,7 @@ def _ranks(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
 def _values_of_ranks(ranks: np.ndarray, k: int) -> tuple[float, float, float, float]:
     """Reciprocal rank, recall@1, recall@k and nDCG@k of a query whose documents have these ranks (own,)"""
     reciprocal = 1 / ranks[0] if ranks[0] <= k else 0.0
-    best_ranks = 1 + np.arange(min(len(ranks), k))
+    best_ranks: np.ndarray = 1 + np.arange(min(len(ranks), k))
     is_first = ranks <= 1  # (own,)
     is_in_list = ranks <= k
     gain = (1 / np.log2(1 + ranks[is_in_list])).sum()
@@ -178,9 +177,8 @@ def _values_of_ranks(ranks: np.ndarray, k: int) -> tuple[float, float, float, fl
 
 def _distinct(vectors: np.ndarray, ids: Sequence | None) -> tuple[np.ndarray, np.ndarray]:
     """For each row the number of its id (rows,), and the vectors of the ids (ids, dim)."""
-    if ids is None:
-        ids = np.arange(len(vectors))
-    _, first, numbers = np.unique(ids, return_index=True, return_inverse=True)
+    given: np.ndarray = np.arange(len(vectors)) if ids is None else np.asarray(ids)
+    _, first, numbers = np.unique(given, return_index=True, return_inverse=True)
     return numbers, vectors[first]
 
 
@@ -339,7 +337,7 @@ def transfer_hits(
             is_right = classifier.predict(test_vectors) == np.asarray(test_labels)  # (texts,)
             return is_right.astype(float), np.zeros(len(is_right), dtype=int)
         hits = np.empty(len(classes))
-        fold = np.empty(len(classes), dtype=int)
+        fold: np.ndarray = np.empty(len(classes), dtype=int)
         folds = _folds(classes, seed)
         parts = tqdm(folds.split(vectors, classes), total=folds.n_splits, desc="Cross-validation")
         for number, (train, test) in enumerate(parts):

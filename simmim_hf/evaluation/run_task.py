@@ -109,7 +109,7 @@ class TextVectors:
         FloatingPointError: a vector that is not finite.
     """
 
-    def __init__(self, texts: Iterable[str], encoder: torch.nn.Module, settings: EvalSettings):
+    def __init__(self, texts: Iterable[str], encoder: torch.nn.Module, settings: EvalSettings) -> None:
         self.texts = sorted(set(texts))
         self.rows = {text: row for row, text in enumerate(self.texts)}
         self.vectors = encode(

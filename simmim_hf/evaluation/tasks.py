@@ -45,7 +45,7 @@ class Task:
     test: Dataset
     train: Dataset | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         present = set(self.test.column_names)
         kinds = [kind for kind, columns in KINDS.items() if present.issuperset(columns)]
         if not kinds:

@@ -28,8 +28,8 @@ ContrastiveGradient = Literal["encoder", "pooler"]
 # The view that a sequence is pulled towards. "masked" and "dropout" need nothing but the batch; the collator makes
 # every other view in its method `_make_VIEW`. "cropped" is random cropping, as for images (SimCLR, Chen et al. 2020)
 # and in Contriever (Izacard et al. 2022); "span" is coCondenser's (Gao & Callan 2022), with one cut; "snippet" is the
-# inverse cloze task (Lee, Chang & Toutanova 2019) on tokens: a stretch is the query, the text that it may be taken
-# out of the document.
+# inverse cloze task (Lee, Chang & Toutanova 2019) on tokens: the stretch is the query, and the text, with or without
+# it, the document.
 POSITIVE_VIEWS: dict[PositiveView, str] = {
     "masked": "its masked copy",
     "dropout": "itself under another dropout mask",
@@ -43,7 +43,7 @@ PASSAGES = {"span": 2}  # passages of a text in a row, for a view that needs mor
 JOINT = {"mlm_weight": 1.0, "contrastive_weight": 1.0, "clm_weight": 0.0}
 # Two views, both corrupted and both predicted, whose vectors can weigh their words.
 TWO_VIEWS = {"corrupted_views": "both", "symmetric": True, "negatives": "both_views", "pooling": "attention"}
-# The weights of the loss and what it compares, by the name of the pre-training objective.
+# Weights of the loss and views that it compares, by the name of the pre-training objective.
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "clm": {"mlm_weight": 0.0, "contrastive_weight": 0.0, "clm_weight": 1.0},
     "mlm": {"mlm_weight": 1.0, "contrastive_weight": 0.0, "clm_weight": 0.0},
@@ -68,8 +68,8 @@ WEIGHTS = tuple(JOINT)
 # Options of the vectors; a checkpoint that is continued keeps its own.
 VECTOR_OPTIONS = ("pooling", "pooled_layers", "token_table_dim", "contrastive_gradient")
 
-# Every checkpoint opens in every class, also where this package is not installed: with the files of this folder beside
-# its weights and `trust_remote_code=True`. The files import each other, torch and transformers only.
+# Every checkpoint opens in every class, also where this package is not installed: it has the files of this folder, for
+# `trust_remote_code=True`. The files import each other, torch and transformers only.
 AUTO_MAP = {
     "AutoConfig": "configuration_simmim.SimMIMConfig",
     "AutoModel": "modeling_simmim.SimMIMModel",
@@ -86,7 +86,7 @@ AUTO_MAP = {
 def remote_files() -> list[str]:
     """The names of the files that travel with a checkpoint: all modules of this folder.
 
-    A configuration that was itself loaded from a Hub without its models has fewer beside it.
+    Fewer for a configuration that was itself loaded as remote code, without its models.
     """
     names = {path.name for path in Path(__file__).parent.glob("*.py")}
     return sorted(names - {"__init__.py"})
@@ -94,7 +94,7 @@ def remote_files() -> list[str]:
 
 TOKEN_IDS = [f"{kind}_token_id" for kind in ("pad", "bos", "eos", "cls", "sep")]  # options of a backbone
 
-# transformers itself passes these to any config, or stores them there, beside the fields of `PreTrainedConfig`.
+# transformers passes these to any config, or stores them there, in addition to the fields of `PreTrainedConfig`.
 COMMON_OPTIONS = [
     "model_type",
     "attn_implementation",
@@ -172,7 +172,7 @@ def _check_removed(name: str, value: Any) -> None:
 def nearest(name: str, candidates: Iterable[str], spelling: str = "`{}`") -> str:
     """` Did you mean X?` for a misspelt or shortened option, or nothing where no candidate is near."""
     candidates = list(candidates)
-    # First a name of which only the end was given, such as `length` for `max_length`.
+    # First a name that was shortened to its end, such as `length` for `max_length`.
     near = [candidate for candidate in candidates if candidate.endswith(f"_{name}")]
     near += difflib.get_close_matches(name, candidates, n=1, cutoff=0.7)
     if not near:
@@ -284,8 +284,9 @@ class SimMIMConfig(PreTrainedConfig):
     r"""
     Configuration of SimMIM, the Siamese Masked Language Model for text.
 
-    The loss is `mlm_weight * L_MLM + contrastive_weight * L_contrast + clm_weight * L_CLM`; a term of weight 0 is not
-    computed.
+    The defaults are the form of the article, the objective `simmim`; `from_objective("snippets")` is the recommended
+    one. The loss is `mlm_weight * L_MLM + contrastive_weight * L_contrast + clm_weight * L_CLM`; a term of weight 0 is
+    not computed.
 
     Args:
         {options}
@@ -352,7 +353,7 @@ class SimMIMConfig(PreTrainedConfig):
     mlm_weight: float | int = _option(1.0, "Weight of the masked-token loss.")
     contrastive_weight: float | int = _option(1.0, "Weight of the contrastive loss.")
     clm_weight: float | int = _option(0.0, "Weight of the next-token loss.")
-    # The views, and what the contrastive loss does with them.
+    # The views, and the contrastive loss of them.
     positive_view: PositiveView = _option(
         "masked", f"What a sequence is pulled towards: {'; '.join(f'`{k}`, {v}' for k, v in POSITIVE_VIEWS.items())}."
     )
@@ -441,7 +442,7 @@ class SimMIMConfig(PreTrainedConfig):
             )
         config_dict = current_options(config_dict)
         kwargs = current_options(kwargs)
-        # A folder may come from a newer version of this package: what it does not know must not stop the loading.
+        # A folder may come from a newer version of this package: unknown options must not stop the loading.
         unknown = cls._unknown(config_dict)
         if unknown:
             logger.warning_once(
@@ -471,7 +472,7 @@ class SimMIMConfig(PreTrainedConfig):
         for name in remote_files():
             source = Path(__file__).with_name(name)
             target = Path(save_directory, name)
-            # A checkpoint that brought its own code may be saved where it lies.
+            # A checkpoint that brought its own code may be saved into its own folder.
             if not (target.exists() and target.samefile(source)):
                 shutil.copyfile(source, target)
 
@@ -483,7 +484,7 @@ class SimMIMConfig(PreTrainedConfig):
     @property
     def embedding_dim(self) -> int:
         """The width of a sequence vector."""
-        if self.pooled_layers == "table_and_last":  # beside each other
+        if self.pooled_layers == "table_and_last":  # concatenated
             return self.token_table_dim + self.hidden_size
         return self.hidden_size
 
@@ -560,7 +561,7 @@ def token_ids_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
 def with_vocabulary(
     text_config: dict | PreTrainedConfig | str | None, vocab_size: int, token_ids: dict[str, int | None]
 ) -> dict[str, Any]:
-    """The options of a backbone with another vocabulary: special tokens of its family may lie outside of a small one.
+    """The options of a backbone with another vocabulary, which may be too small for the special tokens of its family.
 
     Args:
         text_config: as in `SimMIMConfig`

@@ -33,8 +33,8 @@ OF_POOLING = [r"pooler\.query$", r"pooler\.lexicon\."]  # weights of the pooling
 
 
 def give_usual_mode(weights: Iterable[Path]) -> None:
-    """Lets those read saved weights who may read the configuration beside them: safetensors ignores the umask, and
-    lets no other user read what it writes."""
+    """Gives saved weights the file mode of their configuration: safetensors ignores the umask, and writes files that
+    no other user can read."""
     for file in weights:
         for name in ("config.json", "adapter_config.json"):
             if file.with_name(name).exists():
@@ -401,7 +401,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
             self._proven_directions.remove(is_causal)
             direction = "from left to right" if is_causal else "in both directions"
             raise ValueError(f"The backbone `{family}` cannot read a sequence {direction}: {error}") from error
-        # The token that differs has to have another state.
+        # The token that differs must have another state.
         if torch.equal(states[-1], other_states[-1]):
             raise ValueError(
                 f"The backbone `{family}` gives the same vectors whatever it reads: its weights are all alike, or an "

@@ -112,7 +112,7 @@ class SimMIMForMaskedLM(SimMIMWithLabels, SimMIMWithLMHead):
 
         Args:
             input_ids, attention_mask: (batch, length)
-            mask_token_id: the token that stands in every gap
+            mask_token_id: the token of every gap
             num_steps: 1 fills all at once. Default: as many as a text has gaps.
             temperature: 0 takes the likeliest token, above 0 draws one
             top_k: draw from the so many likeliest only
@@ -133,7 +133,8 @@ class SimMIMForMaskedLM(SimMIMWithLabels, SimMIMWithLMHead):
         gaps = input_ids == mask_token_id
         if not gaps.any():
             raise ValueError(f"No text has a gap: `input_ids` does not hold the mask token {mask_token_id}.")
-        if temperature < 0 or (top_k is not None and top_k < 1) or (num_steps is not None and num_steps < 1):
+        is_below_1 = any(number is not None and number < 1 for number in (top_k, num_steps))
+        if temperature < 0 or is_below_1:
             raise ValueError(
                 f"`temperature` is {temperature}, `top_k` {top_k} and `num_steps` {num_steps}: the first must be 0 or "
                 "above, the others 1 or above."
@@ -240,7 +241,7 @@ class SimMIMForCausalLM(SimMIMWithLMHead, GenerationMixin):
         """
         Args:
             input_ids, token_type_ids: (batch, length)
-            attention_mask: (batch, cached length + length), 1 for real tokens; padding may stand on either side
+            attention_mask: (batch, cached length + length), 1 for real tokens; padding may be on either side
             labels: (batch, length), the input ids, -100 where nothing is to be learned; shifted here
             logits_to_keep: compute the logits of so many last positions only, 0 for all
 
@@ -350,7 +351,8 @@ class SimMIMWithNewHead(SimMIMPreTrainedModel):
 def _check_labels(labels: torch.Tensor, num_labels: int) -> None:
     """Raises a ValueError for a class that does not exist; on a GPU it would end the process without a reason."""
     # (wrong,), in any shape of labels
-    wrong = labels[(labels != IGNORE_INDEX) & ((labels < 0) | (labels >= num_labels))]
+    is_outside = (labels < 0) | (labels >= num_labels)
+    wrong = labels[is_outside & (labels != IGNORE_INDEX)]
     if wrong.numel():
         raise ValueError(
             f"`labels` holds {wrong[0].item()}, but there are {num_labels} to choose from, 0 to {num_labels - 1}. "
@@ -383,8 +385,9 @@ class SimMIMForSequenceClassification(SimMIMWithLabels, SimMIMWithNewHead):
         return self.classifier(self.dropout(outputs.pooler_output)), outputs
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        a_text = (len(logits),), (len(logits), 1), logits.shape
-        check_shape("labels", labels, *a_text, reason="one for each text, or for each text and label")
+        batch = len(logits)
+        reason = "one for each text, or for each text and label"
+        check_shape("labels", labels, (batch,), (batch, 1), logits.shape, reason=reason)
         if self.num_labels > 1 and not labels.is_floating_point():
             _check_labels(labels, self.num_labels)
         return self.loss_function(pooled_logits=logits, labels=labels, config=self.config)
@@ -477,10 +480,11 @@ class SimMIMForQuestionAnswering(SimMIMWithNewHead):
         start_logits, end_logits = logits.unbind(-1)  # (batch, length) each
         loss = None
         if start_positions is not None and end_positions is not None:
-            for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):
-                a_text = (len(start_logits),), (len(start_logits), 1)
-                check_shape(name, positions, *a_text, reason="one for each text")
-                check_integers(name, positions)
+            batch = len(start_logits)
+            positions = {"start_positions": start_positions, "end_positions": end_positions}
+            for name, column in positions.items():
+                check_shape(name, column, (batch,), (batch, 1), reason="one for each text")
+                check_integers(name, column)
             loss = self.loss_function(start_logits, end_logits, start_positions, end_positions)
         return modeling_outputs.QuestionAnsweringModelOutput(
             loss=loss,

@@ -16,7 +16,7 @@ from .backbones import class_with_head, native_head
 
 logger = transformers_logging.get_logger(__name__)
 
-# Options of `from_pretrained`: by which files are found, and what becomes of the weights in them.
+# Options of `from_pretrained`: those by which files are found, and those of the weights in them.
 HUB_OPTIONS = (
     "revision",
     "subfolder",
@@ -31,8 +31,8 @@ WEIGHT_OPTIONS = ("dtype", "device_map", "attn_implementation")
 
 def pop_given(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Takes the named options out of `options`; those that are None are not returned."""
-    taken = {name: options.pop(name, None) for name in names}
-    return {name: value for name, value in taken.items() if value is not None}
+    popped = {name: options.pop(name, None) for name in names}
+    return {name: value for name, value in popped.items() if value is not None}
 
 
 @contextlib.contextmanager
@@ -113,7 +113,7 @@ def take_head(model: Any, native: PreTrainedModel, missing: set[str], is_causal:
         is_causal: whether the native class reads from left to right
 
     Returns:
-        Whether the head was taken; without one, that of `model` keeps its random weights.
+        Whether there was a head to copy; without one, that of `model` keeps its random weights.
     """
     family = native.config.model_type
     head = native_head(native.config)

@@ -170,7 +170,7 @@ def contrastive_cross_entropy(
     if form == "info_nce":
         # A classification of each row, with its positive as the class.
         return F.cross_entropy(scores, positives, reduction="sum")
-    # Decoupled: the positive is taken out of the denominator.
+    # Decoupled: the denominator has the negatives only.
     positive_scores = scores.gather(1, positives[:, None])[:, 0]  # (rows,)
     negative_scores = scores.scatter(1, positives[:, None], float("-inf"))  # (rows, candidates)
     denominator = negative_scores.logsumexp(1)  # (rows,)

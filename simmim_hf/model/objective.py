@@ -59,7 +59,7 @@ class SimMIMForPreTrainingOutput(ModelOutput):
         mlm_accuracy: share of the corrupted positions whose original token has the highest logit
         contrastive_accuracy: share of the originals whose own copy is the nearest candidate
         hidden_states, attentions: of every layer, on request
-        counts: what each term, and its accuracy, is a mean over on this process, scalars by the name of the output
+        counts: the denominators of terms and accuracies on this process, scalars by the name of the output
         num_tokens: tokens that the encoder has read, of all views and without padding, a scalar
     """
 
@@ -204,7 +204,9 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         loading_options = hub_options | pop_given(options, WEIGHT_OPTIONS)
         if objective is not None:
             preset = options_of_objective(objective)
-            options = {key: value for key, value in preset.items() if key not in VECTOR_OPTIONS} | options
+            # A backbone keeps its vectors, and options of the caller come last.
+            preset = {key: value for key, value in preset.items() if key not in VECTOR_OPTIONS}
+            options = preset | options
         # The backbone, or a whole SimMIM model.
         source_config = AutoConfig.from_pretrained(name, **hub_options)
         adjust_backbone(source_config.get_text_config(), num_hidden_layers, dropout)
@@ -273,7 +275,7 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
 
         Raises:
             ValueError: a view that the objective needs is not given, or a column is of another shape or type.
-            TypeError: an input that only the masked LM has, such as `position_ids`, beside `labels`.
+            TypeError: an input that only the masked LM has, such as `position_ids`, together with `labels`.
         """
         # Without labels: a masked LM.
         if labels is None and masked_input_ids is None:
@@ -502,7 +504,8 @@ class SimMIMForPreTraining(SimMIMWithLMHead):
         if compute_token_loss:
             # Logits are made for the predicted tokens only: (tokens, hidden) -> (predicted, hidden).
             states_to_predict = encoded.unpadding.select(hidden, predicted)
-            targets = view.filled("targets", IGNORE_INDEX).flatten().index_select(0, predicted)  # (predicted,)
+            targets = view.filled("targets", IGNORE_INDEX)  # (rows, length)
+            targets = targets.flatten().index_select(0, predicted)  # (predicted,)
             loss_sum, num_correct = self._predict(states_to_predict, targets)
         return Pass(
             embeddings[:num_rows], loss_sum, num_correct, num_predicted, encoded.hidden_states, encoded.attentions

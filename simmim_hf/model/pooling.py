@@ -59,7 +59,7 @@ class TokenStates(NamedTuple):
 
 
 class SimMIMTokenTable(nn.Module):
-    """A token table that serves sequence vectors alone: a learned vector of each token, beside its hidden state.
+    """A token table that serves sequence vectors alone: a learned vector of each token, next to its hidden state.
 
     Concatenated, not summed: in a sum the contrastive loss learns which words there are at the expense of their
     context (TREC 68 against 75, examples/comparisons).
@@ -180,7 +180,7 @@ def encode(
         (texts, dim), float32; (dim,) for one text that is not in a list.
 
     Raises:
-        ValueError: no tokenizer is given, and the model was not loaded from anywhere.
+        ValueError: no tokenizer, and the model was not loaded from a folder or the Hub.
     """
     encoder = model.base_model
     was_training = model.training

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers.utils import cached_file
 
@@ -107,7 +107,7 @@ def source_pooling(name_or_path: str, **hub_options) -> Pooling | None:
     modes = _pooling_modes(settings)
     if len(modes) > 1 or modes[0] not in KNOWN_POOLINGS:
         raise ValueError(f"`{name_or_path}` has the pooling {' + '.join(modes)}, which is unknown here. {remedy}")
-    return modes[0]
+    return cast(Pooling, modes[0])
 
 
 def _pooling_modes(settings: dict[str, Any]) -> list[str]:

@@ -46,7 +46,7 @@ class Group:
         rows, length: the size of their padded grid
         indices: (tokens,) place of each token in the flattened (rows, length) grid; None where all rows are equally
             long, so that the grid has no padding
-        masks: attention masks by (is_causal, sliding_window), for every layer asks for the same ones
+        masks: attention masks by (is_causal, sliding_window), which all layers share
     """
 
     tokens: slice
@@ -230,7 +230,7 @@ class Past:
         attention_mask: (batch, cached length + length), 1 for real tokens; padding may be on either side
         cache: the keys and values of earlier tokens, or None to keep none
         calls: how many layers have used it
-        masks: attention masks by sliding window, for every layer asks for the same ones
+        masks: attention masks by sliding window, which all layers share
     """
 
     attention_mask: torch.Tensor

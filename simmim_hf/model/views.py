@@ -1,4 +1,4 @@
-"""Views: what the encoder reads of a batch, and how each is made of the columns that the collator gives."""
+"""Views: the sequences of a batch that the encoder reads, made of the columns of the collator."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -74,7 +74,7 @@ class View(NamedTuple):
         return column
 
 
-# The columns of a batch that have one shape, behind the ids that they belong to.
+# Columns of one shape, by the ids that they belong to.
 ALIKE = {
     "input_ids": ("attention_mask", "masked_input_ids", "labels", "token_type_ids"),
     "positive_input_ids": ("positive_attention_mask", "positive_labels"),
@@ -83,7 +83,7 @@ ALIKE = {
 
 
 def check_batch(batch: Batch) -> None:
-    """Refuses columns of other shapes or types than those of one batch: they would be read, and mean something else.
+    """Refuses columns whose shapes or types do not fit together.
 
     Raises:
         ValueError: the message names the column.
@@ -92,10 +92,12 @@ def check_batch(batch: Batch) -> None:
     for ids_name, others in ALIKE.items():
         if ids_name not in given:
             continue
+        # The ids themselves have to be integers too.
         for name in (ids_name, *others):
             if name in given:
                 check_integers(name, given[name])
                 check_shape(name, given[name], given[ids_name].shape, reason=f"as `{ids_name}` has")
+    # A positive may be of another length, and hard negatives of another number too.
     if {"input_ids", "positive_input_ids"} <= given.keys():
         num_rows = len(given["input_ids"])
         num_positives = len(given["positive_input_ids"])
@@ -112,7 +114,7 @@ def check_shape(name: str, column: torch.Tensor, *shapes: tuple[int, ...], reaso
         ValueError: the message names the column, its shape and the shapes.
     """
     if column.shape not in shapes:
-        expected = " or ".join(str(tuple(shape)) for shape in dict.fromkeys(shapes))
+        expected = " or ".join(str(tuple(shape)) for shape in dict.fromkeys(shapes))  # each once
         raise ValueError(f"`{name}` has the shape {tuple(column.shape)}: it must be {expected}, {reason}.")
 
 
@@ -124,6 +126,7 @@ def check_integers(name: str, column: torch.Tensor) -> None:
     """
     if name.endswith("attention_mask"):
         return
+    # A bool is a mask in a wrong place.
     if column.is_floating_point() or column.is_complex() or column.dtype == torch.bool:
         raise ValueError(f"`{name}` is {column.dtype}: it must hold integers, such as torch.int64.")
 
