@@ -135,6 +135,7 @@ def compare(argv: list[str]) -> int:
             own = {name: options.pop(name) for name in option_names([ComparisonArguments]) if name in options}
             arms = read_arms(own.pop("objectives", None), own.pop("arms", None))
             comparison = Comparison(arms, options, options.pop("output_dir"), **own)
+            comparison.prepare()
         failed = ending(parser, FAILED, OutOfMemory, NotSaved)
         interrupted = ending(parser, TRY_AGAIN, Interrupted)
         with failed, interrupted, comparison.signals.listening():

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.functional import normalize
@@ -46,7 +47,8 @@ LONG_TEXT = " ".join(SENTENCES * 3)
 
 TOLERANCE = {"backbone": 1e-5, "sentence-transformers": 1e-5, "onnx": 1e-4, "safetensors-only": 1e-5}
 NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "sentence-transformers": ("sentence-transformers",)}
-ONNX_FILE, QUANTIZED_FILE = "model.onnx", "model_quantized.onnx"
+ONNX_FILE = "model.onnx"
+QUANTIZED_FILE = "model_quantized.onnx"
 PROTOBUF_LIMIT = 2**31
 CARD_FILES = ("README.md", "training.png")
 
@@ -67,11 +69,13 @@ class ExportArguments:
         choices=list(TOLERANCE),
     )
     output_dir: str = option(help="Folder for the export.")
-    quantize: bool = option(False, f"With onnx: {QUANTIZED_FILE} too, in int8.")
-    keep_projection: bool = option(False, "With safetensors-only: keep the projection, which only training uses.")
-    overwrite_output_dir: bool = option(False, "Write into --output_dir though it is not empty.")
+    quantize: bool = option(default=False, help=f"With onnx: {QUANTIZED_FILE} too, in int8.")
+    keep_projection: bool = option(
+        default=False, help="With safetensors-only: keep the projection, which only training uses."
+    )
+    overwrite_output_dir: bool = option(default=False, help="Write into --output_dir though it is not empty.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, form in (("quantize", "onnx"), ("keep_projection", "safetensors-only")):
             if getattr(self, name) and self.to != form:
                 raise ValueError(f"--{name} goes with --to {form}, not with --to {self.to}.")
@@ -85,7 +89,8 @@ def run(arguments: ExportArguments) -> None:
         ExportError: the export differs from its source.
         NotSaved: a file could not be written.
     """
-    name, folder = arguments.model, Path(arguments.output_dir)
+    name = arguments.model
+    folder = Path(arguments.output_dir)
     if folders.is_used(folder):
         if Path(name).is_dir() and folder.samefile(name):
             raise ValueError(f"--output_dir `{folder}` is the checkpoint itself. Give another folder.")
@@ -102,29 +107,40 @@ def run(arguments: ExportArguments) -> None:
 
 
 def _export(arguments: ExportArguments) -> None:
-    name, to, folder = arguments.model, arguments.to, arguments.output_dir
+    name = arguments.model
     with error_prefix("--model"):
-        model, tokenizer = load_checkpoint(name), load_tokenizer(name)
+        model = load_checkpoint(name)
+        tokenizer = load_tokenizer(name)
     with tempfile.TemporaryDirectory() as private:
-        staging = Path(private, "export")  # with the usual mode, which copytree gives to `folder`
+        staging = Path(private, "export")  # with the usual mode, which copytree gives to the folder of the export
         staging.mkdir()
-        if to == "safetensors-only":
-            difference = export_checkpoint(model, tokenizer, staging, arguments.keep_projection)
-            for file in filter(Path.is_file, (Path(name, part) for part in CARD_FILES)):
-                copy_own(file, staging / file.name, Path(name))
-        else:
-            write = (
-                export_backbone if to == "backbone" else export_onnx if to == "onnx" else export_sentence_transformers
-            )
-            difference = write(model, tokenizer, staging)
+        difference = _write(arguments, model, tokenizer, staging)
         print(
-            f"{to}: the largest difference to `{name}` over {len(SENTENCES) + 1} texts is {difference:.1e} "
-            f"(limit {TOLERANCE[to]:.0e})"
+            f"{arguments.to}: the largest difference to `{name}` over {len(SENTENCES) + 1} texts is {difference:.1e} "
+            f"(limit {TOLERANCE[arguments.to]:.0e})"
         )
         if arguments.quantize:
             cosine = quantize_onnx(model, tokenizer, staging)
             print(f"int8: the cosine of its vectors and those of `{name}` is {cosine:.4f} at least")
-        shutil.copytree(staging, folder, dirs_exist_ok=True)
+        shutil.copytree(staging, arguments.output_dir, dirs_exist_ok=True)
+
+
+def _write(
+    arguments: ExportArguments, model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> float:
+    """Writes the form that was chosen; its largest difference to the model."""
+    if arguments.to == "backbone":
+        return export_backbone(model, tokenizer, folder)
+    if arguments.to == "sentence-transformers":
+        return export_sentence_transformers(model, tokenizer, folder)
+    if arguments.to == "onnx":
+        return export_onnx(model, tokenizer, folder)
+    source = Path(arguments.model)
+    difference = export_checkpoint(model, tokenizer, folder, keep_projection=arguments.keep_projection)
+    for name in CARD_FILES:
+        if (source / name).is_file():
+            copy_own(source / name, folder / name, source)
+    return difference
 
 
 def require(*packages: str) -> None:
@@ -148,7 +164,9 @@ def load_checkpoint(name_or_path: str) -> SimMIMPreTrainedModel:
             "`SimMIMForPreTraining.from_backbone`, or with `simmim pretrain --model_name_or_path`."
         )
     with error_prefix(f"the model `{name_or_path}` cannot be loaded"):
-        return getattr(modeling_simmim, (config.architectures or ["SimMIMModel"])[0]).from_pretrained(name_or_path)
+        architectures = config.architectures or ["SimMIMModel"]
+        model_class = getattr(modeling_simmim, architectures[0])
+        return model_class.from_pretrained(name_or_path)
 
 
 @torch.no_grad()
@@ -172,13 +190,15 @@ def export_backbone(
     give_usual_mode(Path(folder).glob("*.safetensors"))
     _fitted(model, tokenizer).save_pretrained(folder)
     native = _reload(type(native), folder, **without_pooler(type(native)))
-    source, pairs = _reference(model), []
-    for _, batch, expected in _readings(source, tokenizer):
-        real = batch["attention_mask"].bool()  # (batch, length)
+    source = _reference(model)
+    pairs = []
+    for _, batch, expected in _expected_outputs(source, tokenizer):
+        real = batch["attention_mask"].bool()  # (batch, length): padding is left out
         hidden = expected.last_hidden_state[real]  # (tokens, hidden)
         pairs.append((native.base_model(**batch).last_hidden_state[real], hidden))
-        if native.base_model is not native:
-            pairs.append((native(**batch).logits[real], source.lm_head(hidden)))
+        if native.base_model is not native:  # it has the language-model head
+            logits = native(**batch).logits[real]  # (tokens, vocabulary)
+            pairs.append((logits, source.lm_head(hidden)))
     return _largest_difference("backbone", pairs)
 
 
@@ -218,21 +238,25 @@ def export_sentence_transformers(
         _write_as_in(source, model, folder)
     give_usual_mode(Path(folder).glob("*.safetensors"))
     exported = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
-    tokenizer, pairs = copy.deepcopy(tokenizer), []
+    normalizes = any(isinstance(module, Normalize) for module in exported)
+    tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = exported.max_seq_length
-    for texts, _, expected in _readings(model, tokenizer):
+    pairs = []
+    for texts, _, expected in _expected_outputs(model, tokenizer):
         vectors = expected.pooler_output  # (texts, dim)
-        if any(isinstance(module, Normalize) for module in exported):
+        if normalizes:
             vectors = normalize(vectors, dim=-1)
-        actual = exported.encode(texts, prompt="", convert_to_tensor=True)  # (texts, dim), or their first ones
+        # (texts, dim), or the first coordinates where `source` truncates its vectors
+        actual = exported.encode(texts, prompt="", convert_to_tensor=True)
         pairs.append((actual, vectors[:, : actual.shape[1]]))
     return _largest_difference("sentence-transformers", pairs)
 
 
 def _write_as_in(source: str | os.PathLike, model: SimMIMPreTrainedModel, folder: str | os.PathLike) -> None:
     """The files of a sentence-transformers model with the weights of the encoder of `model`."""
-    for file in (file for pattern in FILES_BESIDE_WEIGHTS for file in Path(source).glob(pattern)):
-        copy_own(file, Path(folder, file.relative_to(source)), Path(source))
+    for pattern in FILES_BESIDE_WEIGHTS:
+        for file in Path(source).glob(pattern):
+            copy_own(file, Path(folder, file.relative_to(source)), Path(source))
     native, info = AutoModel.from_pretrained(
         source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
     )
@@ -271,7 +295,8 @@ def _write_sentence_transformer(
     from sentence_transformers.base.modules import Normalize, Transformer
     from sentence_transformers.sentence_transformer.modules import Pooling
 
-    config, tokenizer = model.config, _fitted(model, tokenizer, padding_side="right")
+    config = model.config
+    tokenizer = _fitted(model, tokenizer, padding_side="right")
     if not is_plain(config):
         copy.deepcopy(model.base_model).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -312,7 +337,7 @@ def export_onnx(model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
     encoder = copy.deepcopy(_reference(model).base_model)
     encoder.encoder.set_attn_implementation("sdpa")  # reading without padding depends on the lengths in the batch
-    _, traced, _ = next(_readings(model, tokenizer))
+    _, traced, _ = next(_expected_outputs(model, tokenizer))  # (batch, length) each
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     options = OnnxConfig(dynamic=True, dynamic_shapes=dict.fromkeys(traced, axes))
     try:
@@ -321,8 +346,9 @@ def export_onnx(model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase
     except Exception as error:  # every backbone has its own way of not being traceable
         family = model.config.text_config.model_type
         raise ExportError(f"this `{family}` cannot be made a graph: {error}") from error
-    # transformers 5.17 returns the program of torch itself.
-    graph = exported.program if hasattr(exported, "program") else exported.model
+    graph = getattr(exported, "program", None)
+    if graph is None:  # transformers 5.17 returns the program of torch itself
+        graph = exported.model
     size = sum(parameter.numel() * 4 for parameter in encoder.parameters())
     external = f"{ONNX_FILE}.data" if size > 0.9 * PROTOBUF_LIMIT else None
     ClearMetadataAndDocStringPass()(graph)  # stack traces with the folders of this machine
@@ -331,10 +357,11 @@ def export_onnx(model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase
     _fitted(model, tokenizer).save_pretrained(folder)
 
     pairs = []
-    for _, batch, expected in _readings(model, tokenizer):
-        real = batch["attention_mask"].bool()
+    for _, batch, expected in _expected_outputs(model, tokenizer):
+        real = batch["attention_mask"].bool()  # (batch, length): padding is left out
         hidden, pooled = _run_onnx(Path(folder, ONNX_FILE), batch)
-        pairs += [(hidden[real], expected.last_hidden_state[real]), (pooled, expected.pooler_output)]
+        pairs.append((hidden[real], expected.last_hidden_state[real]))  # (tokens, hidden)
+        pairs.append((pooled, expected.pooler_output))  # (batch, dim)
     return _largest_difference("onnx", pairs)
 
 
@@ -364,10 +391,12 @@ def quantize_onnx(
             nodes_to_exclude=kept,
             use_external_data_format=Path(folder, f"{ONNX_FILE}.data").exists(),
         )
-    return min(
-        torch.cosine_similarity(_run_onnx(Path(folder, QUANTIZED_FILE), batch)[1], expected.pooler_output).min().item()
-        for _, batch, expected in _readings(model, tokenizer)
-    )
+    smallest = []
+    for _, batch, expected in _expected_outputs(model, tokenizer):
+        _, pooled = _run_onnx(Path(folder, QUANTIZED_FILE), batch)
+        cosines = torch.cosine_similarity(pooled, expected.pooler_output)  # (batch, dim) twice -> (batch,)
+        smallest.append(cosines.min().item())
+    return min(smallest)
 
 
 @torch.no_grad()
@@ -375,6 +404,7 @@ def export_checkpoint(
     model: SimMIMPreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     folder: str | os.PathLike,
+    *,
     keep_projection: bool = False,
 ) -> float:
     """Writes the checkpoint as one shares it: weights in safetensors, configuration, code and tokenizer.
@@ -396,8 +426,9 @@ def export_checkpoint(
     shared.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     encoder = _reload(type(model), folder).base_model
-    readings = _readings(model, tokenizer)
-    pairs = [(encoder(**batch).pooler_output, expected.pooler_output) for _, batch, expected in readings]
+    pairs = []
+    for _, batch, expected in _expected_outputs(model, tokenizer):
+        pairs.append((encoder(**batch).pooler_output, expected.pooler_output))  # (batch, dim)
     return _largest_difference("safetensors-only", pairs)
 
 
@@ -412,16 +443,17 @@ def native_model(model: SimMIMPreTrainedModel) -> PreTrainedModel:
     """
     model = _reference(model, model.dtype)
     text_config = _native_config(model)
-    native, reason = _native_with_head(model, text_config)
+    native, why_not = _native_with_head(model, text_config)
     if native is None:
-        logger.warning(f"Exported without a language-model head: {reason}.")
+        logger.warning(f"Exported without a language-model head: {why_not}.")
         native = _bare_encoder(model, text_config)
     return native.eval()
 
 
 def _native_config(model: SimMIMPreTrainedModel) -> PreTrainedConfig:
-    config, family = model.config, model.config.text_config.model_type
+    config = model.config
     text_config = copy.deepcopy(config.text_config)
+    family = text_config.model_type
     text_config._attn_implementation = None  # ours is known in this process only
     text_config.tie_word_embeddings = config.tie_word_embeddings
     # Not by the encoder's layers: `SimMIMForCausalLM` makes a decoder of every backbone.
@@ -449,12 +481,14 @@ def _native_with_head(
     model: SimMIMPreTrainedModel, text_config: PreTrainedConfig
 ) -> tuple[PreTrainedModel | None, str]:
     """The backbone with its family's head, or None and why the head cannot be had."""
-    family, head = text_config.model_type, native_head(text_config)
+    family = text_config.model_type
+    head = native_head(text_config)
     if not hasattr(model, "lm_head"):
         return None, f"`{type(model).__name__}` has none"
     if head is None:
         return None, f"that of `{family}` is not known here"
-    native = class_with_head(text_config).from_config(text_config, dtype=model.dtype).eval()
+    head_class: Any = class_with_head(text_config)  # an Auto class, which every family with a known head has
+    native = head_class.from_config(text_config, dtype=model.dtype).eval()
     native.base_model.load_state_dict(model.base_model.encoder.state_dict())
     for ours, theirs in head.parts().items():
         native.get_submodule(theirs).load_state_dict(getattr(model.lm_head, ours).state_dict())
@@ -495,29 +529,31 @@ def _check_padding(model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerB
 
 def _fitted(model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options) -> PreTrainedTokenizerBase:
     """A copy that truncates to what the model reads, and gives the inputs that it was trained on."""
-    tokenizer, text_config = copy.deepcopy(tokenizer), model.config.text_config
+    tokenizer = copy.deepcopy(tokenizer)
+    text_config = model.config.text_config
     options["model_max_length"] = min(tokenizer.model_max_length, model.base_model.max_length)
-    # Where there are no token types GPT-2, for one, would look them up among the words.
-    has_types = hasattr(text_config, "type_vocab_size")
-    names = [name for name in tokenizer.model_input_names if name != "token_type_ids" or has_types]
-    for name, value in {**options, "model_input_names": names}.items():
+    names = list(tokenizer.model_input_names)
+    if "token_type_ids" in names and not hasattr(text_config, "type_vocab_size"):
+        names.remove("token_type_ids")  # GPT-2, for one, would look them up among the words
+    options["model_input_names"] = names
+    for name, value in options.items():
         setattr(tokenizer, name, value)
         tokenizer.init_kwargs[name] = value  # only what is in there is saved
     return tokenizer
 
 
 @torch.no_grad()
-def _readings(
+def _expected_outputs(
     model: SimMIMPreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[list[str], dict[str, torch.Tensor], BaseModelOutputWithPooling]]:
-    """What every export is compared on, several sentences and then a long text: the texts, what the tokenizer makes of
-    them, (batch, length) each, and what the encoder of `model` makes of that."""
+    """A batch of several sentences and then one of a long text, on which every export is compared with its source:
+    the texts, the columns of the tokenizer, (batch, length) each, and the outputs of the encoder of `model`."""
     if tokenizer.pad_token is None:
         raise ValueError(
             "the tokenizer of --model has no pad token, and a batch of texts cannot be made: set `pad_token` first."
         )
-    # Absolute positions are not moved by padding on the right.
-    source, tokenizer = _reference(model), _fitted(model, tokenizer, padding_side="right")
+    source = _reference(model)
+    tokenizer = _fitted(model, tokenizer, padding_side="right")  # which does not move absolute positions
     for texts in (SENTENCES, [LONG_TEXT]):
         batch = dict(tokenizer(texts, padding=True, truncation=True, return_tensors="pt"))
         yield texts, batch, source.base_model(**batch)
@@ -537,7 +573,7 @@ def _run_onnx(file: Path, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor,
 
 
 @contextlib.contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """Without the exporters' progress, and their warning that other versions were tested: every result is compared."""
     disabled = python_logging.root.manager.disable
     python_logging.disable(python_logging.WARNING)
@@ -550,7 +586,10 @@ def _quiet():
 
 def _largest_difference(route: str, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
     """Of actual and expected values, relative to the largest expected one where that is above 1."""
-    differences = [(ours - theirs).abs().max() / theirs.abs().max().clamp(min=1) for ours, theirs in pairs]
+    differences = []
+    for actual, expected in pairs:  # of one shape each
+        scale = expected.abs().max().clamp(min=1)  # ()
+        differences.append((actual - expected).abs().max() / scale)
     difference = torch.stack(differences).max().item()
     if not difference <= TOLERANCE[route]:  # NaN included
         raise ExportError(

@@ -38,7 +38,8 @@ def read_arms(objectives: list[str] | None, file: str | None) -> dict[str, dict]
         if name not in OBJECTIVES:
             raise ValueError(f"--objectives: there is no `{name}`.{nearest(name, OBJECTIVES)} {THERE_ARE}")
         arms[name] = {"objective": name}
-    for name, options in (read_settings(file) if file else {}).items():
+    of_file = read_settings(file) if file else {}
+    for name, options in of_file.items():
         if name in arms:
             raise ValueError(f"the arm `{name}` of `{file}` is also in --objectives: give it another name.")
         arms[name] = options
@@ -66,15 +67,16 @@ def check_arms(arms: dict[str, dict]) -> dict[str, dict]:
             near = nearest(str(objective), OBJECTIVES)
             raise ValueError(f"the arm `{name}`: there is no objective `{objective}`.{near} {THERE_ARE}")
         try:
-            options = typed(PRETRAINING, options)
-            for shared in (option for option in SHARED if option in options):
-                raise ValueError(f"all arms have the same {shared}: give --{shared} beside --arms.")
-            refuse_decided({k: v for k, v in options.items() if k != "objective"})
-            build(PRETRAINING, options)
-            SimMIMConfig(**config_options(options))
+            read = typed(PRETRAINING, options)
+            for shared in SHARED:
+                if shared in read:
+                    raise ValueError(f"all arms have the same {shared}: give --{shared} beside --arms.")
+            refuse_decided({option: value for option, value in read.items() if option != "objective"})
+            build(PRETRAINING, read)
+            SimMIMConfig(**config_options(read))
         except ValueError as error:
             raise ValueError(f"the arm `{name}`: {error}") from error
-        checked[str(name)] = {"objective": DEFAULT_OBJECTIVE, **options}
+        checked[str(name)] = {"objective": DEFAULT_OBJECTIVE, **read}
     return checked
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from ..model.configuration_simmim import Objective
 from ..model.modeling_simmim import SimMIMForPreTraining
@@ -52,7 +53,8 @@ class Budget:
                 f"--budget_{self.unit} {self.amount:g} is enough for {passes:.2g} passes over the text, and "
                 f"{MOST_PASSES:,} are the most: give less, or more text."
             )
-        counts, text = tokens_of_steps(trainer), [0]
+        counts = tokens_of_steps(trainer)
+        text = [0]  # tokens of text before each step
         while text[-1] * rate.cost < self.amount:
             text.append(text[-1] + next(counts))
         return [round(tokens * rate.readings) for tokens in text]
@@ -83,7 +85,7 @@ def training_flops(
 
     P are the parameters of the encoder without its embedding tables and P_head those of the language-model head, which
     each token goes through once (2 operations a parameter forward, 4 backward: Kaplan et al. 2020, section 2.1). T_r
-    are the real tokens of a reading and S_r the sum of their squared sequence lengths, for attention scores and their
+    are the real tokens of a view and S_r the sum of their squared sequence lengths, for attention scores and their
     use over L layers of width H. C are the positions where a token is predicted. The views are those of the
     objective (`SimMIMForPreTraining.views`). Left-to-right and windowed attention count like full attention. Not
     counted are pooling, projection and similarities, far below a percent, and what is computed twice to save memory.
@@ -95,12 +97,18 @@ def training_flops(
     views = model.views(**batch, objective=objective)
     lengths = torch.cat([view.attention_mask.sum(1) for view in views]).double()  # (rows of all views,)
     predicted = sum(view.is_predicted.sum().item() for view in views)
-    text_config, encoder = model.config.text_config, model.simmim.encoder
-    tables = {id(p) for module in encoder.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-    parameters = sum(_size(p) for p in encoder.parameters() if id(p) not in tables)
+    text_config: PreTrainedConfig = model.config.text_config
+    products = 6 * _size_without_tables(model.simmim.encoder) * lengths.sum().item()
     attention = 12 * text_config.num_hidden_layers * text_config.hidden_size * lengths.square().sum().item()
-    head = sum(_size(p) for p in model.lm_head.parameters())
-    return 6 * parameters * lengths.sum().item() + attention + 6 * head * predicted
+    head = 6 * sum(_size(parameter) for parameter in model.lm_head.parameters()) * predicted
+    return products + attention + head
+
+
+def _size_without_tables(encoder: nn.Module) -> int:
+    """The numbers in an encoder, but for its embedding tables: to look up a row takes no product."""
+    embeddings = [module for module in encoder.modules() if isinstance(module, nn.Embedding)]
+    tables = {id(parameter) for module in embeddings for parameter in module.parameters()}
+    return sum(_size(parameter) for parameter in encoder.parameters() if id(parameter) not in tables)
 
 
 def _size(parameter: nn.Parameter) -> int:
@@ -110,12 +118,13 @@ def _size(parameter: nn.Parameter) -> int:
 
 def tokens_of_steps(trainer: SimMIMTrainer) -> Iterator[int]:
     """The tokens of text of each optimizer step, over all processes, in the order of the training to come."""
-    lengths = np.asarray(trainer.train_dataset["length"][:])
+    lengths = np.asarray(trainer.train_dataset["length"][:])  # (rows of the text,)
     for batches in epochs(trainer):
         size = trainer.args.gradient_accumulation_steps
-        steps = [batches[start : start + size] for start in range(0, len(batches), size)]
-        counts = torch.tensor([sum(int(lengths[rows].sum()) for rows in step if rows) for step in steps])
-        yield from trainer.accelerator.reduce(counts.to(trainer.args.device)).tolist()
+        of_batches = [int(lengths[rows].sum()) if rows else 0 for rows in batches]
+        of_steps = [sum(of_batches[start : start + size]) for start in range(0, len(batches), size)]
+        counts = torch.tensor(of_steps, device=trainer.args.device)  # (steps of the epoch,), of this process
+        yield from trainer.accelerator.reduce(counts).tolist()  # the sum over all processes
 
 
 def epochs(trainer: SimMIMTrainer) -> Iterator[list[list[int]]]:
@@ -133,20 +142,24 @@ def epochs(trainer: SimMIMTrainer) -> Iterator[list[list[int]]]:
 
 
 def sampled_rates(trainer: SimMIMTrainer) -> dict[str, float]:
-    """What a token of text costs in each unit, over batches from all of the first epoch; weights follow their
+    """The cost of a token of text in each unit, over batches from all of the first epoch; weights follow their
     schedule."""
     batches = next(epochs(trainer))
-    sampled = [batches[i] for i in np.linspace(0, len(batches) - 1, min(SAMPLED_BATCHES, len(batches))).astype(int)]
-    model, flops, read, text = trainer.accelerator.unwrap_model(trainer.model), 0.0, 0, 0
-    for step, rows in enumerate(sampled):
-        features = [trainer.train_dataset[row] for row in rows]
-        batch, objective = trainer.data_collator(features), trainer.objective_at(step / len(sampled))
+    places = np.linspace(0, len(batches) - 1, min(SAMPLED_BATCHES, len(batches))).astype(int)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    flops = 0.0
+    read = 0
+    text = 0
+    for step, place in enumerate(places):
+        features = [trainer.train_dataset[row] for row in batches[place]]
+        batch = trainer.data_collator(features)
+        objective = trainer.objective_at(step / len(places))
         flops += training_flops(model, batch, objective)
         read += sum(view.attention_mask.sum().item() for view in model.views(**batch, objective=objective))
         text += sum(feature["length"] for feature in features)
-    sums = torch.tensor([flops, read, text], dtype=torch.float64, device=trainer.args.device)
-    flops, read, text = trainer.accelerator.reduce(sums).tolist()
-    return {"flops": flops / text, "tokens": read / text, "text": 1.0}
+    sums = torch.tensor([flops, read, text], dtype=torch.float64, device=trainer.args.device)  # (3,)
+    all_flops, all_read, all_text = trainer.accelerator.reduce(sums).tolist()  # over all processes
+    return {"flops": all_flops / all_text, "tokens": all_read / all_text, "text": 1.0}
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -3,12 +3,13 @@
 import dataclasses
 import math
 import time
+from collections import defaultdict
 
 import numpy as np
 import torch
 from datasets import Dataset
 from tqdm import tqdm
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from ..data.collator import DataCollatorForSimMIM
 from ..model.modeling_simmim import SimMIMForPreTraining
@@ -24,11 +25,13 @@ class HeldOut:
         collator: how the text is masked
     """
 
-    def __init__(self, dataset: Dataset, collator: DataCollatorForSimMIM, batch_size: int):
+    def __init__(self, dataset: Dataset, collator: DataCollatorForSimMIM, batch_size: int) -> None:
         collator = dataclasses.replace(collator, positive_view="masked", corrupted_views="copy")
-        order = np.argsort(dataset["length"][:], kind="stable")
-        starts = range(0, len(order), batch_size)
-        self.batches = [collator(dataset.select(order[start : start + batch_size]).to_list()) for start in starts]
+        order = np.argsort(dataset["length"][:], kind="stable")  # (rows,): batches of similar length
+        self.batches = []
+        for start in range(0, len(order), batch_size):
+            rows = dataset.select(order[start : start + batch_size])
+            self.batches.append(collator(rows.to_list()))
 
     @torch.no_grad()
     def measure(self, model: SimMIMForPreTraining) -> dict[str, float]:
@@ -42,16 +45,19 @@ class HeldOut:
             positive_view="masked",
             corrupted_views="copy",
         )
-        was_training, sums, counts = model.training, {}, {}
+        was_training = model.training
+        sums: dict[str, float] = defaultdict(float)
+        counts: dict[str, int] = defaultdict(int)
         model.eval()
-        for batch in self.batches:
-            batch = {name: column.to(model.device) for name, column in batch.items()}
+        for masked in self.batches:
+            batch = {name: column.to(model.device) for name, column in masked.items()}  # (batch, length) each
             outputs = model(**batch, objective=objective)
-            for name, count in model.counts(objective, **batch).items():
-                sums[name] = sums.get(name, 0.0) + outputs[name].item() * count.item()
-                counts[name] = counts.get(name, 0) + count.item()
+            for name, count in model.counts(objective, **batch).items():  # a mean -> its sum
+                sums[name] += outputs[name].item() * count.item()
+                counts[name] += count.item()
         model.train(was_training)
-        means = {name: total / max(counts[name], 1) for name, total in sums.items() if name != "contrastive_loss"}
+        means = {name: total / max(counts[name], 1) for name, total in sums.items()}
+        del means["contrastive_loss"]  # arms differ in the temperature and form of theirs
         if "clm_loss" in means:
             means["perplexity"] = math.exp(min(means.pop("clm_loss"), 700.0))
         return means
@@ -60,28 +66,37 @@ class HeldOut:
 class Recorder(TrainerCallback):
     """Measures an arm on its way, and notes in the log how long it has trained, without the time of measuring."""
 
-    def __init__(self, trainer, held_out: HeldOut | None, tokens: list[int], title: str):
-        self.trainer, self.held_out, self.tokens, self.title = trainer, held_out, tokens, title
+    def __init__(self, trainer: Trainer, held_out: HeldOut | None, tokens: list[int], title: str) -> None:
+        self.trainer = trainer
+        self.held_out = held_out
+        self.tokens = tokens
+        self.title = title
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
         before = [entry["training_seconds"] for entry in state.log_history if "training_seconds" in entry]
-        self.started = time.monotonic() - (before[-1] if before else 0)
-        steps = np.linspace(0, state.max_steps, CURVE_POINTS + 1).round().astype(int)
+        trained = before[-1] if before else 0
+        self.started = time.monotonic() - trained
+        steps = np.linspace(0, state.max_steps, CURVE_POINTS + 1).round().astype(int)  # (points,)
         self.due = {int(step) for step in steps if step >= state.global_step}
-        place = {"total": self.tokens[-1], "initial": self.tokens[state.global_step]}
-        hidden = not state.is_world_process_zero or args.disable_tqdm
-        self.bar = tqdm(desc=self.title, **place, unit="tok", unit_scale=True, disable=hidden)
+        self.bar = tqdm(
+            desc=self.title,
+            total=self.tokens[-1],
+            initial=self.tokens[state.global_step],
+            unit="tok",
+            unit_scale=True,
+            disable=not state.is_world_process_zero or args.disable_tqdm,
+        )
         if state.global_step == 0:
             self._measure(state, control)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args, state, control, **kwargs) -> None:
         self.bar.update(self.tokens[state.global_step] - self.bar.n)
         self._measure(state, control)
 
-    def on_log(self, args, state, control, **kwargs):
+    def on_log(self, args, state, control, **kwargs) -> None:
         state.log_history[-1]["training_seconds"] = time.monotonic() - self.started
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args, state, control, **kwargs) -> None:
         self.bar.close()
 
     def _measure(self, state, control) -> None:

@@ -1,30 +1,37 @@
 """The plots of a comparison."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..metric_catalogue import METRICS
-from .statistics import ComparedMetric, front_axes, front_of, front_points, metrics_of
+from .statistics import ComparedMetric, front_axes, front_of, front_points
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = 10
+CURVES = ("mlm_loss", "contrastive_accuracy")
 
 
-def draw(results: dict, folder: Path) -> dict[str, str]:
-    """Draws what there is to draw into PNG files; their names by kind: `front`, `curves`."""
-    axes = front_axes(metrics_of(results))
+def draw(results: dict, metrics: list[ComparedMetric], folder: Path) -> dict[str, str]:
+    """Draws what was measured into PNG files; their names by kind: `front`, `curves`."""
+    axes = front_axes(metrics)
     styles = styles_of(results, axes)
-    figures = {
-        "front": axes and _draw_front(results, axes, styles),
-        "curves": _draw_curves(results, styles),
-    }
-    drawn = {kind: figure for kind, figure in figures.items() if figure is not None}
-    for kind, figure in drawn.items():
+    figures = {}
+    if axes is not None:
+        figures["front"] = _draw_front(results, axes, styles)
+    curves = curves_of(results)
+    if curves:
+        figures["curves"] = _draw_curves(curves, styles)
+    for kind, figure in figures.items():
         figure.savefig(folder / f"{kind}.png")
-    return {kind: f"{kind}.png" for kind in drawn}
+    return {kind: f"{kind}.png" for kind in figures}
 
 
-def _figure(width: float, height: float = 4.2):
+def _figure(width: float, height: float = 4.2) -> "Figure":
     # Without pyplot, which would keep every figure and choose a backend for the whole process.
     from matplotlib.figure import Figure
 
@@ -38,31 +45,30 @@ def styles_of(results: dict, axes: tuple[ComparedMetric, ComparedMetric] | None)
         x, y = axes
         named = front_of(front_points(x, y), x.definition.sign, y.definition.sign)
     styles = {arm: {"color": "0.8", "marker": ".", "zorder": 1, "label": "_other"} for arm in results["arms"]}
-    for arm in [arm for arm in styles if arm not in named][:1]:
-        styles[arm]["label"] = "other arms"  # once; matplotlib leaves a label that begins with _ out
+    others = [arm for arm in styles if arm not in named]
+    if others:
+        styles[others[0]]["label"] = "other arms"  # once: matplotlib leaves out a label that begins with _
     for place, arm in enumerate(named):
         marker = "osD^vPX*<>"[place % COLOURS - place // COLOURS]
         styles[arm] = {"color": f"C{place % COLOURS}", "marker": marker, "label": arm}
     return styles
 
 
-def _draw_front(results: dict, axes: tuple[ComparedMetric, ComparedMetric], styles: dict[str, dict]):
-    """Two metrics of every arm against each other."""
+def _draw_front(results: dict, axes: tuple[ComparedMetric, ComparedMetric], styles: dict[str, dict]) -> "Figure":
+    """A scatter of two metrics: a large mark for the mean of each arm, a dot for each of its seeds."""
     x, y = axes
-    points = front_points(x, y)
+    means = front_points(x, y)
     figure = _figure(7.4, 4.6)
     panel = figure.subplots()
     panel.grid(alpha=0.3)
-    for arm, (at_x, at_y) in points.items():
-        colour = styles[arm]["color"]
+    for arm, mean in means.items():
         for seed in x.known[arm].by_seed.keys() & y.known[arm].by_seed.keys():
-            seed_x = x.known[arm].by_seed[seed]
-            seed_y = y.known[arm].by_seed[seed]
-            panel.plot([at_x, seed_x], [at_y, seed_y], color=colour, linewidth=0.8, alpha=0.6)
-            panel.plot(seed_x, seed_y, ".", color=colour, alpha=0.6)
-        panel.plot(at_x, at_y, linestyle="none", markersize=10, **styles[arm])
-    front = front_of(points, x.definition.sign, y.definition.sign)
-    panel.plot(*zip(*sorted(points[arm] for arm in front)), "--", color="grey", linewidth=1, zorder=0)
+            dot = (x.known[arm].by_seed[seed], y.known[arm].by_seed[seed])
+            line = np.array([mean, dot]).T  # two points -> (x and y, points)
+            panel.plot(*line, ".-", markevery=[1], color=styles[arm]["color"], linewidth=0.8, alpha=0.6)
+        panel.plot(*mean, linestyle="none", markersize=10, **styles[arm])
+    front = sorted(means[arm] for arm in front_of(means, x.definition.sign, y.definition.sign))
+    panel.plot(*np.array(front).T, "--", color="grey", linewidth=1, zorder=0)
     if y.initial:
         panel.axhline(y.initial.mean, label=results["initial"]["name"], color="black", linestyle=":", linewidth=1)
     if y.reference:
@@ -74,48 +80,54 @@ def _draw_front(results: dict, axes: tuple[ComparedMetric, ComparedMetric], styl
     return figure
 
 
-def _curves(results: dict, name: str) -> dict[str, list[np.ndarray]]:
-    """For each arm an array (2, points) of tokens and values for each of its runs that have the metric."""
-    found = {}
-    for run in results["runs"]:
-        rows = [(row["tokens"], row[name]) for row in run.get("curve") or () if row.get(name) is not None]
-        if rows:
-            found.setdefault(run["arm"], []).append(np.array(rows).T)
-    return found
+def curves_of(results: dict) -> dict[str, dict[str, list[np.ndarray]]]:
+    """The learning curves that were recorded: metric -> arm -> an array (2, points) of tokens and values per run."""
+    curves: dict = {}
+    for name in CURVES:
+        for run in results["runs"]:
+            rows = [row for row in run.get("curve") or () if row.get(name) is not None]
+            if rows:
+                points = np.array([(row["tokens"], row[name]) for row in rows]).T  # (points, 2) -> (2, points)
+                curves.setdefault(name, {}).setdefault(run["arm"], []).append(points)
+    return curves
 
 
-def _draw_lines(panel, curves: dict[str, list[np.ndarray]], styles: dict[str, dict]) -> None:
+def _draw_lines(panel: "Axes", curves: dict[str, list[np.ndarray]], styles: dict[str, dict]) -> None:
     """The mean of each arm over its runs, and thin lines for the runs."""
     for arm, runs in curves.items():
-        for tokens, values in runs if len(runs) > 1 else ():
-            panel.plot(tokens, values, color=styles[arm]["color"], linewidth=0.6, alpha=0.5)
-        shortest = min(run.shape[1] for run in runs)
-        tokens, values = np.mean([run[:, :shortest] for run in runs], axis=0)  # (runs, 2, points) -> (2, points)
+        if len(runs) > 1:
+            for tokens, values in runs:
+                panel.plot(tokens, values, color=styles[arm]["color"], linewidth=0.6, alpha=0.5)
+        shortest = min(run.shape[1] for run in runs)  # a run that diverged has fewer points
+        stacked = np.stack([run[:, :shortest] for run in runs])  # (runs, 2, points)
+        tokens, values = stacked.mean(axis=0)  # (2, points): the mean curve
         panel.plot(tokens, values, **styles[arm], markersize=4, linewidth=1.8)
     panel.grid(alpha=0.3)
     panel.set_xlabel("tokens read")
-    panel.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k")
+    panel.xaxis.set_major_formatter(lambda value, _: _as_tokens(value))
 
 
-def _legend_below(figure, panel) -> None:
+def _as_tokens(value: float) -> str:
+    if value >= 1e6:
+        return f"{value / 1e6:g}M"
+    return f"{value / 1e3:g}k"
+
+
+def _legend_below(figure: "Figure", panel: "Axes") -> None:
     handles, labels = panel.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=10)
 
 
-def _draw_curves(results: dict, styles: dict[str, dict]):
-    """What was measured on held-out text during training."""
-    curves = {name: _curves(results, name) for name in ("mlm_loss", "contrastive_accuracy")}
-    curves = {name: found for name, found in curves.items() if found}
-    if not curves:
-        return None
+def _draw_curves(curves: dict[str, dict[str, list[np.ndarray]]], styles: dict[str, dict]) -> "Figure":
+    """What was measured on held-out text during training, a panel for each metric."""
     figure = _figure(5.2 * len(curves))
-    panels = figure.subplots(1, len(curves), squeeze=False)[0]
-    for panel, (name, found) in zip(panels, curves.items(), strict=True):
-        _draw_lines(panel, found, styles)
+    panels = list(figure.subplots(1, len(curves), squeeze=False)[0])
+    for panel, (name, by_arm) in zip(panels, curves.items(), strict=True):
+        _draw_lines(panel, by_arm, styles)
         panel.set_title(f"{METRICS[name].title}, held out", fontsize=11)
         if name == "mlm_loss":
-            # A run that diverges, or an arm that never learned to answer, may leave the plot.
-            start = max(values[0] for runs in found.values() for _, values in runs)
+            # A run that diverges, or an arm without the masked term, may leave the plot.
+            start = max(values[0] for runs in by_arm.values() for _, values in runs)
             lowest, highest = panel.get_ylim()
             panel.set_ylim(lowest, min(highest, 1.1 * start))
     _legend_below(figure, panels[0])

@@ -1,6 +1,7 @@
 """The report of a comparison: tables and plots."""
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import jinja2
 from .. import records, tables
 from ..metric_catalogue import APART, GEOMETRY, LANGUAGE, RETRIEVAL, SIMILARITY, TRANSFER, listed
 from .plots import draw
-from .statistics import COST, ComparedMetric, mean_costs, metrics_of, without_masked_term
+from .statistics import COST, ComparedMetric, mean_costs, without_masked_term
 
 MANY_ARMS = 10  # the most that a sentence names
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -41,6 +42,9 @@ NOTES = {  # what a reader has to know to read a section, by its title
 }
 
 
+Cell = str | tuple[str, str]
+
+
 @dataclass
 class Table:
     """A head and rows of cells; a cell is a text, or a text with a mark: `best` or `same`.
@@ -52,7 +56,7 @@ class Table:
     """
 
     head: list[str]
-    rows: list[list[str | tuple[str, str]]]
+    rows: Sequence[Sequence[Cell]]
     caption: str = ""
     note: str = ""
     of_words: bool = False
@@ -68,59 +72,94 @@ class Section:
 
 def metric_table(metrics: list[ComparedMetric], results: dict, caption: str = "") -> Table:
     """A row for each arm, for the weights they started from and for each reference; a column for each metric."""
-    untrained, seeds = without_masked_term(results), len(results["seeds"])
-    marks = [{metric.best(): "best", **dict.fromkeys(metric.close(), "same")} for metric in metrics]
-    rows = []
+    untrained = without_masked_term(results)
+    seeds = len(results["seeds"])
+    marks = [_marks(metric) for metric in metrics]
+    rows: list[list[Cell]] = []
     for arm in results["arms"]:
+        title = f"{arm} †" if arm in untrained else arm
         finished = sum(run["arm"] == arm and run["status"] == "finished" for run in results["runs"])
-        cells = [(m.format(m.arms[arm]), mark.get(arm, "")) for m, mark in zip(metrics, marks, strict=True)]
-        rows.append([f"{arm} †" if arm in untrained else arm, f"{finished} of {seeds}", *cells])
+        columns = zip(metrics, marks, strict=True)
+        cells = [(metric.format(metric.arms[arm]), mark.get(arm, "")) for metric, mark in columns]
+        rows.append([title, f"{finished} of {seeds}", *cells])
     rows.append([results["initial"]["name"], str(seeds), *(metric.format(metric.initial) for metric in metrics)])
     for name in dict.fromkeys(metric.reference[0] for metric in metrics if metric.reference):
-        cells = [m.definition.format(m.reference[1]) if m.reference and name in m.reference else "-" for m in metrics]
-        rows.append([name, "-", *cells])
+        rows.append([name, "-", *(_reference(metric, name) for metric in metrics)])
     several = len({metric.task for metric in metrics}) > 1
     titles = [metric.title if several else metric.definition.described for metric in metrics]
-    untested = [f"{metric.title} ({listed(arms)})" for metric in metrics if (arms := metric.without_variance())]
-    note = "The difference from the best is the same with every seed, which leaves nothing to test: {}."
-    note = note.format(listed(untested)) if untested else ""
-    return Table(["arm", "seeds", *titles], rows, caption, note)
+    return Table(["arm", "seeds", *titles], rows, caption, _note_on_variance(metrics))
 
 
-def sections_of(results: dict, plots: dict[str, str]) -> list[Section]:
+def _marks(metric: ComparedMetric) -> dict[str, str]:
+    """The marks of arms: of the best one, and of those that a test does not tell from it."""
+    marks = dict.fromkeys(metric.close(), "same")
+    best = metric.best()
+    if best is not None:
+        marks[best] = "best"
+    return marks
+
+
+def _reference(metric: ComparedMetric, name: str) -> str:
+    """The value of the reference of this name; `-` where the metric has another one, or none."""
+    if metric.reference is None or metric.reference[0] != name:
+        return "-"
+    return metric.definition.format(metric.reference[1])
+
+
+def _note_on_variance(metrics: list[ComparedMetric]) -> str:
+    """Names the arms that no test compares with the best; empty without any."""
+    untested = []
+    for metric in metrics:
+        arms = metric.without_variance()
+        if arms:
+            untested.append(f"{metric.title} ({listed(arms)})")
+    if not untested:
+        return ""
+    return (
+        f"The difference from the best is the same with every seed, which leaves nothing to test: {listed(untested)}."
+    )
+
+
+def sections_of(results: dict, metrics: list[ComparedMetric], plots: dict[str, str]) -> list[Section]:
     """The report.
 
     Args:
         plots: file names by kind, of those that were drawn
     """
-    metrics, sections = metrics_of(results), []
+    sections = []
     leading = [metric for metric in metrics if metric.definition.is_headline]
     if leading:
         sections.append(Section("At a glance", [NOTES["At a glance"]], [metric_table(leading, results)]))
-    failed = [[run["arm"], str(run["seed"]), run["reason"]] for run in results["runs"] if run["status"] != "finished"]
+    failed = [run for run in results["runs"] if run["status"] != "finished"]
     if failed:
-        table = Table(["arm", "seed", "reason"], failed, of_words=True)
+        rows = [[run["arm"], str(run["seed"]), run["reason"]] for run in failed]
+        table = Table(["arm", "seed", "reason"], rows, of_words=True)
         sections.append(Section("Runs without a result", ["No mean includes them."], [table]))
     shared = {name: value for name, value in results["options"].items() if name != "seed"}  # each run has its own
-    arms = [[arm, _pairs(options)] for arm, options in [("all arms", shared), *results["arms"].items()]]
-    table = Table(["arm", "options"], arms, of_words=True)
+    rows = [[arm, _pairs(options)] for arm, options in [("all arms", shared), *results["arms"].items()]]
+    table = Table(["arm", "options"], rows, of_words=True)
     sections.append(Section("What was compared", [_setting(results)], [table]))
     for kind, title in PLOTS.items():
         if kind in plots:
             sections.append(Section(title, [NOTES[title]], plot=plots[kind]))
     for name in dict.fromkeys(metric.definition.section for metric in metrics):
+        section = Section(name, [NOTES[name]])
         of_section = [metric for metric in metrics if metric.definition.section == name]
-        tasks = dict.fromkeys(metric.task for metric in of_section)
-        tables = [metric_table([m for m in of_section if m.task == task], results, task) for task in tasks]
-        sections.append(Section(name, [NOTES[name]], tables))
-    costs = Table(["arm", *COST], [[arm, *means] for arm, means in mean_costs(results).items()])
+        for task in dict.fromkeys(metric.task for metric in of_section):
+            of_task = [metric for metric in of_section if metric.task == task]
+            section.tables.append(metric_table(of_task, results, records.printable(task)))
+        sections.append(section)
+    rows = [[arm, *means] for arm, means in mean_costs(results).items()]
     counted = TOKENS[results.get("tokens", "text")]
-    return [*sections, Section("Cost", [NOTES["Cost"].format(tokens=counted)], [costs])]
+    sections.append(Section("Cost", [NOTES["Cost"].format(tokens=counted)], [Table(["arm", *COST], rows)]))
+    return sections
 
 
 def _setting(results: dict) -> str:
     """What all arms have in common, apart from their options."""
-    text, budget, seeds = results["text"], results["budget"], [str(seed) for seed in results["seeds"]]
+    text = results["text"]
+    budget = results["budget"]
+    seeds = [str(seed) for seed in results["seeds"]]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     return (
         f"Each arm was trained with the seed{'s' if len(seeds) > 1 else ''} {listed(seeds)} and a budget of "
@@ -142,12 +181,21 @@ def _pairs(options: dict) -> str:
     return ", ".join(f"{name} {plain(value)}" for name, value in options.items())
 
 
-def write(results: dict, folder: Path) -> None:
-    """Writes `report.md`, its plots, and `report.html` with everything inside it."""
+def write(results: dict, metrics: list[ComparedMetric], folder: Path) -> None:
+    """Writes `report.md`, its plots, and `report.html` with everything inside it.
+
+    Args:
+        results: the content of `results.json`
+        metrics: `metrics_of(results)`
+    """
     results = records.printable(results)
-    plots = draw(results, folder)
-    sections, arms = sections_of(results, plots), list(results["arms"])
-    title = f"Comparison of {listed(arms) if len(arms) <= MANY_ARMS else f'{len(arms)} arms'}"
+    plots = draw(results, metrics, folder)
+    sections = sections_of(results, metrics, plots)
+    arms = list(results["arms"])
+    named = f"{len(arms)} arms"
+    if len(arms) <= MANY_ARMS:
+        named = listed(arms)
+    title = f"Comparison of {named}"
     (folder / "report.md").write_text(as_markdown(title, sections), encoding="utf-8")
     encoded = {name: base64.b64encode((folder / name).read_bytes()).decode() for name in plots.values()}
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -156,9 +204,9 @@ def write(results: dict, folder: Path) -> None:
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def overview(results: dict) -> str:
+def overview(results: dict, metrics: list[ComparedMetric]) -> str:
     """The table of the leading metrics, for a terminal."""
-    leading = [metric for metric in metrics_of(results) if metric.definition.is_headline]
+    leading = [metric for metric in metrics if metric.definition.is_headline]
     return "\n{}\n".format("\n\n".join(_markdown(metric_table(leading, results))))
 
 

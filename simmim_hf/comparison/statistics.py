@@ -1,13 +1,18 @@
 """What the metrics of a comparison say over several seeds: means, intervals, and which arms a test tells apart."""
 
 import math
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
+from .. import records
 from ..evaluation.bootstrap import CONFIDENCE
 from ..metric_catalogue import METRICS, Metric
+
+INITIAL = "initial weights"  # in the place of an arm
 
 COST = {  # title -> (name in a result, divided by, format)
     "steps": ("steps", 1, ",.0f"),
@@ -37,18 +42,21 @@ def estimate(by_seed: dict[int, float | None]) -> Estimate | None:
     known = {seed: value for seed, value in by_seed.items() if value is not None and math.isfinite(value)}
     if not known:
         return None
-    values, count = np.array(list(known.values())), len(known)  # (seeds,)
+    values = np.array(list(known.values()))  # (seeds,)
+    count = len(values)
     half_width = None
     if count > 1 and np.ptp(values) == 0:
         half_width = 0.0  # exactly, where a standard deviation would keep what was rounded
     elif count > 1:
-        half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * values.std(ddof=1) / math.sqrt(count))
+        quantile = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)
+        half_width = float(quantile * values.std(ddof=1) / math.sqrt(count))
     return Estimate(float(values.mean()), half_width, known)
 
 
 def differences(one: Estimate, other: Estimate) -> np.ndarray:
     """`one` minus `other` for each seed that both have (seeds,)."""
-    return np.array([one.by_seed[seed] - other.by_seed[seed] for seed in sorted(one.by_seed.keys() & other.by_seed)])
+    shared = sorted(one.by_seed.keys() & other.by_seed)
+    return np.array([one.by_seed[seed] - other.by_seed[seed] for seed in shared])
 
 
 def without_variance(differences: np.ndarray) -> bool:
@@ -100,7 +108,7 @@ class ComparedMetric:
 
     @property
     def title(self) -> str:
-        return f"{self.task}: {self.definition.title}"
+        return f"{records.printable(self.task)}: {self.definition.title}"
 
     @property
     def known(self) -> dict[str, Estimate]:
@@ -119,15 +127,20 @@ class ComparedMetric:
         """Whether the mean of an arm is better than that of the weights it started from, where these have one."""
         return self.initial is None or self.definition.is_better(self.known[arm].mean, self.initial.mean)
 
+    def against_best(self) -> dict[str, tuple[Estimate, Estimate]]:
+        """For each other arm than the best, the estimates of the best and of this arm; {} without a best arm."""
+        best = self.best()
+        if best is None:
+            return {}
+        return {arm: (self.known[best], found) for arm, found in self.known.items() if arm != best}
+
     def p_against_best(self) -> dict[str, float | None]:
         """For each other arm than the best, `paired_p` of the two; {} without a best arm."""
-        best, known = self.best(), self.known
-        return {arm: paired_p(known[best], found) for arm, found in known.items() if best and arm != best}
+        return {arm: paired_p(best, found) for arm, (best, found) in self.against_best().items()}
 
     def as_good(self) -> list[str]:
         """The other arms that the paired test does not tell from the best, in the order of the arms."""
-        best, known = self.best(), self.known
-        return [arm for arm in self.p_against_best() if not differ(known[best], known[arm])]
+        return [arm for arm, (best, found) in self.against_best().items() if not differ(best, found)]
 
     def close(self) -> list[str]:
         """Those of `as_good` that a reader may take as well: a test has compared them with the best, and their means
@@ -137,71 +150,83 @@ class ComparedMetric:
 
     def without_variance(self) -> list[str]:
         """The other arms whose difference from the best is the same with every seed."""
-        best, known = self.best(), self.known
-        return [arm for arm in self.p_against_best() if without_variance(differences(known[best], known[arm]))]
+        pairs = self.against_best().items()
+        return [arm for arm, (best, found) in pairs if without_variance(differences(best, found))]
 
     def format(self, found: Estimate | None) -> str:
         """`mean ± half width`, in words where equal seeds give no interval; `-` where nothing is known."""
         if found is None:
             return "-"
-        mean, half = self.definition.format(found.mean), found.half_width
-        if not half:
-            return mean if half is None else f"{mean} (all seeds equal)"
-        shown = self.definition.format(half)
-        if shown == self.definition.format(0):  # narrower than the last digit, but not of no width
-            shown = f"<{self.definition.format(10**-self.definition.digits)}"
-        return f"{mean} ± {shown}"
+        mean = self.definition.format(found.mean)
+        if found.half_width is None:
+            return mean
+        if found.half_width == 0:
+            return f"{mean} (all seeds equal)"
+        half_width = self.definition.format(found.half_width)
+        if half_width == self.definition.format(0):  # narrower than the last digit, but not of no width
+            half_width = f"<{self.definition.format(10**-self.definition.digits)}"
+        return f"{mean} ± {half_width}"
 
 
 def metrics_of(results: dict) -> list[ComparedMetric]:
     """All metrics of `results.json` that a report shows, in the order of the catalogue and then of the tasks."""
-    values, tasks = {}, {}  # (name, task) -> arm, None for the starting weights -> seed -> value
-    runs = [(run["arm"], run) for run in results["runs"]] + [(None, run) for run in results["initial"]["runs"]]
-    for arm, run in runs:
+    of_arms = _values(results["runs"])
+    of_initial = _values({"arm": INITIAL, **run} for run in results["initial"]["runs"])
+    tasks = dict.fromkeys(task for task, _ in [*of_arms, *of_initial])
+    shown = [name for name, definition in METRICS.items() if definition.section]
+    metrics = []
+    for name in shown:
+        for task in tasks:
+            if (task, name) not in of_arms and (task, name) not in of_initial:
+                continue
+            by_arm = of_arms.get((task, name), {})
+            arms = {arm: estimate(by_arm.get(arm, {})) for arm in results["arms"]}
+            initial = estimate(of_initial.get((task, name), {}).get(INITIAL, {}))
+            reference = results["references"].get(task, {}).get(name)
+            metrics.append(ComparedMetric(task, name, arms, initial, reference))
+    return metrics
+
+
+def _values(runs: Iterable[dict]) -> dict[tuple[str, str], dict[str, dict[int, float | None]]]:
+    """(task, metric) -> arm -> seed -> value."""
+    values: dict = defaultdict(lambda: defaultdict(dict))
+    for run in runs:
         for task, by_name in run.get("figures", {}).items():
-            tasks[task] = None
             for name, value in by_name.items():
-                values.setdefault((name, task), {}).setdefault(arm, {})[run["seed"]] = value
-    return [
-        ComparedMetric(
-            task,
-            name,
-            {arm: estimate(values[name, task].get(arm, {})) for arm in results["arms"]},
-            estimate(values[name, task].get(None, {})),
-            results["references"].get(task, {}).get(name),
-        )
-        for name, definition in METRICS.items()
-        for task in tasks
-        if definition.section and (name, task) in values
-    ]
+                values[task, name][run["arm"]][run["seed"]] = value
+    return values
 
 
-def summary(results: dict) -> list[dict]:
+def summary(metrics: list[ComparedMetric]) -> list[dict]:
     """The statistics of every metric, for `results.json`."""
-
-    def as_dict(found: Estimate | None) -> dict | None:
-        return found and {"mean": found.mean, "half_width_95": found.half_width, "seeds": len(found.by_seed)}
-
     return [
         {
             "task": metric.task,
             "figure": metric.name,
-            "initial": as_dict(metric.initial),
-            "arms": {arm: as_dict(found) for arm, found in metric.arms.items()},
+            "initial": _as_dict(metric.initial),
+            "arms": {arm: _as_dict(found) for arm, found in metric.arms.items()},
             "best": metric.best(),
             "not_distinguishable_from_best": metric.as_good(),
             "p_against_best": metric.p_against_best(),
         }
-        for metric in metrics_of(results)
+        for metric in metrics
     ]
+
+
+def _as_dict(found: Estimate | None) -> dict | None:
+    if found is None:
+        return None
+    return {"mean": found.mean, "half_width_95": found.half_width, "seeds": len(found.by_seed)}
 
 
 def front_axes(metrics: list[ComparedMetric]) -> tuple[ComparedMetric, ComparedMetric] | None:
     """The held-out MLM loss, and what the vectors are worth: the first task of similarity, retrieval or transfer."""
     x = next((metric for metric in metrics if metric.name == "mlm_loss"), None)
+    if x is None:
+        return None
     for name in ("spearman", "mrr@10", "accuracy"):
         for y in metrics:
-            if y.name == name and x is not None and len(front_points(x, y)) > 1:
+            if y.name == name and len(front_points(x, y)) > 1:
                 return x, y
     return None
 
@@ -213,12 +238,12 @@ def front_points(x: ComparedMetric, y: ComparedMetric) -> dict[str, tuple[float,
 
 def front_of(points: dict[str, tuple[float, float]], better_x: int, better_y: int) -> list[str]:
     """The arms that no other arm is at least as good as in both coordinates and better in one."""
-    signed = {arm: (better_x * x, better_y * y) for arm, (x, y) in points.items()}
-    return [
-        arm
-        for arm, one in signed.items()
-        if not any(other != one and other[0] >= one[0] and other[1] >= one[1] for other in signed.values())
-    ]
+    signed = {arm: (better_x * x, better_y * y) for arm, (x, y) in points.items()}  # more is better in both
+
+    def is_beaten(one: tuple[float, float]) -> bool:
+        return any(other != one and other[0] >= one[0] and other[1] >= one[1] for other in signed.values())
+
+    return [arm for arm, one in signed.items() if not is_beaten(one)]
 
 
 def without_masked_term(results: dict) -> list[str]:
@@ -231,7 +256,10 @@ def mean_costs(results: dict) -> dict[str, list[str]]:
     means = {}
     for arm in results["arms"]:
         runs = [run for run in results["runs"] if run["arm"] == arm and run["status"] == "finished"]
-        known = [[run[name] / unit for run in runs if run[name] is not None] for name, unit, _ in COST.values()]
-        forms = [form for *_, form in COST.values()]
-        means[arm] = [f"{np.mean(each):{form}}" if each else "-" for each, form in zip(known, forms, strict=True)]
+        means[arm] = [_mean_cost(runs, *column) for column in COST.values()]
     return means
+
+
+def _mean_cost(runs: list[dict], name: str, unit: float, form: str) -> str:
+    known = [run[name] / unit for run in runs if run[name] is not None]
+    return f"{np.mean(known):{form}}" if known else "-"

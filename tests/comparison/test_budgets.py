@@ -90,5 +90,6 @@ def test_simcse_has_its_dropout_on_the_default_backbone(files, tmp_path):
     arms = {name: {"objective": name} for name in ("mlm", "simcse")}
     given = {name: value for name, value in options(files).items() if name != "text_config"}
     comparison = Comparison(arms, given, str(tmp_path / "out"), seeds=1, budget_tokens=3000)
+    comparison.prepare()
     found = {arm: set(dropouts(comparison._trainer(arm, 42).model.config.text_config).values()) for arm in arms}
     assert found == {"mlm": {0.0}, "simcse": {0.1}}

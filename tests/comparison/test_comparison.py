@@ -22,6 +22,7 @@ from simmim_hf import SimMIMTrainer
 from simmim_hf.comparison.comparison import Comparison
 from simmim_hf.comparison.held_out import HeldOut
 from simmim_hf.data.collator import DataCollatorForSimMIM
+from simmim_hf.folders import LOCK
 from simmim_hf.options import words_of
 
 WIDTHS = {"as it is": {}, "a narrow table": {"token_table_dim": 24}, "projected": {"projection_dim": 8}}
@@ -196,7 +197,7 @@ def test_more_arms_and_seeds_are_added_and_other_options_refused(files, whole, t
     comparison["options"]["train_file"] = [str(changed_text / "corpus.txt")]
     (folder / "comparison.json").write_text(json.dumps(comparison))
     with pytest.raises(ValueError, match="text was"):
-        Comparison(more, options(changed_text), str(folder), **settings(files))
+        Comparison(more, options(changed_text), str(folder), **settings(files)).prepare()
 
 
 @pytest.mark.slow
@@ -240,6 +241,35 @@ def test_two_processes_compare_what_one_does(files, whole, tmp_path):
     assert run["flops"] == pytest.approx(one["flops"], rel=0.02)
     losses = [each["figures"]["held-out text"]["mlm_loss"] for each in (run, one)]
     assert losses[0] == pytest.approx(losses[1], abs=0.05)
+
+
+# preparing
+
+
+def test_a_comparison_is_made_at_once_and_reads_its_text_when_it_prepares(files, tmp_path):
+    missing = options(files, train_file=[str(files / "no-such-file.txt")])
+    comparison = Comparison(ARMS, missing, tmp_path / "out", seeds=1, budget_text=BUDGET)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match=r"no-such-file\.txt"):
+        comparison.prepare()
+
+
+def test_nothing_is_trained_before_every_arm_could_be_built(files, tmp_path):
+    with recorded() as runs:
+        Comparison(ARMS, options(files), tmp_path / "out", seeds=1, budget_text=BUDGET).prepare()
+        with pytest.raises(ValueError, match="the arm `b`"):
+            compare(files, tmp_path / "other", {"a": ARMS["mlm"], "b": {"objective": "mlm", "chunk_size": 0}})
+    assert not runs
+    assert (tmp_path / "out" / "initial" / "seed-42" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_the_folder_is_claimed_from_preparing_to_the_end_of_the_run(files, tmp_path):
+    comparison = Comparison(ARMS, options(files), tmp_path / "out", seeds=1, budget_text=BUDGET)
+    comparison.prepare()
+    assert (tmp_path / "out" / LOCK).is_file()
+    comparison.run()
+    assert not (tmp_path / "out" / LOCK).exists()
 
 
 # measuring
@@ -306,6 +336,7 @@ def test_arms_keep_the_pooling_of_the_model_they_start_from(tmp_path):
     arms = {"spans": {"objective": "spans"}, "own": {"objective": "spans", "pooling": "cls"}}
     given |= {"use_cpu": True, "per_device_train_batch_size": BATCH}
     comparison = Comparison(arms, given, str(tmp_path / "out"), seeds=1, budget_tokens=1000)
+    comparison.prepare()
     pooling = [comparison._trainer(arm, 42).model.config.pooling for arm in arms]
     assert pooling == ["max", "cls"]
 
@@ -313,6 +344,7 @@ def test_arms_keep_the_pooling_of_the_model_they_start_from(tmp_path):
 def test_arms_may_differ_in_what_their_vectors_are_made_of(files, tmp_path):
     arms = {name: {"objective": "snippets", **more} for name, more in WIDTHS.items()}
     comparison = Comparison(arms, options(files), str(tmp_path / "out"), seeds=1, budget_tokens=5000)
+    comparison.prepare()
     models = [comparison._trainer(arm, 42).model for arm in arms]
     assert [model.simmim.pooler.lexicon.table.embedding_dim for model in models] == [256, 24, 256]
     assert [model.projection.out.out_features for model in models if model.projection is not None] == [8]

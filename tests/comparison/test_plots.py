@@ -56,6 +56,6 @@ def test_only_what_was_measured_is_drawn(tmp_path):
     results = results_of("objectives")
     for run in results["runs"]:
         del run["figures"]["held-out text"]["mlm_loss"]
-    assert draw(results, tmp_path) == {"curves": "curves.png"}
+    assert draw(results, metrics_of(results), tmp_path) == {"curves": "curves.png"}
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

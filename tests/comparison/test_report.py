@@ -23,7 +23,7 @@ def results() -> dict:
 @pytest.fixture(scope="module")
 def folder(results, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    report.write(results, folder)
+    report.write(results, metrics_of(results), folder)
     return folder
 
 
@@ -54,7 +54,8 @@ def test_what_is_wide_scrolls_alone(folder):
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("name", ["finalists", "modernbert", "objectives", "sweep", "views", "weights"])
 def test_the_leading_metrics_stand_first(name, tmp_path):
-    report.write(json.loads((OBJECTIVES.parent / name / "results.json").read_text()), tmp_path)
+    results = json.loads((OBJECTIVES.parent / name / "results.json").read_text())
+    report.write(results, metrics_of(results), tmp_path)
     title, heading, note, table = (tmp_path / "report.md").read_text().split("\n\n")[:4]
     assert title.startswith("# ") and heading == "## At a glance" and note.startswith("Bold: ")
     assert table.startswith("| arm | seeds |")
@@ -65,7 +66,7 @@ def test_what_is_below_the_random_weights_is_never_the_best(results, tmp_path):
     worse = copy.deepcopy(results)
     for run in worse["runs"]:
         run["figures"]["trec"]["accuracy"] = 1.0
-    report.write(worse, tmp_path)
+    report.write(worse, metrics_of(worse), tmp_path)
     row = next(line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("| mlm | 3 of"))
     assert "| 1.00 (all seeds equal) |" in row, "not bold"
 
@@ -85,13 +86,26 @@ def test_what_has_no_variance_is_said(results, tmp_path):
     constant = copy.deepcopy(results)
     for run in constant["runs"]:
         run["figures"] = {"trec": {"accuracy": 80.0 if run["arm"] == "mlm" else 79.0}}
-    report.write(constant, tmp_path)
+    report.write(constant, metrics_of(constant), tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "**80.00 (all seeds equal)** |" in text and "79.00 (all seeds equal) |" in text
     note = "\n\nThe difference from the best is the same with every seed, which leaves nothing to test: trec: "
     note += "accuracy, % (clm, simcse, simmim, fused and simmim decoupled).\n\n"
     assert text.count(note) == 2, "at a glance, and in its own section"
-    assert note.strip() in (tmp_path / "report.html").read_text() and note.strip() in report.overview(constant)
+    assert note.strip() in (tmp_path / "report.html").read_text()
+    assert note.strip() in report.overview(constant, metrics_of(constant))
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_name_of_a_task_cannot_write_to_a_terminal(results, tmp_path):
+    """It is that of a file, and may hold any character."""
+    renamed = copy.deepcopy(results)
+    for run in renamed["runs"]:
+        run["figures"] = {"we\x1b[31mird": run["figures"]["trec"]}
+    metrics = metrics_of(renamed)
+    report.write(renamed, metrics, tmp_path)
+    for text in ((tmp_path / "report.md").read_text(), report.overview(renamed, metrics)):
+        assert r"we\x1b[31mird" in text and "\x1b" not in text
 
 
 def with_seeds(results: dict, *seeds: int) -> dict:
@@ -102,7 +116,8 @@ def with_seeds(results: dict, *seeds: int) -> dict:
 
 @pytest.mark.usefixtures("no_pictures")
 def test_with_one_seed_nothing_is_told_apart(results, tmp_path):
-    report.write(with_seeds(results, 42), tmp_path)
+    one_seed = with_seeds(results, 42)
+    report.write(one_seed, metrics_of(one_seed), tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "Without ± there is one seed, and any difference may be chance." in text
     assert not re.search(r"^\|.*[±≈]", text, re.M)
@@ -114,7 +129,7 @@ def test_failed_runs_are_named(results, tmp_path):
     for run in changed["runs"]:
         if run["arm"] == "clm":
             run |= {"status": "failed", "reason": "The loss is nan | at step 7.", "figures": {}}
-    report.write(changed, tmp_path)
+    report.write(changed, metrics_of(changed), tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "| clm | 42 | The loss is nan \\| at step 7. |" in text and "| clm † | 0 of 2 | - |" in text
 
@@ -124,7 +139,7 @@ def test_titles_name_few_arms_and_count_many(results, tmp_path):
     arms = {f"arm {place}": {"objective": "mlm"} for place in range(11)}
     many = {**results, "arms": arms, "weights": {arm: {"mlm_weight": 1.0} for arm in arms}}
     many["runs"] = [{**results["runs"][0], "arm": arm} for arm in arms]
-    report.write(many, tmp_path)
+    report.write(many, metrics_of(many), tmp_path)
     assert (tmp_path / "report.md").read_text().startswith("# Comparison of 11 arms\n")
     assert report.listed(["a"]) == "a" and report.listed(["a", "b", "c"]) == "a, b and c"
 
@@ -135,7 +150,7 @@ def test_every_section_has_its_note():
 
 
 def test_the_overview_is_the_table_of_the_leading_metrics(results):
-    lines = report.overview(results).strip().splitlines()
+    lines = report.overview(results, metrics_of(results)).strip().splitlines()
     assert lines[0].startswith("| arm | seeds | held-out text: MLM loss | held-out text: causal perplexity |")
     assert len(lines) == 2 + 6 + 1 + 2, "a head, the arms, the random weights, two references"
     assert lines[-1] == "| TF-IDF | - | - | - | - | - | - | 0.445 |"
