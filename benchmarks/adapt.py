@@ -44,7 +44,7 @@ from simmim_hf.evaluation.run_task import EvalSettings, measure
 from simmim_hf.evaluation.tasks import Task, half_pairs, load_task
 from simmim_hf.metric_catalogue import METRICS
 from simmim_hf.options import build, read_settings, reason
-from simmim_hf.training.adaptation import ADAPTATION, Adaptation
+from simmim_hf.pretraining.adapt import ADAPTATION, Adaptation
 
 logger = logging.get_logger(__name__)
 

@@ -32,7 +32,7 @@ from children import prepare, run_command
 
 from simmim_hf import records
 from simmim_hf.folders import SAVING
-from simmim_hf.training import report
+from simmim_hf.training import card
 from simmim_hf.training.checkpoints import MANIFEST, checkpoints_in, damage
 
 STEPS, SAVE_STEPS = 8, 2
@@ -125,7 +125,7 @@ class Run:
             words += ["--resume_from_checkpoint", "last"] if found else ["--overwrite_output_dir"]
 
         def begin() -> None:
-            report.plot_training = lambda *arguments: None
+            card.plot_training = lambda *arguments: None
             listed = os.open(f"{self.folder}.operations", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
 
             def watch(event: str, arguments: tuple) -> None:

@@ -21,8 +21,8 @@ from transformers import TrainerCallback
 
 from simmim_hf import records
 from simmim_hf.options import parse
-from simmim_hf.training.arguments import pretraining_parser
-from simmim_hf.training.pretraining import Pretraining
+from simmim_hf.pretraining.options import pretraining_parser
+from simmim_hf.pretraining.pretrain import Pretraining
 
 EVERY = 25  # steps from one reading to the next
 WINDOW = 200  # steps; the first so many are the warm-up

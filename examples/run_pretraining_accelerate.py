@@ -61,7 +61,7 @@ def build_model(args: argparse.Namespace, tokenizer) -> SimMIMForPreTraining:
 
 
 def describe(outputs) -> str:
-    return ", ".join(f"{name} {value.item():.4f}" for name, value in outputs.items() if value.ndim == 0)
+    return ", ".join(f"{name} {outputs[name].item():.4f}" for name in outputs if name.endswith(("loss", "accuracy")))
 
 
 def main():

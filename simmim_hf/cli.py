@@ -19,14 +19,14 @@ TRY_AGAIN = 75
 
 
 def pretrain(argv: list[str]) -> int:
-    from .training.arguments import pretraining_parser
-    from .training.pretraining import Pretraining
+    from .pretraining.options import pretraining_parser
+    from .pretraining.pretrain import Pretraining
 
     return train(Pretraining, pretraining_parser(), argv)
 
 
 def adapt(argv: list[str]) -> int:
-    from .training.adaptation import ADAPTATION, ADAPTATION_HELP, NOT_OPTIONS, Adaptation
+    from .pretraining.adapt import ADAPTATION, ADAPTATION_HELP, NOT_OPTIONS, Adaptation
 
     parser = parser_of(
         ADAPTATION,
@@ -45,8 +45,8 @@ def train(run_class: type, parser: Parser, argv: list[str]) -> int:
     from .export import ExportError
     from .folders import NotSaved
     from .memory import OutOfMemory
+    from .pretraining.pretrain import NotUploaded
     from .training.checkpoints import claimed
-    from .training.pretraining import NotUploaded
     from .training.signals import Interrupted
 
     with staying_together(parser), contextlib.ExitStack() as claim:
@@ -117,7 +117,7 @@ def compare(argv: list[str]) -> int:
     from .comparison.comparison import Comparison, ComparisonArguments
     from .folders import NotSaved
     from .memory import OutOfMemory
-    from .training.arguments import PRETRAINING
+    from .pretraining.options import PRETRAINING
     from .training.signals import Interrupted
 
     parser = parser_of(

@@ -6,7 +6,7 @@ import pytest
 from helpers import run_python
 
 # It gives no --output_dir.
-ASKED = Path(__file__).parent / "training/test_refusals.py::test_bfloat16_that_is_slower_is_told"
+ASKED = Path(__file__).parent / "pretraining/test_refusals.py::test_bfloat16_that_is_slower_is_told"
 LEFT = ("simmim-pretrained", "simmim-adapted", "simmim-comparison", "simmim-evaluated", "trainer_output")
 
 

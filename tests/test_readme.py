@@ -1,6 +1,6 @@
 """README.md and docs/ work as they stand: their Python runs in its order, their commands have these options.
 
-The Python of docs/adapt.md runs where a model was adapted: tests/training/test_adapt_command.py.
+The Python of docs/adapt.md runs where a model was adapted: tests/pretraining/test_adapt_command.py.
 """
 
 import gzip

@@ -9,7 +9,7 @@ from simmim_hf import DataCollatorForSimMIM, SimMIMConfig, SimMIMForPreTraining
 from simmim_hf.data.collator import CONFIG_NAME
 from simmim_hf.model.configuration_simmim import RENAMED_OPTIONS, RENAMED_VALUES, current_options
 from simmim_hf.options import known_words, parse, words_of
-from simmim_hf.training.arguments import pretraining_parser
+from simmim_hf.pretraining.options import pretraining_parser
 from simmim_hf.training.checkpoints import RECORD, changes
 
 OLD = {

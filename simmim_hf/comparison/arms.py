@@ -5,7 +5,7 @@ from dataclasses import fields
 
 from ..model.configuration_simmim import OBJECTIVES, SimMIMConfig, nearest
 from ..options import build, read_settings, typed
-from ..training.arguments import DEFAULT_OBJECTIVE, PRETRAINING, ModelArguments
+from ..pretraining.options import DEFAULT_OBJECTIVE, PRETRAINING, ModelArguments
 
 THERE_ARE = f"There are: {', '.join(OBJECTIVES)}."
 RESERVED = ("random weights", "starting weights")

@@ -31,10 +31,11 @@ from ..evaluation.tasks import Task, load_tasks
 from ..model.configuration_simmim import OBJECTIVES, VECTOR_OPTIONS, WEIGHTS, SimMIMConfig, current_options
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import build, error_prefix, is_number, option, reason
-from ..training import parts, sharding
-from ..training.arguments import PRETRAINING, DataArguments, default_dropout, fill_defaults
+from ..pretraining.build import TokenizedText, build_model, build_trainer, get_tokenizer, read_text, tokenize_text
+from ..pretraining.checks import check
+from ..pretraining.options import PRETRAINING, DataArguments, default_dropout, fill_defaults
+from ..training import sharding
 from ..training.checkpoints import claimed, in_all_processes, last_checkpoint, remove_checkpoint
-from ..training.checks import check
 from ..training.signals import Interrupted, StopAtSignal
 from ..training.trainer import SimMIMTrainer
 from . import budget, report, statistics
@@ -143,7 +144,7 @@ class Comparison:
         self.device = self.args.device
         self.signals = StopAtSignal()
         self.failures: dict[tuple[str, int], str] = {}
-        self._tokenized: dict[tuple, parts.TokenizedText] = {}
+        self._tokenized: dict[tuple, TokenizedText] = {}
         self.is_prepared = False
         self.claim = contextlib.ExitStack()  # of the folder, from `prepare` to the end of `run`
 
@@ -159,7 +160,7 @@ class Comparison:
         with contextlib.ExitStack() as claim:
             claim.enter_context(claimed(self.folder))
             self.corpus, self.tokenizer = self._read_corpus()
-            model = parts.build_model(self.model_args, self.tokenizer)
+            model = build_model(self.model_args, self.tokenizer)
             self.vector_options = self._vector_options(model.config)
             self.max_length = min(self.data_args.max_seq_length, model.simmim.max_length)
             self.tokenizer.model_max_length = self.max_length
@@ -228,8 +229,8 @@ class Comparison:
         """The text of all arms, and the tokenizer, which may be trained on it."""
         set_seed(self.seeds[0])
         with self.args.main_process_first(desc="reading the corpus"):
-            corpus = parts.read_text(self.data_args, self.seeds[0])
-            tokenizer = parts.get_tokenizer(self.model_args, corpus.train, show_progress=self.is_main)
+            corpus = read_text(self.data_args, self.seeds[0])
+            tokenizer = get_tokenizer(self.model_args, corpus.train, show_progress=self.is_main)
         return corpus, tokenizer
 
     def _vector_options(self, config: SimMIMConfig) -> dict[str, Any]:
@@ -240,7 +241,7 @@ class Comparison:
 
     def _masked_texts(self, model: SimMIMForPreTraining) -> tuple[HeldOut, HeldOut]:
         """The held-out text, masked alike for every arm, and the part of it that is measured during training."""
-        trainer = parts.build_trainer(model, self.tokenizer, self.text, self.data_args, self.args)
+        trainer = build_trainer(model, self.tokenizer, self.text, self.data_args, self.args)
         collator = trainer.data_collator
         batch_size = self.args.per_device_eval_batch_size
         held_out = self.text.held_out
@@ -272,12 +273,12 @@ class Comparison:
             load_language_model(str(self._initial(self.seeds[0])))  # refuses a model without a head
         return tasks
 
-    def _tokenize(self, data_args: DataArguments, max_length: int, passages: int = 1) -> parts.TokenizedText:
+    def _tokenize(self, data_args: DataArguments, max_length: int, passages: int = 1) -> TokenizedText:
         """The text as the arms with these options read it, tokenised once for all of them."""
         key = max_length, data_args.long_texts, passages
         if key not in self._tokenized:
             with self.args.main_process_first(desc="tokenising"):
-                self._tokenized[key] = parts.tokenize_text(
+                self._tokenized[key] = tokenize_text(
                     self.corpus.train, self.corpus.held_out, self.tokenizer, data_args, max_length, passages
                 )
         return self._tokenized[key]
@@ -331,7 +332,7 @@ class Comparison:
             if not in_all_processes(self.is_new or not initial.is_dir()):
                 continue
             set_seed(seed)
-            model = parts.build_model(self.model_args, self.tokenizer)
+            model = build_model(self.model_args, self.tokenizer)
             if self.is_main:
                 for left_over in (writing, initial):
                     shutil.rmtree(left_over, ignore_errors=True)
@@ -362,11 +363,11 @@ class Comparison:
             model_args, data_args, args = self._arguments({**self._options_of(arm, seed), **more})
             set_seed(seed)
             tokenizer = tokenization.load_tokenizer(initial)
-            model = parts.build_model(model_args, tokenizer)
+            model = build_model(model_args, tokenizer)
             max_length = min(data_args.max_seq_length, model.simmim.max_length)
             tokenizer.model_max_length = max_length
             text = self._tokenize(data_args, max_length, model.config.passages_per_row)
-            return parts.build_trainer(model, tokenizer, text, data_args, args, trainer_class=budget.MeasuredTrainer)
+            return build_trainer(model, tokenizer, text, data_args, args, trainer_class=budget.MeasuredTrainer)
         except ValueError as error:
             raise ValueError(f"the arm `{arm}`: {error}") from error
 

@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 import torch
@@ -84,7 +83,7 @@ def load_encoder(name_or_path: str, pooling: Pooling | None = None) -> torch.nn.
         )
     if not is_simmim:
         if pooling is None:
-            pooling = cast(Pooling, source_pooling(name_or_path) or "mean")
+            pooling = source_pooling(name_or_path) or "mean"
         return PooledEncoder(model, pooling)
     if pooling is not None and pooling != model.config.pooling:
         model.config.pooling = pooling

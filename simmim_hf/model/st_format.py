@@ -9,7 +9,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from transformers.utils import cached_file
 
@@ -17,7 +17,7 @@ from .configuration_simmim import Pooling, SimMIMConfig
 
 MODULE_PREFIX = "sentence_transformers.models"  # of the module types in `modules.json`
 KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")  # that this package can compute
-KNOWN_POOLINGS = ("mean", "cls", "max")  # that both packages have
+KNOWN_POOLINGS: tuple[Pooling, ...] = ("mean", "cls", "max")  # that both packages have
 
 # All files of a sentence-transformers model but its weights and their configuration, as glob patterns.
 MODULE_FILES = ("modules.json", "config_sentence_transformers.json", "sentence_*_config.json", "[0-9]_*/config.json")
@@ -105,9 +105,10 @@ def source_pooling(name_or_path: str, **hub_options) -> Pooling | None:
         return None
     settings = _read_json(name_or_path, f"{folders['Pooling']}/config.json", hub_options) or {}
     modes = _pooling_modes(settings)
-    if len(modes) > 1 or modes[0] not in KNOWN_POOLINGS:
-        raise ValueError(f"`{name_or_path}` has the pooling {' + '.join(modes)}, which is unknown here. {remedy}")
-    return cast(Pooling, modes[0])
+    for pooling in KNOWN_POOLINGS:
+        if modes == [pooling]:
+            return pooling
+    raise ValueError(f"`{name_or_path}` has the pooling {' + '.join(modes)}, which is unknown here. {remedy}")
 
 
 def _pooling_modes(settings: dict[str, Any]) -> list[str]:

@@ -1,11 +1,10 @@
 """The model card: what was recorded about a run, and nothing else."""
 
-import dataclasses
 import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,43 +14,20 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from .. import records, tables
-from ..data.collator import DataCollatorForSimMIM
 from ..evaluation.bootstrap import CONFIDENCE
 from ..evaluation.results import markdown_table
-from ..metric_catalogue import METRICS, listed, metric_of, title
-from ..model.configuration_simmim import POSITIVE_VIEWS, SimMIMConfig
+from ..metric_catalogue import BASELINES, METRICS, as_text, listed, metric_of, title
+from ..model.configuration_simmim import POSITIVE_VIEWS
 from ..options import error_prefix, option
-from . import report
-from .arguments import METHOD_OPTIONS
+from .curves import plot_training
 
 logger = logging.get_logger(__name__)
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 PLOT = "training.png"
-# What is kept of the runs before one that goes on from their weights.
-OF_A_RUN = ("command", "seed", "steps", "planned_steps", "epochs", "tokens_read", "train_seconds", "precision")
-OF_A_RUN += ("hardware", "processes", "versions", "initial_weights", "objective")
 CHECKSUM = "<!-- Written by simmim_hf, which replaces this file only while the text above is as it wrote it: {} -->\n"
 
-# The options that a card lists; `config.json` and `training_args.json` beside it have them all.
-BACKBONE_OPTIONS = [
-    "model_type",
-    "num_hidden_layers",
-    "hidden_size",
-    "num_attention_heads",
-    "intermediate_size",
-    "vocab_size",
-    "max_position_embeddings",
-]
-OBJECTIVE_OPTIONS = [name for name in SimMIMConfig.__annotations__ if name != "text_config"]
-STEPS = ("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
-RATE = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay")
-OPTIMIZER = ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "neftune_noise_alpha")
-ORDER = ("train_sampling_strategy", "dataloader_drop_last")
-MEMORY = ("gradient_checkpointing", "bf16", "fp16")
-TRAINING_OPTIONS = [*STEPS, *RATE, *OPTIMIZER, *ORDER, *MEMORY, "seed", "data_seed", *METHOD_OPTIONS]
 
-AUTOCAST = {"bf16": "bfloat16", "fp16": "float16", "fp8": "float8"}
 # By the weight that an objective has: the tags of what it learns, and the first of those present is the widget's task.
 TAGS = {
     "mlm_weight": ("fill-mask", "masked-lm"),
@@ -59,60 +35,6 @@ TAGS = {
     "clm_weight": ("text-generation", "causal-lm"),
 }
 BUILT_IN_TEXT = "the docstrings of the installed Python, torch and transformers"
-
-
-def tokens_read(log_history: list[dict]) -> int:
-    """The tokens that the encoder had read by the end of a Trainer's log, over all processes and without padding."""
-    return next((entry["tokens_read"] for entry in reversed(log_history) if "tokens_read" in entry), 0)
-
-
-def run_facts(trainer: Trainer) -> dict:
-    """What a Trainer knows of its run, by the keys of `results.json`; what it does not know is left out."""
-    args, state, collator = trainer.args, trainer.state, trainer.data_collator
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    seconds = [entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry]
-    held_out_metrics = {f"eval_{name}": name for name in METRICS}
-    evaluations = [entry for entry in state.log_history if entry.keys() & held_out_metrics.keys()]
-    measured = evaluations[-1] if evaluations else {}
-    corruption = [f.name for f in dataclasses.fields(collator)] if isinstance(collator, DataCollatorForSimMIM) else []
-    held_out = trainer.eval_dataset if not isinstance(trainer.eval_dataset, dict) else None
-    sets = {"train_sequences": trainer.train_dataset, "held_out_sequences": held_out}
-    facts = {
-        "seed": args.seed,
-        "versions": records.versions(),
-        "parameters": model.num_parameters(),
-        "backbone": options_of(model.config.text_config, BACKBONE_OPTIONS),
-        "objective": options_of(model.config, OBJECTIVE_OPTIONS),
-        "vector_size": model.config.embedding_dim,
-        "corruption": options_of(collator, [name for name in corruption if name != "tokenizer"]),
-        "training": options_of(args, TRAINING_OPTIONS),
-        "precision": precision(trainer),
-        "hardware": records.hardware(args),
-        "processes": args.world_size,
-        "steps": state.global_step,
-        "planned_steps": state.max_steps,
-        "epochs": state.epoch,
-        "tokens_read": tokens_read(state.log_history) or None,
-        "train_seconds": round(seconds[-1], 1) if seconds else None,
-        "data": {name: len(rows) for name, rows in sets.items() if hasattr(rows, "__len__")},
-        "after": {name: measured[logged] for logged, name in held_out_metrics.items() if logged in measured},
-        "evaluated_at_step": measured.get("step"),
-    }
-    return {name: fact for name, fact in facts.items() if fact is not None}
-
-
-def options_of(owner, names: Iterable[str]) -> dict:
-    """The options that are set, without folders of this machine."""
-    values = {name: getattr(owner, name, None) for name in names}
-    return records.without_folders({name: value for name, value in values.items() if value not in (None, {}, [])})
-
-
-def precision(trainer: Trainer) -> str:
-    """The type of the weights, and that of autocast."""
-    weights = str(trainer.accelerator.unwrap_model(trainer.model).dtype).removeprefix("torch.")
-    autocast = AUTOCAST.get(trainer.accelerator.mixed_precision)
-    precision = f"{autocast} autocast over {weights} weights" if autocast else weights
-    return precision + (", TensorFloat-32 matrix products" if trainer.args.tf32 else "")
 
 
 def model_card(
@@ -271,19 +193,6 @@ def _tokens_of_all(facts: dict) -> int:
     return sum(run.get("tokens_read", 0) for run in (facts, *facts["earlier_runs"]))
 
 
-def earlier_runs(checkpoint: Path) -> dict[str, list[dict]]:
-    """`earlier_runs`: what is known of the runs that made a checkpoint, in their order."""
-    try:
-        facts = records.read_json(checkpoint / "results.json")
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        logger.warning(f"How the initial weights were trained is not known: {error}")
-        return {}
-    kept = {name: facts[name] for name in OF_A_RUN if name in facts}
-    return {"earlier_runs": [*facts.get("earlier_runs", []), kept]} if "steps" in kept and "versions" in kept else {}
-
-
 def _all_options(facts: dict) -> list[tuple[str, str]]:
     groups = {group: facts.get(group, {}) for group in ("backbone", "objective", "corruption", "training")}
     groups["data"] = facts.get("data", {}).get("options", {})
@@ -295,7 +204,7 @@ def _metrics(facts: dict) -> list[list[str]]:
     """The cells of the table of held-out metrics, its head first, without columns in which nothing stands."""
     step = facts.get("evaluated_at_step")
     head = ["held out", "before training", f"after {step:,} steps" if step else "after training", "baseline"]
-    rows = [[*cells, f"{baseline} {name}".strip()] for *cells, baseline, name in report.held_out_rows(facts)]
+    rows = [[*cells, f"{baseline} {name}".strip()] for *cells, baseline, name in held_out_rows(facts)]
     kept = [column for column in range(len(head)) if any(row[column] for row in rows)]
     return [[row[column] for column in kept] for row in (head, *rows)] if rows else []
 
@@ -315,15 +224,17 @@ def _evaluation(folder: Path) -> str:
 
 def _notes(facts: dict) -> list[str]:
     """What the metrics mean, and where training did not help."""
-    after, notes = facts.get("after", {}), report.notes(facts)
+    after = facts.get("after", {})
+    lines = notes(facts)
     if "similarity_spearman" in after:
         scored = facts["data"]["similarity_file"]
-        notes.append(f"Similarity is the correlation of cosines with the scores of the pairs in `{scored}`.")
-    for other, values in {"before training": facts.get("before", {}), "the baseline": report.baselines(facts)}.items():
-        told = [name for name in values if name in after and metric_of(name).hub_metric]
-        behind = [title(name) for name in told if not metric_of(name).is_better(after[name], values[name])]
-        notes += [f"**No better than {other}: {listed(behind)}.**"] if behind else []
-    return notes
+        lines.append(f"Similarity is the correlation of cosines with the scores of the pairs in `{scored}`.")
+    for other, values in {"before training": facts.get("before", {}), "the baseline": baselines(facts)}.items():
+        compared = [name for name in values if name in after and metric_of(name).hub_metric]
+        behind = [title(name) for name in compared if not metric_of(name).is_better(after[name], values[name])]
+        if behind:
+            lines.append(f"**No better than {other}: {listed(behind)}.**")
+    return lines
 
 
 def _number(value: float | None, format: str = "") -> str | None:
@@ -362,7 +273,7 @@ def write_trainer_card(trainer: Trainer, facts: dict, name: str | None, **option
     folder, plot = Path(trainer.args.output_dir), None
     if any(entry.keys() & {"loss", "eval_loss"} for entry in trainer.state.log_history):
         plot = PLOT
-        report.plot_training(trainer.state.log_history, str(folder / PLOT))
+        plot_training(trainer.state.log_history, str(folder / PLOT))
     hub_model_id = trainer.hub_model_id or trainer.args.hub_model_id
     name = name or _name(hub_model_id, folder)
     _save_unless_edited(model_card(facts, name, hub_model_id=hub_model_id, plot=plot, **options), folder)
@@ -391,7 +302,7 @@ def save_adapted_card(facts: dict, folder: Path, run: str) -> None:
         f"# {name}\n",
         f"Sentence vectors for {text}: {origin}, adapted to this text without labels by `simmim adapt`. Its modules, "
         "pooling and maximum length are those of its source; only the weights are others.\n",
-        f"```python\n{report.search_snippet('.')}\n```\n",
+        f"```python\n{search_snippet('.')}\n```\n",
         *table,
         "",
         " ".join(_notes(facts)),
@@ -448,7 +359,7 @@ def write_card(arguments: CardArguments) -> Path:
     plot, state = folder / PLOT, folder / "trainer_state.json"
     if not plot.exists() and state.exists():
         with error_prefix(f"--model: `{state}` is damaged"):
-            report.plot_training(records.read_json(state)["log_history"], str(plot))
+            plot_training(records.read_json(state)["log_history"], str(plot))
     with error_prefix(f"--model: `{folder}/results.json` is damaged"):
         card = model_card(
             results,
@@ -460,3 +371,44 @@ def write_card(arguments: CardArguments) -> Path:
             evaluations=arguments.evaluation or (),
         )
     return save_card(card, folder, arguments.overwrite)
+
+
+def baselines(results: dict) -> dict[str, float]:
+    """The metrics of `results.json` that need no training, by the metric to which they compare."""
+    return {metric: results[key] for metric, (key, _) in BASELINES.items() if key in results}
+
+
+def held_out_rows(results: dict) -> list[list[str]]:
+    """What was measured, printed: title, before training, after training, baseline, name of the baseline.
+
+    Args:
+        results: what `results.json` holds
+    """
+    measured = (results.get("before", {}), results.get("after", {}), baselines(results))
+    rows = []
+    for name in measured[1]:
+        cells = [as_text(values[name]) if name in values else "" for values in measured]
+        rows.append([title(name), *cells, BASELINES[name][1] if name in measured[2] else ""])
+    return rows
+
+
+def notes(results: dict) -> list[str]:
+    """What a reader of the metrics has to know: what is retrieved, and how sure the gains are."""
+    found = []
+    if "retrieval_candidates" in results:
+        built_in = results["data"].get("built_in")
+        what = "a docstring's body by its summary line" if built_in else "the second half of a text by its first"
+        found.append(f"Retrieval finds {what} among {results['retrieval_candidates']:,} held-out candidates.")
+    for name, gain in results.get("differences", {}).items():
+        value, low, high = (f"{gain[part]:+.{metric_of(name).digits}f}" for part in ("value", "low", "high"))
+        found.append(f"{title(name)}: {value} by the training, 95 % interval {low} to {high} (paired bootstrap).")
+    return found
+
+
+def search_snippet(model: str) -> str:
+    """Python that searches with a sentence-transformers model."""
+    return f"""from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{model}")
+texts = ["A text.", "Another one."]
+scores = model.similarity(model.encode(["A question?"]), model.encode(texts))"""

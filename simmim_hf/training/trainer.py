@@ -38,6 +38,7 @@ from .arguments import (
     refuse_compiling,
 )
 from .callbacks import LastStepLogged, SamplerEpoch, SimilarLengthSampler
+from .facts import OBJECTIVE_OPTIONS, TRAINING_OPTIONS, precision, run_facts, tokens_read
 from .measuring import Meter
 
 logger = logging.get_logger(__name__)
@@ -279,7 +280,7 @@ class SimMIMTrainer(Trainer):
             logs |= self._training_meter.read(self.accelerator)
         if "loss" in logs or "train_runtime" in logs:  # the latter when training has ended
             tokens = self.accelerator.reduce(torch.as_tensor(self._tokens, device=self.accelerator.device)).item()
-            logs["tokens_read"] = card.tokens_read(self.state.log_history) + tokens
+            logs["tokens_read"] = tokens_read(self.state.log_history) + tokens
             seconds = time.monotonic() - (self._tokens_since or time.monotonic())
             if "loss" in logs and seconds > 0:
                 logs["tokens_per_second"] = round(tokens / seconds)
@@ -351,12 +352,12 @@ class SimMIMTrainer(Trainer):
         config, args, collator = self._unwrapped_model().config, self.args, self.data_collator
         fields = dataclasses.fields(collator) if isinstance(collator, DataCollatorForSimMIM) else []
         backbone, text = config.text_config.to_dict(), {"training": self.train_dataset, "held-out": self.eval_dataset}
-        training = {name: getattr(args, name, None) for name in card.TRAINING_OPTIONS if name not in MEANINGLESS}
+        training = {name: getattr(args, name, None) for name in TRAINING_OPTIONS if name not in MEANINGLESS}
         meaning = {
             "backbone": {name: backbone[name] for name in backbone if name not in UNRELATED},
-            "objective": {name: getattr(config, name) for name in card.OBJECTIVE_OPTIONS},
+            "objective": {name: getattr(config, name) for name in OBJECTIVE_OPTIONS},
             "corruption": {field.name: getattr(collator, field.name) for field in fields if field.name != "tokenizer"},
-            "training": {**training, "precision": card.precision(self), "processes": args.world_size},
+            "training": {**training, "precision": precision(self), "processes": args.world_size},
             "text": {name: records.fingerprint(rows) for name, rows in text.items()},
         }
         ran = {"versions": records.versions(), "hardware": records.hardware(args), "revision": records.git_revision()}
@@ -475,7 +476,7 @@ class SimMIMTrainer(Trainer):
             tasks, dataset, dataset_args: options of transformers' card, which this one does not need.
         """
         if self.is_world_process_zero():
-            facts = dict(self.results or card.run_facts(self))
+            facts = dict(self.results or run_facts(self))
             if finetuned_from:
                 facts["base_model"] = finetuned_from
             if dataset_tags:

@@ -11,7 +11,7 @@ from comparisons import BUDGET, compare, options
 from simmim_hf.cli import main
 from simmim_hf.comparison.arms import check_arms
 from simmim_hf.options import typed, words_of
-from simmim_hf.training.arguments import PRETRAINING
+from simmim_hf.pretraining.options import PRETRAINING
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

@@ -14,7 +14,7 @@ from simmim_hf import (
 )
 from simmim_hf.model.configuration_simmim import OBJECTIVES
 from simmim_hf.model.pooling import pool
-from simmim_hf.training.arguments import DEFAULT_OBJECTIVE, ModelArguments
+from simmim_hf.pretraining.options import DEFAULT_OBJECTIVE, ModelArguments
 
 LENGTHS = [9, 1, 5, 14, 5]
 

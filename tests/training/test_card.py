@@ -31,8 +31,8 @@ from simmim_hf.cli import COMMANDS, main
 from simmim_hf.folders import LOCK
 from simmim_hf.metric_catalogue import metric_of, title
 from simmim_hf.model.configuration_simmim import POSITIVE_VIEWS
+from simmim_hf.pretraining import console
 from simmim_hf.training import card as hub
-from simmim_hf.training import report
 
 pytestmark = pytest.mark.slow  # it trains
 
@@ -241,7 +241,7 @@ def test_a_name_writes_no_more_than_a_name(results, tmp_path):
         assert r"\n\n# Another title\n\x1b[2J" in str(written)
     hub.save_adapted_card(facts, tmp_path, "simmim")
     assert "\n# Another" not in (tmp_path / "README.md").read_text()
-    shown = report.neighbours(f"a text {name}", [(name, 0.5)])
+    shown = console.neighbours(f"a text {name}", [(name, 0.5)])
     assert shown.count("\n") == 1 and "\x1b" not in shown
 
 

@@ -16,9 +16,9 @@ from transformers import TrainerCallback
 from simmim_hf import SimMIMTrainer
 from simmim_hf.cli import main
 from simmim_hf.options import parse
+from simmim_hf.pretraining.options import pretraining_parser
+from simmim_hf.pretraining.pretrain import Pretraining
 from simmim_hf.training import checkpoints
-from simmim_hf.training.arguments import pretraining_parser
-from simmim_hf.training.pretraining import Pretraining
 from simmim_hf.training.signals import SIGNALS, Interrupted, StopAtSignal
 
 pytestmark = pytest.mark.slow  # it trains

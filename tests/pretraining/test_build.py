@@ -5,8 +5,8 @@ import json
 import pytest
 from datasets import Dataset
 
-from simmim_hf.training.arguments import DataArguments
-from simmim_hf.training.parts import read_text
+from simmim_hf.pretraining.build import read_text
+from simmim_hf.pretraining.options import DataArguments
 
 
 @pytest.fixture

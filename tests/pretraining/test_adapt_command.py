@@ -27,10 +27,10 @@ from simmim_hf import SimMIMForPreTraining, encode
 from simmim_hf.cli import main
 from simmim_hf.data.tokenization import load_tokenizer
 from simmim_hf.options import build
-from simmim_hf.training import report
-from simmim_hf.training.adaptation import ADAPTATION, Adaptation
+from simmim_hf.pretraining.adapt import ADAPTATION, Adaptation
+from simmim_hf.pretraining.pretrain import Pretraining
+from simmim_hf.training import card
 from simmim_hf.training.checkpoints import checkpoints_in
-from simmim_hf.training.pretraining import Pretraining
 
 pytestmark = pytest.mark.slow  # it trains
 
@@ -46,7 +46,7 @@ def words(count: int) -> list[str]:
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch):
     """They take longer than all else here."""
-    monkeypatch.setattr(report, "plot_training", lambda *_: None)
+    monkeypatch.setattr(card, "plot_training", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from simmim_hf.cli import main
 from simmim_hf.options import REFUSED, option_names
-from simmim_hf.training.arguments import PRETRAINING
+from simmim_hf.pretraining.options import PRETRAINING
 
 # Those of transformers change the state of the whole process.
 OF_TRANSFORMERS = {option.name for option in fields(TrainingArguments)}

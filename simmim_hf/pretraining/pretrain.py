@@ -26,12 +26,14 @@ from ..evaluation.tasks import load_scored_pairs
 from ..metric_catalogue import METRICS
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import error_prefix, reason
-from . import card, checkpoints, report, sharding
-from .arguments import DataArguments, ModelArguments, PretrainingArguments, fill_defaults
+from ..training import card, checkpoints, sharding
+from ..training.facts import earlier_runs, options_of, run_facts
+from ..training.signals import Interrupted, StopAtSignal
+from ..training.trainer import SimMIMTrainer, less_memory
+from . import console
+from .build import build_model, build_trainer, get_tokenizer, read_text, tokenize_text
 from .checks import check, make_optimizer
-from .parts import build_model, build_trainer, get_tokenizer, read_text, tokenize_text
-from .signals import Interrupted, StopAtSignal
-from .trainer import SimMIMTrainer, less_memory
+from .options import DataArguments, ModelArguments, PretrainingArguments, fill_defaults
 
 
 class NotUploaded(Exception):
@@ -71,7 +73,7 @@ class Pretraining:
                 train, self.held_out, self.tokenizer, data_args, self.max_length, self.model.config.passages_per_row
             )
         if args.process_index == 0:
-            print(report.text_report(self.text, self.corpus.units, self.max_length, data_args.train_file or []))
+            print(console.text_report(self.text, self.corpus.units, self.max_length, data_args.train_file or []))
         self.trainer = self._build_trainer()
         self.retrieval_pairs = self._retrieval_pairs()
         self._refuse_another_run()
@@ -132,7 +134,7 @@ class Pretraining:
         differences = {name: paired_difference(samples[name], found) for name, found in samples_after.items()}
         results = {
             **({} if argv is None else {"command": records.command(argv)}),
-            **card.run_facts(self.trainer),
+            **run_facts(self.trainer),
             **start,
             "data": self._data_facts(),
             "train_seconds": round(trained.metrics["train_runtime"], 1),
@@ -227,13 +229,13 @@ class Pretraining:
         records.write_json(Path(folder, "results.json"), results)
         self.trainer.results = results
         self.trainer.create_model_card()
-        print(report.before_after_table(results))
-        print(*report.notes(results), sep="\n")
+        print(console.before_after_table(results))
+        print(*card.notes(results), sep="\n")
         self._print_neighbours(model)
         print(self._how_to_use())
 
     def _how_to_use(self) -> str:
-        return report.loading_snippet(self.args.output_dir, bool(self.model.config.mlm_weight))
+        return console.loading_snippet(self.args.output_dir, bool(self.model.config.mlm_weight))
 
     def _print_neighbours(self, model: SimMIMForPreTraining) -> None:
         texts = list(self.held_out["summary" if self.data_args.built_in else "text"])
@@ -244,13 +246,13 @@ class Pretraining:
         print("Nearest neighbours among the held-out texts:")
         for query, row in zip(queries, scores, strict=True):
             best = row.argsort()[::-1][:2]
-            print(report.neighbours(texts[query], [(texts[i], row[i]) for i in best]))
+            print(console.neighbours(texts[query], [(texts[i], row[i]) for i in best]))
 
     def _initial_weights(self) -> dict:
         facts, path = {"initial_weights": "random weights"}, self.model_args.model_name_or_path
         if path and os.path.exists(path):
             facts["initial_weights"] = f"the local checkpoint `{Path(path).resolve().name}`"
-            facts |= card.earlier_runs(Path(path))
+            facts |= earlier_runs(Path(path))
         elif path:
             facts = {"initial_weights": path, "base_model": path}
         if self.checkpoint:
@@ -277,7 +279,7 @@ class Pretraining:
         recorded = ["train_file", "validation_file", "dataset_name", "dataset_config_name", "similarity_file"]
         recorded += data.collator_options()
         options = [option.name for option in dataclasses.fields(data) if option.name not in recorded]
-        return {**facts, "options": card.options_of(data, options)}
+        return {**facts, "options": options_of(data, options)}
 
 
 class StopAtNonFiniteEvaluation(TrainerCallback):

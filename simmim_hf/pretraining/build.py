@@ -13,8 +13,8 @@ from ..model.backbones import dropouts
 from ..model.configuration_simmim import token_ids_of
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import error_prefix
-from .arguments import DataArguments, ModelArguments, PretrainingArguments
-from .trainer import SimMIMTrainer
+from ..training.trainer import SimMIMTrainer
+from .options import DataArguments, ModelArguments, PretrainingArguments
 
 
 class TokenizedText(NamedTuple):

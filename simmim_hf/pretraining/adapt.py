@@ -23,12 +23,13 @@ from ..model.configuration_simmim import OBJECTIVES
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..model.st_format import FILES_BESIDE_WEIGHTS, source_pooling
 from ..options import is_number, option
-from . import card, checkpoints, report
-from .arguments import DataArguments, ModelArguments, PretrainingArguments
-from .parts import build_trainer
-from .pretraining import Pretraining
-from .signals import Interrupted
-from .trainer import SimMIMTrainer
+from ..training import card, checkpoints
+from ..training.signals import Interrupted
+from ..training.trainer import SimMIMTrainer
+from . import console
+from .build import build_trainer
+from .options import DataArguments, ModelArguments, PretrainingArguments
+from .pretrain import Pretraining
 
 logger = logging.get_logger(__name__)
 
@@ -208,7 +209,7 @@ class Adaptation(Pretraining):
         card.save_adapted_card(results, self.folder, RUN)
 
     def _how_to_use(self) -> str:
-        return report.adapted_note(str(self.folder), RUN)
+        return console.adapted_note(str(self.folder), RUN)
 
 
 def check_source(model_args: AdaptedModelArguments, args: AdaptationArguments) -> None:

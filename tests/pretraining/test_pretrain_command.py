@@ -16,7 +16,7 @@ from transformers import AutoModelForPreTraining, PreTrainedTokenizerFast, pipel
 
 from simmim_hf.cli import main
 from simmim_hf.options import Parser, parse, read_settings
-from simmim_hf.training.arguments import PRETRAINING, fill_defaults
+from simmim_hf.pretraining.options import PRETRAINING, fill_defaults
 
 
 @pytest.fixture

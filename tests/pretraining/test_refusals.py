@@ -5,7 +5,7 @@ import json
 import pytest
 from helpers import TINY, refused
 
-from simmim_hf.training import checks
+from simmim_hf.pretraining import checks
 
 NOT_READ = "no-such-file.txt"
 

@@ -14,8 +14,8 @@ from ..data.collator import DataCollatorForSimMIM
 from ..model.configuration_simmim import COMMON_OPTIONS, TOKEN_IDS, WEIGHTS, SimMIMConfig, nearest
 from ..model.modeling_simmim import SimMIMForPreTraining
 from ..options import error_prefix
-from . import card
-from .arguments import DataArguments, ModelArguments, PretrainingArguments, check_ranges, read_text_config
+from ..training import card
+from .options import DataArguments, ModelArguments, PretrainingArguments, check_ranges, read_text_config
 
 logger = logging.get_logger(__name__)
 

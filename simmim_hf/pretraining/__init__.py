@@ -1,0 +1,1 @@
+"""What the commands `pretrain` and `adapt` do."""
