@@ -54,30 +54,30 @@ def check_arms(arms: dict[str, dict]) -> dict[str, dict]:
     """
     if not arms:
         raise ValueError(f"there is no arm to compare. {THERE_ARE}")
-    checked = {}
-    for name, options in arms.items():
-        if not re.fullmatch(r"[\w+=-][\w.+= -]*", str(name)) or name in RESERVED:
-            raise ValueError(
-                f"`{name}` cannot be the name of an arm: take letters, digits, spaces and - _ + = . only."
-            )
-        if not isinstance(options, dict) or not options:
-            raise ValueError(f"the arm `{name}` must hold options of `simmim pretrain`, such as `objective: simmim`.")
-        objective = options.get("objective", DEFAULT_OBJECTIVE)
-        if objective not in OBJECTIVES:
-            near = nearest(str(objective), OBJECTIVES)
-            raise ValueError(f"the arm `{name}`: there is no objective `{objective}`.{near} {THERE_ARE}")
-        try:
-            read = typed(PRETRAINING, options)
-            for shared in SHARED:
-                if shared in read:
-                    raise ValueError(f"all arms have the same {shared}: give --{shared} beside --arms.")
-            refuse_decided({option: value for option, value in read.items() if option != "objective"})
-            build(PRETRAINING, read)
-            SimMIMConfig(**config_options(read))
-        except ValueError as error:
-            raise ValueError(f"the arm `{name}`: {error}") from error
-        checked[str(name)] = {"objective": DEFAULT_OBJECTIVE, **read}
-    return checked
+    return {str(name): _checked(name, options) for name, options in arms.items()}
+
+
+def _checked(name: str, options: dict) -> dict:
+    """The options of an arm, as `simmim pretrain` reads them."""
+    if not re.fullmatch(r"[\w+=-][\w.+= -]*", str(name)) or name in RESERVED:
+        raise ValueError(f"`{name}` cannot be the name of an arm: take letters, digits, spaces and - _ + = . only.")
+    if not isinstance(options, dict) or not options:
+        raise ValueError(f"the arm `{name}` must hold options of `simmim pretrain`, such as `objective: simmim`.")
+    objective = options.get("objective", DEFAULT_OBJECTIVE)
+    if objective not in OBJECTIVES:
+        near = nearest(str(objective), OBJECTIVES)
+        raise ValueError(f"the arm `{name}`: there is no objective `{objective}`.{near} {THERE_ARE}")
+    try:
+        read = typed(PRETRAINING, options)
+        for shared in SHARED:
+            if shared in read:
+                raise ValueError(f"all arms have the same {shared}: give --{shared} beside --arms.")
+        refuse_decided({option: value for option, value in read.items() if option != "objective"})
+        build(PRETRAINING, read)
+        SimMIMConfig(**config_options(read))
+    except ValueError as error:
+        raise ValueError(f"the arm `{name}`: {error}") from error
+    return {"objective": DEFAULT_OBJECTIVE, **read}
 
 
 def config_options(options: dict) -> dict:

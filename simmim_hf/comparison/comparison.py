@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch.distributed as dist
-from transformers import TrainerCallback, TrainerState, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from .. import folders, memory, records
 from ..data import tokenization
+from ..data.corpora import Corpus
 from ..evaluation.language_modelling import load_language_model, unigram_cross_entropy
 from ..evaluation.metrics import tfidf_reciprocal_rank
 from ..evaluation.run_task import EvalSettings, measure
@@ -143,6 +144,7 @@ class Comparison:
         self.device = self.args.device
         self.signals = StopAtSignal()
         self.failures: dict[tuple[str, int], str] = {}
+        self._tokenized: dict[tuple, TokenizedText] = {}
         self.is_prepared = False
         self.claim = contextlib.ExitStack()  # of the folder, from `prepare` to the end of `run`
 
@@ -157,8 +159,15 @@ class Comparison:
         """
         with contextlib.ExitStack() as claim:
             claim.enter_context(claimed(self.folder))
-            self._read_text()
+            self.corpus, self.tokenizer = self._read_corpus()
+            model = build_model(self.model_args, self.tokenizer)
+            self.vector_options = self._vector_options(model.config)
+            self.max_length = min(self.data_args.max_seq_length, model.simmim.max_length)
+            self.tokenizer.model_max_length = self.max_length
+            self.text = self._tokenize(self.data_args, self.max_length)  # in single passages, also if arms pair them
+            self.held_out, self.curve_text = self._masked_texts(model)
             self._record_text()
+            self.budget = self.settings.budget or self._default_budget()
             with without_progress_bars(), folders.writing(self.folder):
                 self._save_initial_weights()
                 self.rates = self._rates()
@@ -216,41 +225,45 @@ class Comparison:
             options["tokenizer_name"] = str(self._initial(self.seeds[0]))
         return self._arguments({**options, "seed": self.seeds[0], "output_dir": str(self.folder / "initial")})
 
-    def _read_text(self) -> None:
-        """Reads and tokenises the text of all arms, and masks the held-out part on which all are measured."""
+    def _read_corpus(self) -> tuple[Corpus, PreTrainedTokenizerBase]:
+        """The text of all arms, and the tokenizer, which may be trained on it."""
         set_seed(self.seeds[0])
         with self.args.main_process_first(desc="reading the corpus"):
-            self.corpus = read_text(self.data_args, self.seeds[0])
-            self.tokenizer = get_tokenizer(self.model_args, self.corpus.train, show_progress=self.is_main)
-        model = build_model(self.model_args, self.tokenizer)
-        started_from = SimMIMConfig  # its defaults
-        if self.model_args.model_name_or_path:
-            started_from = model.config
-        self.vector_options = {name: getattr(started_from, name) for name in VECTOR_OPTIONS}
-        self.max_length = min(self.data_args.max_seq_length, model.simmim.max_length)
-        self.tokenizer.model_max_length = self.max_length
-        self._tokenized: dict[tuple, TokenizedText] = {}
-        self.text = self._tokenize(self.data_args, self.max_length)  # in single passages, also where an arm pairs them
+            corpus = read_text(self.data_args, self.seeds[0])
+            tokenizer = get_tokenizer(self.model_args, corpus.train, show_progress=self.is_main)
+        return corpus, tokenizer
+
+    def _vector_options(self, config: SimMIMConfig) -> dict[str, Any]:
+        """How vectors are made where an arm does not say it: as by the model that all start from, or by default."""
+        if not self.model_args.model_name_or_path:
+            return {name: getattr(SimMIMConfig, name) for name in VECTOR_OPTIONS}
+        return {name: getattr(config, name) for name in VECTOR_OPTIONS}
+
+    def _masked_texts(self, model: SimMIMForPreTraining) -> tuple[HeldOut, HeldOut]:
+        """The held-out text, masked alike for every arm, and the part of it that is measured during training."""
         trainer = build_trainer(model, self.tokenizer, self.text, self.data_args, self.args)
         collator = trainer.data_collator
         batch_size = self.args.per_device_eval_batch_size
         held_out = self.text.held_out
-        few = np.linspace(0, len(held_out) - 1, min(CURVE_SEQUENCES, len(held_out))).astype(int)
-        self.held_out = HeldOut(held_out, collator, batch_size)
-        self.curve_text = HeldOut(held_out.select(few), collator, batch_size)
+        few = np.linspace(0, len(held_out) - 1, min(CURVE_SEQUENCES, len(held_out))).astype(int)  # rows of it
+        curve_text = HeldOut(held_out.select(few), collator, batch_size)
+        return HeldOut(held_out, collator, batch_size), curve_text
 
     def _record_text(self) -> None:
-        """Notes how much text there is; without a budget each run reads it once."""
-        tokens = sum(self.text.train["length"][:])
+        """Notes how much text there is, and refuses a folder in which it was another text."""
         self.record["text"] = {
             "sequences": len(self.text.train),
-            "tokens": tokens,
+            "tokens": sum(self.text.train["length"][:]),
             "held_out_sequences": len(self.text.held_out),
         }
         self.record["processes"] = self.args.world_size
         self._check_record("text", "processes")
-        by_default = budget.Budget("tokens", BUILT_IN_BUDGET if self.data_args.built_in else tokens)
-        self.budget = self.settings.budget or by_default
+
+    def _default_budget(self) -> budget.Budget:
+        """One pass over the text; a fixed number of tokens of the built-in corpus."""
+        if self.data_args.built_in:
+            return budget.Budget("tokens", BUILT_IN_BUDGET)
+        return budget.Budget("tokens", self.record["text"]["tokens"])
 
     def _load_tasks(self) -> dict[str, Task]:
         names = self.settings.tasks or (["docstrings"] if self.data_args.built_in else [])

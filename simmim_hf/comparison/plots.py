@@ -62,9 +62,10 @@ def _draw_front(results: dict, axes: tuple[ComparedMetric, ComparedMetric], styl
     panel = figure.subplots()
     panel.grid(alpha=0.3)
     for arm, mean in means.items():
-        for seed in x.known[arm].by_seed.keys() & y.known[arm].by_seed.keys():
-            dot = (x.known[arm].by_seed[seed], y.known[arm].by_seed[seed])
-            line = np.array([mean, dot]).T  # two points -> (x and y, points)
+        of_x = x.known[arm].by_seed
+        of_y = y.known[arm].by_seed
+        for seed in of_x.keys() & of_y.keys():
+            line = np.array([mean, (of_x[seed], of_y[seed])]).T  # two points -> (x and y, points)
             panel.plot(*line, ".-", markevery=[1], color=styles[arm]["color"], linewidth=0.8, alpha=0.6)
         panel.plot(*mean, linestyle="none", markersize=10, **styles[arm])
     front = sorted(means[arm] for arm in front_of(means, x.definition.sign, y.definition.sign))

@@ -72,22 +72,29 @@ class Section:
 
 def metric_table(metrics: list[ComparedMetric], results: dict, caption: str = "") -> Table:
     """A row for each arm, for the weights they started from and for each reference; a column for each metric."""
+    rows = _rows_of_arms(metrics, results)
+    seeds = str(len(results["seeds"]))
+    rows.append([results["initial"]["name"], seeds, *(metric.format(metric.initial) for metric in metrics)])
+    for name in dict.fromkeys(metric.reference[0] for metric in metrics if metric.reference):
+        rows.append([name, "-", *(_reference(metric, name) for metric in metrics)])
+    titles = [metric.definition.described for metric in metrics]
+    if len({metric.task for metric in metrics}) > 1:
+        titles = [metric.title for metric in metrics]
+    return Table(["arm", "seeds", *titles], rows, caption, _note_on_variance(metrics))
+
+
+def _rows_of_arms(metrics: list[ComparedMetric], results: dict) -> list[list[Cell]]:
     untrained = without_masked_term(results)
-    seeds = len(results["seeds"])
     marks = [_marks(metric) for metric in metrics]
     rows: list[list[Cell]] = []
     for arm in results["arms"]:
         title = f"{arm} †" if arm in untrained else arm
-        finished = sum(run["arm"] == arm and run["status"] == "finished" for run in results["runs"])
-        columns = zip(metrics, marks, strict=True)
-        cells = [(metric.format(metric.arms[arm]), mark.get(arm, "")) for metric, mark in columns]
-        rows.append([title, f"{finished} of {seeds}", *cells])
-    rows.append([results["initial"]["name"], str(seeds), *(metric.format(metric.initial) for metric in metrics)])
-    for name in dict.fromkeys(metric.reference[0] for metric in metrics if metric.reference):
-        rows.append([name, "-", *(_reference(metric, name) for metric in metrics)])
-    several = len({metric.task for metric in metrics}) > 1
-    titles = [metric.title if several else metric.definition.described for metric in metrics]
-    return Table(["arm", "seeds", *titles], rows, caption, _note_on_variance(metrics))
+        finished = [run for run in results["runs"] if run["arm"] == arm and run["status"] == "finished"]
+        row: list[Cell] = [title, f"{len(finished)} of {len(results['seeds'])}"]
+        for metric, mark in zip(metrics, marks, strict=True):
+            row.append((metric.format(metric.arms[arm]), mark.get(arm, "")))
+        rows.append(row)
+    return rows
 
 
 def _marks(metric: ComparedMetric) -> dict[str, str]:
@@ -126,22 +133,49 @@ def sections_of(results: dict, metrics: list[ComparedMetric], plots: dict[str, s
     Args:
         plots: file names by kind, of those that were drawn
     """
-    sections = []
-    leading = [metric for metric in metrics if metric.definition.is_headline]
-    if leading:
-        sections.append(Section("At a glance", [NOTES["At a glance"]], [metric_table(leading, results)]))
+    sections = [
+        _at_a_glance(results, metrics),
+        _failures(results),
+        _options_of_arms(results),
+        *(Section(title, [NOTES[title]], plot=plots[kind]) for kind, title in PLOTS.items() if kind in plots),
+        *_sections_of_metrics(results, metrics),
+        _costs(results),
+    ]
+    return [section for section in sections if section is not None]
+
+
+def _at_a_glance(results: dict, metrics: list[ComparedMetric]) -> Section | None:
+    headlines = headlines_of(metrics)
+    if not headlines:
+        return None
+    return Section("At a glance", [NOTES["At a glance"]], [metric_table(headlines, results)])
+
+
+def headlines_of(metrics: list[ComparedMetric]) -> list[ComparedMetric]:
+    """The metrics that stand for their section."""
+    return [metric for metric in metrics if metric.definition.is_headline]
+
+
+def _failures(results: dict) -> Section | None:
     failed = [run for run in results["runs"] if run["status"] != "finished"]
-    if failed:
-        rows = [[run["arm"], str(run["seed"]), run["reason"]] for run in failed]
-        table = Table(["arm", "seed", "reason"], rows, of_words=True)
-        sections.append(Section("Runs without a result", ["No mean includes them."], [table]))
+    if not failed:
+        return None
+    rows = [[run["arm"], str(run["seed"]), run["reason"]] for run in failed]
+    table = Table(["arm", "seed", "reason"], rows, of_words=True)
+    return Section("Runs without a result", ["No mean includes them."], [table])
+
+
+def _options_of_arms(results: dict) -> Section:
     shared = {name: value for name, value in results["options"].items() if name != "seed"}  # each run has its own
-    rows = [[arm, _pairs(options)] for arm, options in [("all arms", shared), *results["arms"].items()]]
-    table = Table(["arm", "options"], rows, of_words=True)
-    sections.append(Section("What was compared", [_setting(results)], [table]))
-    for kind, title in PLOTS.items():
-        if kind in plots:
-            sections.append(Section(title, [NOTES[title]], plot=plots[kind]))
+    rows = [["all arms", _pairs(shared)]]
+    for arm, options in results["arms"].items():
+        rows.append([arm, _pairs(options)])
+    return Section("What was compared", [_setting(results)], [Table(["arm", "options"], rows, of_words=True)])
+
+
+def _sections_of_metrics(results: dict, metrics: list[ComparedMetric]) -> list[Section]:
+    """A section for each group of metrics, with a table for each task."""
+    sections = []
     for name in dict.fromkeys(metric.definition.section for metric in metrics):
         section = Section(name, [NOTES[name]])
         of_section = [metric for metric in metrics if metric.definition.section == name]
@@ -149,10 +183,13 @@ def sections_of(results: dict, metrics: list[ComparedMetric], plots: dict[str, s
             of_task = [metric for metric in of_section if metric.task == task]
             section.tables.append(metric_table(of_task, results, records.printable(task)))
         sections.append(section)
+    return sections
+
+
+def _costs(results: dict) -> Section:
     rows = [[arm, *means] for arm, means in mean_costs(results).items()]
     counted = TOKENS[results.get("tokens", "text")]
-    sections.append(Section("Cost", [NOTES["Cost"].format(tokens=counted)], [Table(["arm", *COST], rows)]))
-    return sections
+    return Section("Cost", [NOTES["Cost"].format(tokens=counted)], [Table(["arm", *COST], rows)])
 
 
 def _setting(results: dict) -> str:
@@ -206,8 +243,8 @@ def write(results: dict, metrics: list[ComparedMetric], folder: Path) -> None:
 
 def overview(results: dict, metrics: list[ComparedMetric]) -> str:
     """The table of the leading metrics, for a terminal."""
-    leading = [metric for metric in metrics if metric.definition.is_headline]
-    return "\n{}\n".format("\n\n".join(_markdown(metric_table(leading, results))))
+    blocks = _markdown(metric_table(headlines_of(metrics), results))
+    return "\n{}\n".format("\n\n".join(blocks))
 
 
 def as_markdown(title: str, sections: list[Section]) -> str:

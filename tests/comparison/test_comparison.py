@@ -268,8 +268,11 @@ def test_the_folder_is_claimed_from_preparing_to_the_end_of_the_run(files, tmp_p
     comparison = Comparison(ARMS, options(files), tmp_path / "out", seeds=1, budget_text=BUDGET)
     comparison.prepare()
     assert (tmp_path / "out" / LOCK).is_file()
-    comparison.run()
+    results = comparison.run()
     assert not (tmp_path / "out" / LOCK).exists()
+    with recorded() as runs:
+        assert timeless(comparison.run()) == timeless(results), "it claims the folder and looks again"
+    assert not runs and not (tmp_path / "out" / LOCK).exists()
 
 
 # measuring
