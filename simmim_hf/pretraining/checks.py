@@ -102,7 +102,8 @@ def check_mixture(data_args: DataArguments) -> None:
     Raises:
         ValueError: the message names the remedy.
     """
-    weights, sources = data_args.mixture_weights, data_args.train_file or []
+    weights = data_args.mixture_weights
+    sources = data_args.train_file or []
     if len(weights) != len(sources) or not all(0 < weight < math.inf for weight in weights):
         raise ValueError(
             f"--mixture_weights {' '.join(map(str, weights))}: give a number above 0 for each of the {len(sources)} "
@@ -174,7 +175,8 @@ def check_training(args: TrainingArguments) -> None:
         with error_prefix(f"--gradient_checkpointing_kwargs {args.gradient_checkpointing_kwargs}"):
             options = {"use_reentrant": False, **(args.gradient_checkpointing_kwargs or {})}
             torch.utils.checkpoint.checkpoint(layer, torch.ones(1, 1), **options)
-    kind, kwargs = args.lr_scheduler_type, args.lr_scheduler_kwargs
+    kind = args.lr_scheduler_type
+    kwargs = args.lr_scheduler_kwargs
     with error_prefix(f"--lr_scheduler_type {kind.value}, --lr_scheduler_kwargs {kwargs}"):
         get_scheduler(kind, optimizer, args.get_warmup_steps(100), 100, scheduler_specific_kwargs=kwargs)
 

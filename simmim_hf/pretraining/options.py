@@ -159,8 +159,10 @@ class DataArguments(CorruptionOptions):
     def collator_options(self) -> dict:
         """The options of `DataCollatorForSimMIM`."""
         options = {field_.name: getattr(self, field_.name) for field_ in fields(CorruptionOptions)}
-        ranges = {name: tuple(options[name]) if len(options[name]) > 1 else options[name][0] for name in RANGES}
-        return {**options, **ranges}
+        for name in RANGES:
+            values = options[name]
+            options[name] = tuple(values) if len(values) > 1 else values[0]
+        return options
 
     @property
     def built_in(self) -> bool:
@@ -221,7 +223,8 @@ class PretrainingArguments(SimMIMTrainingArguments):
 
 
 # The least and the most of options that are numbers, where nothing else refuses what cannot work.
-TINY, HUGE = 1e-9, 1e300
+TINY = 1e-9
+HUGE = 1e300
 RANGES_OF_OPTIONS = {
     **dict.fromkeys(["per_device_train_batch_size", "per_device_eval_batch_size"], (1, 1e6)),
     **dict.fromkeys(["gradient_accumulation_steps", "max_steps", "eval_accumulation_steps", "ddp_timeout"], (1, 1e9)),

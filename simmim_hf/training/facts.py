@@ -94,8 +94,10 @@ def options_of(owner, names: Iterable[str]) -> dict:
 def precision(trainer: Trainer) -> str:
     """The type of the weights, and that of autocast."""
     weights = str(trainer.accelerator.unwrap_model(trainer.model).dtype).removeprefix("torch.")
+    precision = weights
     autocast = AUTOCAST.get(trainer.accelerator.mixed_precision)
-    precision = f"{autocast} autocast over {weights} weights" if autocast else weights
+    if autocast:
+        precision = f"{autocast} autocast over {weights} weights"
     if trainer.args.tf32:
         precision += ", TensorFloat-32 matrix products"
     return precision

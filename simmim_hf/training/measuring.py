@@ -41,4 +41,6 @@ class Meter:
 
 def _precise(value: torch.Tensor) -> torch.Tensor:
     """float64, where the device has it."""
-    return value.float() if value.device.type == "mps" else value.double()
+    if value.device.type == "mps":
+        return value.float()
+    return value.double()
