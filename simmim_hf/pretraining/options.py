@@ -3,7 +3,7 @@
 import json
 import os
 from dataclasses import dataclass, fields
-from typing import get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import torch
 from transformers import AutoConfig
@@ -25,8 +25,8 @@ from ..training.arguments import SimMIMTrainingArguments
 # The best of the measured ones where training begins from random weights, see examples/comparisons.
 DEFAULT_OBJECTIVE = "snippets"
 BY_OBJECTIVE = dict.fromkeys(options_of_objective(DEFAULT_OBJECTIVE), "by --objective")
-ObjectiveOptions = options_of(SimMIMConfig, leave_out=["text_config", "tie_word_embeddings"], unset=BY_OBJECTIVE)
-CorruptionOptions = options_of(
+ObjectiveOptions: Any = options_of(SimMIMConfig, leave_out=["text_config", "tie_word_embeddings"], unset=BY_OBJECTIVE)
+CorruptionOptions: Any = options_of(
     DataCollatorForSimMIM, leave_out=["max_length", "seed", "positive_view", "corrupted_views"]
 )  # these have other names on the command line, or follow from other options
 RANGES = [field_.name for field_ in fields(CorruptionOptions) if get_origin(field_.type) is list]  # one number, or two

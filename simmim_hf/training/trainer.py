@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import transformers.trainer
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerControl, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
@@ -70,6 +70,9 @@ class SimMIMTrainer(Trainer):
         options: the others of `Trainer`, such as `compute_metrics`, `callbacks` and `optimizers`
     """
 
+    args: TrainingArguments
+    control: TrainerControl
+    _signature_columns: list[str]
     # What `simmim pretrain` recorded for the card; without it the card states what the Trainer itself knows.
     results: dict | None = None
     _is_saving = False
