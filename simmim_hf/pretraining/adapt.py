@@ -64,7 +64,7 @@ class AdaptationTextArguments(DataArguments):
 class AdaptationArguments(PretrainingArguments):
     """`PretrainingArguments` with defaults for an encoder that is trained already."""
 
-    output_dir: str | None = option(
+    output_dir: str = option(
         "simmim-adapted", f"Folder for the adapted model; how it was made is in the folder `{RUN}` inside."
     )
     num_train_epochs: float | None = option(
@@ -181,6 +181,7 @@ class Adaptation(Pretraining):
         """Trains the masked-LM head alone. Nothing of it is saved: a run that is killed meanwhile begins anew."""
         args = copy.copy(self.args)
         frozen = [parameter for parameter in self.model.base_model.parameters() if parameter.requires_grad]
+        assert args.num_train_epochs is not None  # `fill_defaults` has set it
         if args.max_steps > 0:
             args.max_steps = max(1, round(share * args.max_steps))
         args.num_train_epochs *= share
@@ -190,7 +191,7 @@ class Adaptation(Pretraining):
         args.eval_on_start = False
         args.weight_schedule = None
         if self.model.config.contrastive_weight:
-            args.weight_schedule = {"contrastive_weight": [(0.0, 0.0)]}
+            args.weight_schedule = ["contrastive_weight=0:0"]
         for parameter in frozen:
             parameter.requires_grad_(False)
         with tempfile.TemporaryDirectory() as args.output_dir:  # for what a signal makes the Trainer save

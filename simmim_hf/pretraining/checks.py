@@ -102,7 +102,7 @@ def check_mixture(data_args: DataArguments) -> None:
     Raises:
         ValueError: the message names the remedy.
     """
-    weights = data_args.mixture_weights
+    weights = data_args.mixture_weights or []
     sources = data_args.train_file or []
     if len(weights) != len(sources) or not all(0 < weight < math.inf for weight in weights):
         raise ValueError(

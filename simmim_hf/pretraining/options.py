@@ -181,7 +181,7 @@ class PretrainingArguments(SimMIMTrainingArguments):
 
     _argument_group_name = "training"
 
-    output_dir: str | None = option("simmim-pretrained", "Folder for the checkpoint, the metrics and the plot.")
+    output_dir: str = option("simmim-pretrained", "Folder for the checkpoint, the metrics and the plot.")
     overwrite_output_dir: bool = option(False, "Write into --output_dir though it is not empty.")
     allow_changed: bool = option(
         False, "Resume though options or text are others than those of the checkpoint; says which."

@@ -147,7 +147,7 @@ class Pretraining:
             "differences": {name: found._asdict() for name, found in differences.items() if found},
         }
         with checkpoints.saving(self.folder):
-            if self.trainer.is_world_process_zero():
+            if model is not None and self.trainer.is_world_process_zero():
                 self._report(results, model)
         if self.args.push_to_hub:
             self._upload()
@@ -216,8 +216,9 @@ class Pretraining:
             ids = {"query_ids": pairs["query"][:], "document_ids": pairs["document"][:]}
             samples["retrieval_mrr@10"] = retrieval_samples(*vectors, **ids)["mrr@10"]
         if self.scored_pairs is not None:
-            vectors = self._vectors(model, self.scored_pairs, "sentence1", "sentence2")
-            samples["similarity_spearman"] = similarity_samples(*vectors, self.scored_pairs["score"][:])["spearman"]
+            first, second = self._vectors(model, self.scored_pairs, "sentence1", "sentence2")
+            scores = self.scored_pairs["score"][:]
+            samples["similarity_spearman"] = similarity_samples(first, second, scores)["spearman"]
         return samples
 
     def _vectors(self, model: SimMIMForPreTraining, rows: Dataset, *columns: str) -> list[np.ndarray]:
@@ -343,4 +344,6 @@ def _checkpoint_to_resume(args: PretrainingArguments) -> str | None:
 
 def _continues(checkpoint: str | None, output_dir: str) -> bool:
     """Whether a checkpoint is one of the run in a folder."""
-    return bool(checkpoint) and Path(checkpoint).resolve().parent == Path(output_dir).resolve()
+    if not checkpoint:
+        return False
+    return Path(checkpoint).resolve().parent == Path(output_dir).resolve()
