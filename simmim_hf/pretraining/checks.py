@@ -130,6 +130,7 @@ def check_model(model_args: ModelArguments) -> SimMIMConfig:
             if name in SIZES and isinstance(value, int) and value < 1:
                 raise ValueError(f"`{name}` is {value}: give 1 or more.")
     with error_prefix("the model cannot be built"):
+        assert model_args.vocab_size is not None  # `fill_defaults` has set it
         config = model_args.new_config(model_args.vocab_size, dict.fromkeys(TOKEN_IDS, 0))
         if model_args.model_name_or_path:
             config.contrastive_gradient = "encoder"  # what else there is to teach, the model knows that is continued
