@@ -23,7 +23,8 @@ SETTINGS_FILES = (".yaml", ".yml", ".json")
 NOT_GIVEN = object()
 REFUSED = 2  # the exit code where the input cannot work, as in argparse
 MOST_VALUES = 100_000  # of a settings file; a few aliases of aliases in YAML stand for more than fit into memory
-LONGEST_LINE, LONGEST_REASON = 1200, 600  # characters of a refusal, and of what a library says in it
+LONGEST_LINE = 1200  # characters of a refusal
+LONGEST_REASON = 600  # characters of what a library says in it
 
 
 class Parser(HfArgumentParser):
@@ -92,9 +93,14 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return text if says_default else super()._get_help_string(action)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        names, values = action.option_strings, "" if action.nargs == 0 else self._format_args(action, "VALUE")
+        names = action.option_strings
+        values = ""
         if action.choices:
-            values = "{" + ",".join(map(str, action.choices)) + "}" + (" ..." if action.nargs in ("+", "*") else "")
+            values = "{" + ",".join(map(str, action.choices)) + "}"
+            if action.nargs in ("+", "*"):
+                values += " ..."
+        elif action.nargs != 0:
+            values = self._format_args(action, "VALUE")
         shown = [name for name in names if "-" not in name.lstrip("-")] or names
         return " ".join([", ".join(shown), *filter(None, [values])])
 
@@ -103,7 +109,9 @@ def one_line(message: str) -> str:
     """A message without line breaks and control characters, and without the middle of a very long one: a value may
     be of any length."""
     message = records.printable(" ".join(message.split()))
-    return message if len(message) <= LONGEST_LINE else f"{message[: LONGEST_LINE - 300]} ... {message[-300:]}"
+    if len(message) <= LONGEST_LINE:
+        return message
+    return f"{message[: LONGEST_LINE - 300]} ... {message[-300:]}"
 
 
 @contextlib.contextmanager
@@ -117,9 +125,13 @@ def error_prefix(what: str) -> Iterator[None]:
 
 def reason(error: BaseException) -> str:
     """What an error says, in one line of bearable length."""
-    words = f"there is no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+    words = str(error) or type(error).__name__
+    if isinstance(error, KeyError):
+        words = f"there is no {error}"
     words = " ".join(words.split()).partition(" Exception raised from ")[0]  # torch's own stack
-    return words if len(words) <= LONGEST_REASON else f"{words[:LONGEST_REASON]} ..."
+    if len(words) <= LONGEST_REASON:
+        return words
+    return f"{words[:LONGEST_REASON]} ..."
 
 
 def is_number(value: Any, least: float = -math.inf, most: float = math.inf, kind: type = float) -> bool:
@@ -137,7 +149,9 @@ def check_number(name: str, value: Any, least: float = -math.inf, most: float = 
         ValueError: the message names the option, its value and the range.
     """
     if not is_number(value, least, most, kind):
-        ends = f"{least:g} or more" if most == math.inf else f"{least:g} to {most:g}"
+        ends = f"{least:g} to {most:g}"
+        if most == math.inf:
+            ends = f"{least:g} or more"
         raise ValueError(f"{name}={value!r}: give a {'whole ' if kind is int else ''}number, {ends}.")
 
 
@@ -159,14 +173,16 @@ def options_of(cls: type, leave_out: Sequence[str] = (), unset: Mapping[str, str
     for declared in fields(cls):
         if "help" not in declared.metadata or declared.name in leave_out:
             continue
-        kind, default, metadata = _readable(declared.type), declared.default, {"help": declared.metadata["help"]}
+        kind = _readable(declared.type)
+        default = declared.default
+        metadata = {"help": declared.metadata["help"]}
         if unset is not None:
             metadata["help"] += f" Default: {unset.get(declared.name, default)}."
             if kind is bool:  # HfArgumentParser makes a flag only of a bool that is not also None
                 metadata |= {"nargs": "?", "const": True}
             default = None
         if get_origin(kind) is list and default is not None:
-            values = [default] if not isinstance(default, tuple) else list(default)
+            values = list(default) if isinstance(default, tuple) else [default]
             made: Any = field(default_factory=values.copy, metadata=metadata)
         else:
             made = field(default=default, metadata=metadata)
@@ -326,7 +342,9 @@ def _count(node: yaml.Node | None, known: dict[yaml.Node, float]) -> float:
         return 1
     if node not in known:
         known[node] = math.inf
-        inside = itertools.chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
+        inside = node.value
+        if isinstance(node, yaml.MappingNode):
+            inside = itertools.chain.from_iterable(node.value)
         known[node] = 1 + sum(_count(part, known) for part in inside)
     return known[node]
 

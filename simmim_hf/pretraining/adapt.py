@@ -64,7 +64,7 @@ class AdaptationTextArguments(DataArguments):
 class AdaptationArguments(PretrainingArguments):
     """`PretrainingArguments` with defaults for an encoder that is trained already."""
 
-    output_dir: str | None = option(
+    output_dir: str = option(
         "simmim-adapted", f"Folder for the adapted model; how it was made is in the folder `{RUN}` inside."
     )
     num_train_epochs: float | None = option(
@@ -111,8 +111,9 @@ class Adaptation(Pretraining):
         export.require(*export.NEEDED["sentence-transformers"])
         check_source(model_args, args)
         preset = OBJECTIVES[model_args.objective]
-        for name, weight in WEIGHTS.items() if all(preset[name] for name in WEIGHTS) else ():
-            if getattr(model_args, name) is None:
+        has_both_terms = all(preset[name] for name in WEIGHTS)
+        for name, weight in WEIGHTS.items():
+            if has_both_terms and getattr(model_args, name) is None:
                 setattr(model_args, name, weight)
         folder = Path(args.output_dir)
         if folders.is_used(folder, RUN) and not (args.resume_from_checkpoint or args.overwrite_output_dir):
@@ -137,7 +138,8 @@ class Adaptation(Pretraining):
         return Path(self.args.output_dir).parent
 
     def _build_trainer(self) -> SimMIMTrainer:
-        args, rows = self.args, self.text.train
+        args = self.args
+        rows = self.text.train
         if not self.epochs_are_given and isinstance(rows, Dataset):
             step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
             args.num_train_epochs = max(1.0, float(math.ceil(STEPS * step / len(rows))))
@@ -177,7 +179,9 @@ class Adaptation(Pretraining):
 
     def _warm_up_head(self, share: float) -> None:
         """Trains the masked-LM head alone. Nothing of it is saved: a run that is killed meanwhile begins anew."""
-        args, frozen = copy.copy(self.args), [p for p in self.model.base_model.parameters() if p.requires_grad]
+        args = copy.copy(self.args)
+        frozen = [parameter for parameter in self.model.base_model.parameters() if parameter.requires_grad]
+        assert args.num_train_epochs is not None  # `fill_defaults` has set it
         if args.max_steps > 0:
             args.max_steps = max(1, round(share * args.max_steps))
         args.num_train_epochs *= share
@@ -185,7 +189,9 @@ class Adaptation(Pretraining):
         args.save_strategy = "no"
         args.report_to = []
         args.eval_on_start = False
-        args.weight_schedule = {"contrastive_weight": [(0.0, 0.0)]} if self.model.config.contrastive_weight else None
+        args.weight_schedule = None
+        if self.model.config.contrastive_weight:
+            args.weight_schedule = ["contrastive_weight=0:0"]
         for parameter in frozen:
             parameter.requires_grad_(False)
         with tempfile.TemporaryDirectory() as args.output_dir:  # for what a signal makes the Trainer save

@@ -56,8 +56,10 @@ def read_text(data_args: DataArguments, seed: int) -> corpora.Corpus:
         how = "the first 1,000 texts"
     else:
         percentage = data_args.validation_split_percentage
-        unit = f" by --text_unit {data_args.text_unit}" if data_args.text_unit else ""
-        with error_prefix(f"nothing can be held out of {data_args.text_option}{unit}, give a --validation_file"):
+        source = data_args.text_option
+        if data_args.text_unit:
+            source += f" by --text_unit {data_args.text_unit}"
+        with error_prefix(f"nothing can be held out of {source}, give a --validation_file"):
             train, held_out = corpora.split_held_out(train, percentage / 100, seed=seed)
         how = f"{percentage:g} % of the texts, 2,000 at most, drawn at random"
     if data_args.shuffle_buffer_size:
@@ -187,7 +189,9 @@ def tokenize_text(
         # Without an end: Trainer counts all steps of a stream as one epoch, and skips within it when it resumes.
         # The number of a row in the stream tells its readings apart, and is the same in all processes.
         train = train.repeat(None).map(lambda row, number: {"draw": number}, with_indices=True)
-    held_out_option = "--validation_file" if data_args.validation_file else data_args.text_option
+    held_out_option = data_args.text_option
+    if data_args.validation_file:
+        held_out_option = "--validation_file"
     with error_prefix(f"the held-out text ({held_out_option})"):
         held_out, held_out_counts = tokenization.tokenize(held_out, tokenizer, **options)
     return TokenizedText(train, held_out, train_counts, held_out_counts)

@@ -102,7 +102,8 @@ def check_mixture(data_args: DataArguments) -> None:
     Raises:
         ValueError: the message names the remedy.
     """
-    weights, sources = data_args.mixture_weights, data_args.train_file or []
+    weights = data_args.mixture_weights or []
+    sources = data_args.train_file or []
     if len(weights) != len(sources) or not all(0 < weight < math.inf for weight in weights):
         raise ValueError(
             f"--mixture_weights {' '.join(map(str, weights))}: give a number above 0 for each of the {len(sources)} "
@@ -129,6 +130,7 @@ def check_model(model_args: ModelArguments) -> SimMIMConfig:
             if name in SIZES and isinstance(value, int) and value < 1:
                 raise ValueError(f"`{name}` is {value}: give 1 or more.")
     with error_prefix("the model cannot be built"):
+        assert model_args.vocab_size is not None  # `fill_defaults` has set it
         config = model_args.new_config(model_args.vocab_size, dict.fromkeys(TOKEN_IDS, 0))
         if model_args.model_name_or_path:
             config.contrastive_gradient = "encoder"  # what else there is to teach, the model knows that is continued
@@ -174,7 +176,8 @@ def check_training(args: TrainingArguments) -> None:
         with error_prefix(f"--gradient_checkpointing_kwargs {args.gradient_checkpointing_kwargs}"):
             options = {"use_reentrant": False, **(args.gradient_checkpointing_kwargs or {})}
             torch.utils.checkpoint.checkpoint(layer, torch.ones(1, 1), **options)
-    kind, kwargs = args.lr_scheduler_type, args.lr_scheduler_kwargs
+    kind = args.lr_scheduler_type
+    kwargs = args.lr_scheduler_kwargs
     with error_prefix(f"--lr_scheduler_type {kind.value}, --lr_scheduler_kwargs {kwargs}"):
         get_scheduler(kind, optimizer, args.get_warmup_steps(100), 100, scheduler_specific_kwargs=kwargs)
 

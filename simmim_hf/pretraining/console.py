@@ -32,7 +32,9 @@ def text_report(text, units: Sequence[str], max_length: int, sources: Sequence[s
     if counts is None:
         lines.append(f"Training text: a stream, read in passages of {max_length} tokens at most.")
     else:
-        dropped = f"{counts.dropped:,} tokens cut off (--long_texts)" if counts.dropped else "nothing cut off"
+        dropped = "nothing cut off"
+        if counts.dropped:
+            dropped = f"{counts.dropped:,} tokens cut off (--long_texts)"
         lines.append(
             f"Training text: {counts.documents:,} documents, {counts.tokens:,} tokens in {counts.rows:,} rows for an "
             f"encoder that reads {max_length} tokens at once; {dropped}."

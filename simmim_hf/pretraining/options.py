@@ -3,7 +3,7 @@
 import json
 import os
 from dataclasses import dataclass, fields
-from typing import get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import torch
 from transformers import AutoConfig
@@ -25,8 +25,8 @@ from ..training.arguments import SimMIMTrainingArguments
 # The best of the measured ones where training begins from random weights, see examples/comparisons.
 DEFAULT_OBJECTIVE = "snippets"
 BY_OBJECTIVE = dict.fromkeys(options_of_objective(DEFAULT_OBJECTIVE), "by --objective")
-ObjectiveOptions = options_of(SimMIMConfig, leave_out=["text_config", "tie_word_embeddings"], unset=BY_OBJECTIVE)
-CorruptionOptions = options_of(
+ObjectiveOptions: Any = options_of(SimMIMConfig, leave_out=["text_config", "tie_word_embeddings"], unset=BY_OBJECTIVE)
+CorruptionOptions: Any = options_of(
     DataCollatorForSimMIM, leave_out=["max_length", "seed", "positive_view", "corrupted_views"]
 )  # these have other names on the command line, or follow from other options
 RANGES = [field_.name for field_ in fields(CorruptionOptions) if get_origin(field_.type) is list]  # one number, or two
@@ -159,8 +159,10 @@ class DataArguments(CorruptionOptions):
     def collator_options(self) -> dict:
         """The options of `DataCollatorForSimMIM`."""
         options = {field_.name: getattr(self, field_.name) for field_ in fields(CorruptionOptions)}
-        ranges = {name: tuple(options[name]) if len(options[name]) > 1 else options[name][0] for name in RANGES}
-        return {**options, **ranges}
+        for name in RANGES:
+            values = options[name]
+            options[name] = tuple(values) if len(values) > 1 else values[0]
+        return options
 
     @property
     def built_in(self) -> bool:
@@ -179,7 +181,7 @@ class PretrainingArguments(SimMIMTrainingArguments):
 
     _argument_group_name = "training"
 
-    output_dir: str | None = option("simmim-pretrained", "Folder for the checkpoint, the metrics and the plot.")
+    output_dir: str = option("simmim-pretrained", "Folder for the checkpoint, the metrics and the plot.")
     overwrite_output_dir: bool = option(False, "Write into --output_dir though it is not empty.")
     allow_changed: bool = option(
         False, "Resume though options or text are others than those of the checkpoint; says which."
@@ -221,7 +223,8 @@ class PretrainingArguments(SimMIMTrainingArguments):
 
 
 # The least and the most of options that are numbers, where nothing else refuses what cannot work.
-TINY, HUGE = 1e-9, 1e300
+TINY = 1e-9
+HUGE = 1e300
 RANGES_OF_OPTIONS = {
     **dict.fromkeys(["per_device_train_batch_size", "per_device_eval_batch_size"], (1, 1e6)),
     **dict.fromkeys(["gradient_accumulation_steps", "max_steps", "eval_accumulation_steps", "ddp_timeout"], (1, 1e9)),

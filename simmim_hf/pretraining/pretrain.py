@@ -48,14 +48,18 @@ class Pretraining:
     """
 
     def __init__(self, model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments):
-        self.model_args, self.data_args, self.args = model_args, data_args, args
+        self.model_args = model_args
+        self.data_args = data_args
+        self.args = args
         fill_defaults(model_args, data_args, args)
         self.checkpoint = _checkpoint_to_resume(args)
         # The first evaluation is part of training, which has prepared the model for all processes by then.
         args.eval_on_start = args.eval_on_start or self.checkpoint is None
         check(model_args, data_args, args)
-        with error_prefix("--similarity_file"):
-            self.scored_pairs = load_scored_pairs(data_args.similarity_file) if data_args.similarity_file else None
+        self.scored_pairs = None
+        if data_args.similarity_file:
+            with error_prefix("--similarity_file"):
+                self.scored_pairs = load_scored_pairs(data_args.similarity_file)
         set_seed(args.seed)
         with args.main_process_first(desc="reading the corpus"):
             self.corpus = read_text(data_args, args.seed)
@@ -143,7 +147,7 @@ class Pretraining:
             "differences": {name: found._asdict() for name, found in differences.items() if found},
         }
         with checkpoints.saving(self.folder):
-            if self.trainer.is_world_process_zero():
+            if model is not None and self.trainer.is_world_process_zero():
                 self._report(results, model)
         if self.args.push_to_hub:
             self._upload()
@@ -157,7 +161,8 @@ class Pretraining:
         try:
             self.trainer.push_to_hub()
         except Exception as error:  # a network has errors of its own in every layer
-            name, folder = self.trainer.hub_model_id, self.args.output_dir
+            name = self.trainer.hub_model_id
+            folder = self.args.output_dir
             raise NotUploaded(
                 f"--push_to_hub: `{folder}` is saved, and was not uploaded ({reason(error)}). "
                 f'Upload it: hf upload {name} {folder} --exclude "checkpoint-*/*"'
@@ -165,7 +170,9 @@ class Pretraining:
 
     def _retrieval_pairs(self) -> Dataset | None:
         """What is to find what, `query` and `document`, among the held-out text; None where nothing is."""
-        return docstrings.retrieval_pairs(self.held_out) if self.data_args.built_in else None
+        if not self.data_args.built_in:
+            return None
+        return docstrings.retrieval_pairs(self.held_out)
 
     def _refuse_another_run(self) -> None:
         if not self.checkpoint:
@@ -181,7 +188,8 @@ class Pretraining:
 
     def _saved_at_a_signal(self) -> str:
         """Saves the last step where the signal ended an evaluation, and says how to go on."""
-        step, name = self.trainer.state.global_step, self.signals.name
+        step = self.trainer.state.global_step
+        name = self.signals.name
         if not step:
             return f"{name}: ended before the first step. Give the same command again."
         self.trainer.ensure_checkpoint()
@@ -208,8 +216,9 @@ class Pretraining:
             ids = {"query_ids": pairs["query"][:], "document_ids": pairs["document"][:]}
             samples["retrieval_mrr@10"] = retrieval_samples(*vectors, **ids)["mrr@10"]
         if self.scored_pairs is not None:
-            vectors = self._vectors(model, self.scored_pairs, "sentence1", "sentence2")
-            samples["similarity_spearman"] = similarity_samples(*vectors, self.scored_pairs["score"][:])["spearman"]
+            first, second = self._vectors(model, self.scored_pairs, "sentence1", "sentence2")
+            scores = self.scored_pairs["score"][:]
+            samples["similarity_spearman"] = similarity_samples(first, second, scores)["spearman"]
         return samples
 
     def _vectors(self, model: SimMIMForPreTraining, rows: Dataset, *columns: str) -> list[np.ndarray]:
@@ -249,7 +258,8 @@ class Pretraining:
             print(console.neighbours(texts[query], [(texts[i], row[i]) for i in best]))
 
     def _initial_weights(self) -> dict:
-        facts, path = {"initial_weights": "random weights"}, self.model_args.model_name_or_path
+        facts: dict = {"initial_weights": "random weights"}
+        path = self.model_args.model_name_or_path
         if path and os.path.exists(path):
             facts["initial_weights"] = f"the local checkpoint `{Path(path).resolve().name}`"
             facts |= earlier_runs(Path(path))
@@ -262,24 +272,30 @@ class Pretraining:
 
     def _data_facts(self) -> dict:
         """Which text, how much of it, and what was done to it, without the folders of this machine."""
-        data, train, held_out = self.data_args, self.text.train, self.text.held_out
-        facts = {"max_length": self.max_length, "held_out_sequences": len(held_out)}
-        if not data.streaming:
-            counts = self.text.train_counts
-            facts |= {"train_documents": counts.documents, "train_sequences": len(train)}
+        data = self.data_args
+        counts = self.text.train_counts
+        facts: dict = {"max_length": self.max_length, "held_out_sequences": len(self.text.held_out)}
+        if counts is not None:  # those of a stream are not known
+            facts |= {"train_documents": counts.documents, "train_sequences": len(self.text.train)}
             facts |= {"train_tokens": counts.tokens, "dropped_tokens": counts.dropped}
             if counts.sources:
                 facts["sources"] = [{"documents": part.documents, "tokens": part.tokens} for part in counts.sources]
         facts |= self.corpus.description
         if data.similarity_file:
             facts["similarity_file"] = Path(data.similarity_file).name
-        name = self.model_args.tokenizer_name or self.model_args.model_name_or_path
-        origin = f"of `{Path(name).name if os.path.exists(name) else name}`" if name else "trained on the text"
-        facts["tokenizer"] = f"{len(self.tokenizer):,} tokens, {origin}"
+        facts["tokenizer"] = f"{len(self.tokenizer):,} tokens, {self._tokenizer_origin()}"
         recorded = ["train_file", "validation_file", "dataset_name", "dataset_config_name", "similarity_file"]
         recorded += data.collator_options()
         options = [option.name for option in dataclasses.fields(data) if option.name not in recorded]
         return {**facts, "options": options_of(data, options)}
+
+    def _tokenizer_origin(self) -> str:
+        name = self.model_args.tokenizer_name or self.model_args.model_name_or_path
+        if not name:
+            return "trained on the text"
+        if os.path.exists(name):
+            name = Path(name).name
+        return f"of `{name}`"
 
 
 class StopAtNonFiniteEvaluation(TrainerCallback):
@@ -314,8 +330,10 @@ def _checkpoint_to_resume(args: PretrainingArguments) -> str | None:
     checkpoint = None
     if args.resume_from_checkpoint:
         checkpoint = checkpoints.to_resume(args.resume_from_checkpoint, args.output_dir)
-    before_the_first = checkpoints.BEFORE_THE_FIRST if args.resume_from_checkpoint == checkpoints.LAST_IF_ANY else ()
-    is_used = folders.is_used(args.output_dir, *before_the_first)
+    ignored: Sequence[str] = ()
+    if args.resume_from_checkpoint == checkpoints.LAST_IF_ANY:
+        ignored = checkpoints.BEFORE_THE_FIRST
+    is_used = folders.is_used(args.output_dir, *ignored)
     if is_used and not (_continues(checkpoint, args.output_dir) or args.overwrite_output_dir):
         raise ValueError(
             f"--output_dir `{args.output_dir}` is not empty. Give another folder, --overwrite_output_dir to write "
@@ -326,4 +344,6 @@ def _checkpoint_to_resume(args: PretrainingArguments) -> str | None:
 
 def _continues(checkpoint: str | None, output_dir: str) -> bool:
     """Whether a checkpoint is one of the run in a folder."""
-    return bool(checkpoint) and Path(checkpoint).resolve().parent == Path(output_dir).resolve()
+    if not checkpoint:
+        return False
+    return Path(checkpoint).resolve().parent == Path(output_dir).resolve()

@@ -41,7 +41,7 @@ def check_start(trainer: Trainer) -> None:
     """
     if not is_distributed():
         return
-    facts = {}
+    facts: dict = {}
     for part in trainer.record["meaning"].values():
         facts |= part
     facts |= trainer.args.to_dict()
@@ -120,7 +120,7 @@ def noticing_lost_processes() -> Iterator[None]:
 def _compare(facts: dict) -> None:
     """Raises `ProcessesDiffer` in every process where a fact is not that of process 0."""
     mine = json.loads(json.dumps(facts, default=str))
-    everyone = [None] * dist.get_world_size()
+    everyone: list = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
     for rank, theirs in enumerate(everyone):
         for name, value in everyone[0].items():
@@ -134,9 +134,13 @@ def _compare(facts: dict) -> None:
 
 def _shown(value) -> str:
     words = str(value)
-    return words if len(words) <= LONGEST_VALUE else f"{words[:LONGEST_VALUE]} ..."
+    if len(words) <= LONGEST_VALUE:
+        return words
+    return f"{words[:LONGEST_VALUE]} ..."
 
 
 def _first_row(dataset) -> str | None:
     """What a stream begins with, which has no fingerprint."""
-    return str(next(iter(dataset), None)) if isinstance(dataset, IterableDataset) else None
+    if not isinstance(dataset, IterableDataset):
+        return None
+    return str(next(iter(dataset), None))

@@ -81,7 +81,7 @@ def read_weight_schedule(schedule: dict | list[str] | None) -> dict[str, list[tu
     """The points of each weight, also from words such as `contrastive_weight=0:0,0.3:1`."""
     if schedule is None or isinstance(schedule, dict):
         return schedule
-    read = {}
+    read: dict = {}
     for word in schedule:
         try:
             name, points = word.split("=")

@@ -64,8 +64,10 @@ def model_card(
         ValueError: a language or an id that the Hub does not accept, or no results of an evaluation.
     """
     check_options(hub_model_id, language)
-    facts, name = records.printable(facts), records.printable(name)
-    objective, data = _learned_by_all(facts), facts.get("data", {})
+    facts = records.printable(facts)
+    name = records.printable(name)
+    objective = _learned_by_all(facts)
+    data = facts.get("data", {})
     results = _eval_results(facts.get("after", {}), data)
     learned = [tag for weight, tags_of_term in TAGS.items() if objective[weight] for tag in tags_of_term]
     missing = {"the language of the text": language, "a licence": license}
@@ -113,7 +115,8 @@ def check_options(hub_model_id: str | None, language: Sequence[str]) -> None:
 
 def _learned_by_all(facts: dict) -> dict:
     """The objective of a run, with the weights of the one before it where this one left the encoder as it was."""
-    objective, runs = facts["objective"], facts.get("earlier_runs", [])
+    objective = facts["objective"]
+    runs = facts.get("earlier_runs", [])
     leaves_encoder = objective.get("contrastive_gradient") == "pooler" and not objective["mlm_weight"]
     if not (leaves_encoder and not objective["clm_weight"] and runs):
         return objective
@@ -136,50 +139,58 @@ def _text(data: dict, markdown: bool = True) -> str | None:
     if data.get("built_in"):
         return BUILT_IN_TEXT
     names = data.get("datasets", data.get("files", []))
-    if markdown:
-        names = [f"[{n}](https://huggingface.co/datasets/{n})" if "datasets" in data else f"`{n}`" for n in names]
-    config = f", configuration {data['dataset_config']}" if "dataset_config" in data else ""
-    return f"{listed(names)}{config}" if names else None
+    if not names:
+        return None
+    if markdown and "datasets" in data:
+        names = [f"[{name}](https://huggingface.co/datasets/{name})" for name in names]
+    elif markdown:
+        names = [f"`{name}`" for name in names]
+    text = listed(names)
+    if "dataset_config" in data:
+        text += f", configuration {data['dataset_config']}"
+    return text
 
 
 def _eval_results(after: dict[str, float], data: dict) -> list[EvalResult]:
     """The measured metrics for the `model-index`; one that is not finite is left out."""
     text = _text(data, markdown=False) or "text that was not recorded"
-    held_out = f"{text}; held out: {data['held_out']}" if "held_out" in data else text
-    return [
-        EvalResult(
-            task_type=metric_of(name).hub_metric[0],
+    if "held_out" in data:
+        text += f"; held out: {data['held_out']}"
+    results = []
+    for name, value in after.items():
+        metric = metric_of(name)
+        if not metric.hub_metric or value is None or not math.isfinite(value):
+            continue
+        task_type, metric_type = metric.hub_metric
+        is_similarity = name == "similarity_spearman"
+        result = EvalResult(
+            task_type=task_type,
             dataset_type="unknown",  # the id on the Hub of the held-out part, which has none
-            dataset_name=data["similarity_file"] if name == "similarity_spearman" else held_out,
-            metric_type=metric_of(name).hub_metric[1],
-            metric_name=metric_of(name).title,
+            dataset_name=data["similarity_file"] if is_similarity else text,
+            metric_type=metric_type,
+            metric_name=metric.title,
             metric_value=round(value, 4),
         )
-        for name, value in after.items()
-        if metric_of(name).hub_metric and value is not None and math.isfinite(value)
-    ]
+        results.append(result)
+    return results
 
 
 def _procedure(facts: dict) -> list[tuple[str, str]]:
     """The facts of a run as rows of a table, without those that are not known."""
-    data, steps = facts.get("data", {}), facts["steps"]
-    planned = facts.get("planned_steps", steps)
-    resumed = f", from step {facts['resumed_at_step']:,} on" if "resumed_at_step" in facts else ""
-    length = f"{data['max_length']:,} tokens" if "max_length" in data else None
-    if length and data.get("dropped_tokens"):
-        length += f"; {data['dropped_tokens']:,} tokens of longer documents were cut off"
+    data = facts.get("data", {})
+    tokens_of_all = _tokens_of_all(facts) if facts.get("earlier_runs") else None
     rows = {
         "training documents": _number(data.get("train_documents")),
         "training sequences": _number(data.get("train_sequences")),
         "tokens in them": _number(data.get("train_tokens")),
         "held-out sequences": _number(data.get("held_out_sequences")),
-        "longest sequence": length,
+        "longest sequence": _longest_sequence(data),
         "tokenizer": data.get("tokenizer"),
-        "steps": f"{steps:,}" + (f" of {planned:,} planned" if steps < planned else ""),
+        "steps": _steps(facts),
         "epochs": _number(facts.get("epochs"), ".2f"),
         "tokens that the encoder read, without padding": _number(facts.get("tokens_read")),
-        "with those of the runs before": _number(_tokens_of_all(facts)) if facts.get("earlier_runs") else None,
-        "training time": f"{facts['train_seconds']:,} seconds{resumed}" if "train_seconds" in facts else None,
+        "with those of the runs before": _number(tokens_of_all),
+        "training time": _training_time(facts),
         "precision": facts.get("precision"),
         "hardware of a process": facts.get("hardware"),
         "processes": _number(facts.get("processes")),
@@ -187,6 +198,32 @@ def _procedure(facts: dict) -> list[tuple[str, str]]:
         "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
     }
     return [(title, value) for title, value in rows.items() if value is not None]
+
+
+def _longest_sequence(data: dict) -> str | None:
+    if "max_length" not in data:
+        return None
+    length = f"{data['max_length']:,} tokens"
+    if data.get("dropped_tokens"):
+        length += f"; {data['dropped_tokens']:,} tokens of longer documents were cut off"
+    return length
+
+
+def _steps(facts: dict) -> str:
+    steps = facts["steps"]
+    planned = facts.get("planned_steps", steps)
+    if steps < planned:
+        return f"{steps:,} of {planned:,} planned"
+    return f"{steps:,}"
+
+
+def _training_time(facts: dict) -> str | None:
+    if "train_seconds" not in facts:
+        return None
+    time = f"{facts['train_seconds']:,} seconds"
+    if "resumed_at_step" in facts:
+        time += f", from step {facts['resumed_at_step']:,} on"
+    return time
 
 
 def _tokens_of_all(facts: dict) -> int:
@@ -202,11 +239,14 @@ def _all_options(facts: dict) -> list[tuple[str, str]]:
 
 def _metrics(facts: dict) -> list[list[str]]:
     """The cells of the table of held-out metrics, its head first, without columns in which nothing stands."""
-    step = facts.get("evaluated_at_step")
-    head = ["held out", "before training", f"after {step:,} steps" if step else "after training", "baseline"]
     rows = [[*cells, f"{baseline} {name}".strip()] for *cells, baseline, name in held_out_rows(facts)]
+    if not rows:
+        return []
+    step = facts.get("evaluated_at_step")
+    after = f"after {step:,} steps" if step else "after training"
+    head = ["held out", "before training", after, "baseline"]
     kept = [column for column in range(len(head)) if any(row[column] for row in rows)]
-    return [[row[column] for column in kept] for row in (head, *rows)] if rows else []
+    return [[row[column] for column in kept] for row in (head, *rows)]
 
 
 def _evaluation(folder: Path) -> str:
@@ -219,7 +259,9 @@ def _evaluation(folder: Path) -> str:
     lines = [*table, ""]
     if results.get("differences"):
         lines += [f"In brackets: the difference to the first model and its {CONFIDENCE:.0%} interval.", ""]
-    return "\n".join([*lines, *(["```bash", results["command"], "```"] if "command" in results else [])])
+    if "command" in results:
+        lines += ["```bash", results["command"], "```"]
+    return "\n".join(lines)
 
 
 def _notes(facts: dict) -> list[str]:
@@ -270,7 +312,8 @@ def write_trainer_card(trainer: Trainer, facts: dict, name: str | None, **option
         name: the title; by default the name on the Hub, or that of the folder
         options: `license`, `language` and `tags` of `model_card`
     """
-    folder, plot = Path(trainer.args.output_dir), None
+    folder = Path(trainer.args.output_dir)
+    plot = None
     if any(entry.keys() & {"loss", "eval_loss"} for entry in trainer.state.log_history):
         plot = PLOT
         plot_training(trainer.state.log_history, str(folder / PLOT))
@@ -287,9 +330,13 @@ def save_adapted_card(facts: dict, folder: Path, run: str) -> None:
         run: the folder in that of the model that has the card of the run
     """
     facts = records.printable(facts)
-    name, source = records.printable(_name(None, folder)), facts.get("base_model")
-    origin = f"[{source}](https://huggingface.co/{source})" if source else facts["initial_weights"]
-    text, head, *rows = _text(facts.get("data", {})) or "text that was not recorded", *_metrics(facts)
+    name = records.printable(_name(None, folder))
+    source = facts.get("base_model")
+    origin = f"[{source}](https://huggingface.co/{source})"
+    if not source:
+        origin = facts["initial_weights"]
+    text = _text(facts.get("data", {})) or "text that was not recorded"
+    head, *rows = _metrics(facts)
     data = ModelCardData(
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
@@ -319,7 +366,9 @@ def _save_unless_edited(card: ModelCard, folder: Path) -> None:
 
 
 def _name(hub_model_id: str | None, folder: Path) -> str:
-    return hub_model_id.split("/")[-1] if hub_model_id else folder.resolve().name
+    if hub_model_id:
+        return hub_model_id.split("/")[-1]
+    return folder.resolve().name
 
 
 @dataclass
@@ -356,7 +405,8 @@ def write_card(arguments: CardArguments) -> Path:
     if "objective" not in results:
         raise ValueError(f"--model: `{folder}/results.json` does not record the model: another version wrote it.")
     check_options(arguments.hub_model_id, arguments.language or ())
-    plot, state = folder / PLOT, folder / "trainer_state.json"
+    plot = folder / PLOT
+    state = folder / "trainer_state.json"
     if not plot.exists() and state.exists():
         with error_prefix(f"--model: `{state}` is damaged"):
             plot_training(records.read_json(state)["log_history"], str(plot))
@@ -384,11 +434,14 @@ def held_out_rows(results: dict) -> list[list[str]]:
     Args:
         results: what `results.json` holds
     """
-    measured = (results.get("before", {}), results.get("after", {}), baselines(results))
+    before = results.get("before", {})
+    after = results.get("after", {})
+    baseline = baselines(results)
     rows = []
-    for name in measured[1]:
-        cells = [as_text(values[name]) if name in values else "" for values in measured]
-        rows.append([title(name), *cells, BASELINES[name][1] if name in measured[2] else ""])
+    for name in after:
+        cells = [as_text(values[name]) if name in values else "" for values in (before, after, baseline)]
+        baseline_name = BASELINES[name][1] if name in baseline else ""
+        rows.append([title(name), *cells, baseline_name])
     return rows
 
 
@@ -396,8 +449,9 @@ def notes(results: dict) -> list[str]:
     """What a reader of the metrics has to know: what is retrieved, and how sure the gains are."""
     found = []
     if "retrieval_candidates" in results:
-        built_in = results["data"].get("built_in")
-        what = "a docstring's body by its summary line" if built_in else "the second half of a text by its first"
+        what = "the second half of a text by its first"
+        if results["data"].get("built_in"):
+            what = "a docstring's body by its summary line"
         found.append(f"Retrieval finds {what} among {results['retrieval_candidates']:,} held-out candidates.")
     for name, gain in results.get("differences", {}).items():
         value, low, high = (f"{gain[part]:+.{metric_of(name).digits}f}" for part in ("value", "low", "high"))

@@ -66,7 +66,8 @@ def saving(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        failure, cause = folders.failure_of(error, folder), error
+        failure = folders.failure_of(error, folder)
+        cause = error
         if failure is None:
             raise
     failures = [failure]
@@ -134,7 +135,9 @@ def damage(folder: Path, checksums: bool = True) -> str | None:
                     return f"{name} has changed"
         _read(folder / TRAINER_STATE_NAME)["global_step"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return str(error) if type(error) is ValueError else f"its manifest or state is not valid ({error!r})"
+        if type(error) is ValueError:
+            return str(error)
+        return f"its manifest or state is not valid ({error!r})"
     for part, names in PARTS.items():
         if not any(any(folder.glob(name)) for name in (*names, DEEPSPEED)):
             return f"the {part} is missing"
@@ -147,7 +150,8 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
 
 
 def _newest_whole(folder: Path) -> str | None:
-    newest, skipped = None, []
+    newest = None
+    skipped = []
     for path in reversed(checkpoints_in(folder)):
         reason = damage(path)
         if reason is None:
@@ -157,7 +161,7 @@ def _newest_whole(folder: Path) -> str | None:
     if skipped:
         named = records.printable(", ".join(skipped))  # a manifest names files as it likes
         logger.warning(f"Skipped {named}: going on from {newest.name if newest else 'no checkpoint'}.")
-    return newest and str(newest)
+    return str(newest) if newest else None
 
 
 def to_resume(checkpoint: str | bool, output_dir: str | Path) -> str | None:

@@ -25,10 +25,11 @@ def plot_training(log_history: list[dict[str, float]], path: str) -> None:
     figure = Figure(figsize=(4.6 * columns, 3.2 * rows), dpi=120)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis, names in zip(axes.flat, panels, strict=False):
-        colours = {}
+        colours: dict[str, str] = {}
         for name in names:
             steps, values = zip(*[(entry["step"], entry[name]) for entry in log_history if name in entry], strict=True)
-            key, held_out = name.removeprefix("eval_"), name.startswith("eval_")
+            key = name.removeprefix("eval_")
+            held_out = name.startswith("eval_")
             colours.setdefault(key, f"C{len(colours)}")
             label = ("loss" if key == "loss" else metric_of(key).title) + (", held out" if held_out else "")
             axis.plot(steps, values, "o" if held_out else "-", color=colours[key], label=label, linewidth=1.5)

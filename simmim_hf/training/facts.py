@@ -16,8 +16,8 @@ from .arguments import METHOD_OPTIONS
 logger = logging.get_logger(__name__)
 
 # What is kept of the runs before one that goes on from their weights.
-OF_A_RUN = ("command", "seed", "steps", "planned_steps", "epochs", "tokens_read", "train_seconds", "precision")
-OF_A_RUN += ("hardware", "processes", "versions", "initial_weights", "objective")
+OF_A_RUN = ["command", "seed", "steps", "planned_steps", "epochs", "tokens_read", "train_seconds", "precision"]
+OF_A_RUN += ["hardware", "processes", "versions", "initial_weights", "objective"]
 
 # The options that a card lists; `config.json` and `training_args.json` beside it have them all.
 BACKBONE_OPTIONS = [
@@ -46,14 +46,20 @@ def tokens_read(log_history: list[dict]) -> int:
 
 def run_facts(trainer: Trainer) -> dict:
     """What a Trainer knows of its run, by the keys of `results.json`; what it does not know is left out."""
-    args, state, collator = trainer.args, trainer.state, trainer.data_collator
+    args = trainer.args
+    state = trainer.state
+    collator = trainer.data_collator
     model = trainer.accelerator.unwrap_model(trainer.model)
     seconds = [entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry]
     held_out_metrics = {f"eval_{name}": name for name in METRICS}
     evaluations = [entry for entry in state.log_history if entry.keys() & held_out_metrics.keys()]
     measured = evaluations[-1] if evaluations else {}
-    corruption = [f.name for f in dataclasses.fields(collator)] if isinstance(collator, DataCollatorForSimMIM) else []
-    held_out = trainer.eval_dataset if not isinstance(trainer.eval_dataset, dict) else None
+    corruption = []
+    if isinstance(collator, DataCollatorForSimMIM):
+        corruption = [field.name for field in dataclasses.fields(collator) if field.name != "tokenizer"]
+    held_out = trainer.eval_dataset
+    if isinstance(held_out, dict):
+        held_out = None
     sets = {"train_sequences": trainer.train_dataset, "held_out_sequences": held_out}
     facts = {
         "seed": args.seed,
@@ -62,7 +68,7 @@ def run_facts(trainer: Trainer) -> dict:
         "backbone": options_of(model.config.text_config, BACKBONE_OPTIONS),
         "objective": options_of(model.config, OBJECTIVE_OPTIONS),
         "vector_size": model.config.embedding_dim,
-        "corruption": options_of(collator, [name for name in corruption if name != "tokenizer"]),
+        "corruption": options_of(collator, corruption),
         "training": options_of(args, TRAINING_OPTIONS),
         "precision": precision(trainer),
         "hardware": records.hardware(args),
@@ -88,9 +94,13 @@ def options_of(owner, names: Iterable[str]) -> dict:
 def precision(trainer: Trainer) -> str:
     """The type of the weights, and that of autocast."""
     weights = str(trainer.accelerator.unwrap_model(trainer.model).dtype).removeprefix("torch.")
+    precision = weights
     autocast = AUTOCAST.get(trainer.accelerator.mixed_precision)
-    precision = f"{autocast} autocast over {weights} weights" if autocast else weights
-    return precision + (", TensorFloat-32 matrix products" if trainer.args.tf32 else "")
+    if autocast:
+        precision = f"{autocast} autocast over {weights} weights"
+    if trainer.args.tf32:
+        precision += ", TensorFloat-32 matrix products"
+    return precision
 
 
 def earlier_runs(checkpoint: Path) -> dict[str, list[dict]]:
@@ -103,4 +113,6 @@ def earlier_runs(checkpoint: Path) -> dict[str, list[dict]]:
         logger.warning(f"How the initial weights were trained is not known: {error}")
         return {}
     kept = {name: facts[name] for name in OF_A_RUN if name in facts}
-    return {"earlier_runs": [*facts.get("earlier_runs", []), kept]} if "steps" in kept and "versions" in kept else {}
+    if "steps" not in kept or "versions" not in kept:
+        return {}
+    return {"earlier_runs": [*facts.get("earlier_runs", []), kept]}

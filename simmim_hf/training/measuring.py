@@ -11,7 +11,7 @@ class Meter:
     They are summed in float64, so that a mean is the same however many processes share the sum.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.sums: dict[str, torch.Tensor | float] = defaultdict(float)
         self.weights: dict[str, torch.Tensor | float] = defaultdict(float)
 
@@ -35,10 +35,13 @@ class Meter:
         parts = [part[name] for name in names for part in (self.sums, self.weights)]
         local = [_precise(torch.as_tensor(part, device=accelerator.device)) for part in parts]
         total = accelerator.reduce(torch.stack(local), reduction="sum").view(-1, 2).tolist()
-        self.__init__()
+        self.sums.clear()
+        self.weights.clear()
         return {name: sum / weight for name, (sum, weight) in zip(names, total, strict=True) if weight}
 
 
 def _precise(value: torch.Tensor) -> torch.Tensor:
     """float64, where the device has it."""
-    return value.float() if value.device.type == "mps" else value.double()
+    if value.device.type == "mps":
+        return value.float()
+    return value.double()

@@ -23,7 +23,8 @@ class StopAtSignal(TrainerCallback):
     """
 
     def __init__(self):
-        self.received, self.received_at = 0, 0.0
+        self.received = 0
+        self.received_at = 0.0
 
     @property
     def name(self) -> str:
@@ -42,7 +43,8 @@ class StopAtSignal(TrainerCallback):
 
     def _note(self, number: int, frame) -> None:
         if not self.received:
-            self.received, self.received_at = number, time.monotonic()
+            self.received = number
+            self.received_at = time.monotonic()
         elif time.monotonic() - self.received_at > SAME_SIGNAL_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)

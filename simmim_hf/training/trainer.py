@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import transformers.trainer
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerControl, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
@@ -70,6 +70,9 @@ class SimMIMTrainer(Trainer):
         options: the others of `Trainer`, such as `compute_metrics`, `callbacks` and `optimizers`
     """
 
+    args: TrainingArguments
+    control: TrainerControl
+    _signature_columns: list[str]
     # What `simmim pretrain` recorded for the card; without it the card states what the Trainer itself knows.
     results: dict | None = None
     _is_saving = False
@@ -119,8 +122,10 @@ class SimMIMTrainer(Trainer):
         schedule = self.args.weight_schedule or {}
         if any(not weight for points in schedule.values() for _, weight in points) and self.args.world_size > 1:
             self.args.ddp_find_unused_parameters = True  # a term that is left out has parameters without a gradient
-        self._training_meter, self._evaluation_meter = Meter(), Meter()
-        self._tokens, self._tokens_since = 0, None
+        self._training_meter = Meter()
+        self._evaluation_meter = Meter()
+        self._tokens = 0
+        self._tokens_since: float | None = None
         self._skipped = 0
         self._shares: deque[dict[str, float]] = deque()
         self.add_callback(SamplerEpoch())
@@ -141,7 +146,9 @@ class SimMIMTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None):
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, LengthGroupedSampler):
-            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            seed = self.args.data_seed
+            if seed is None:
+                seed = self.args.seed
             # A column of a dataset takes far longer to give its numbers one by one.
             lengths = list(sampler.lengths[:])
             return SimilarLengthSampler(sampler.batch_size * self.args.world_size, lengths, seed)
@@ -186,7 +193,8 @@ class SimMIMTrainer(Trainer):
 
     def _shares_of(self, batches: list[dict]) -> list[dict[str, float]]:
         """For each micro-batch and term its part of all things averaged over, times the number of micro-batches."""
-        model, objective = self._unwrapped_model(), self.current_objective()
+        model = self._unwrapped_model()
+        objective = self.current_objective()
         counted = [model.counts(objective, **batch) for batch in batches]
         counts = torch.stack([torch.stack(list(counts.values())) for counts in counted]).float()  # (batches, terms)
         counts = self.accelerator.reduce(counts.to(self.accelerator.device), reduction="sum")
@@ -207,13 +215,16 @@ class SimMIMTrainer(Trainer):
     def _unwrapped_model(self):
         model = self.accelerator.unwrap_model(self.model)
         # peft keeps attributes that are set on it to itself.
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
+        if hasattr(model, "get_base_model"):
+            return model.get_base_model()
+        return model
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         unwrapped = self._unwrapped_model()
-        # Evaluation keeps the objective of the configuration.
         is_training = unwrapped.training  # an engine of DeepSpeed says True in evaluation too
-        objective = self.current_objective() if is_training else unwrapped.config.objective
+        objective = unwrapped.config.objective  # evaluation keeps it
+        if is_training:
+            objective = self.current_objective()
         outputs = model(**inputs, objective=objective)
         terms = {name: outputs[name] for name in TERMS if outputs.get(name) is not None}
         loss = outputs.loss
@@ -256,10 +267,13 @@ class SimMIMTrainer(Trainer):
             self._skipped_in_a_row = 0
             return norm
         model.zero_grad()  # without one, the optimizer leaves the weights and its state as they are
-        self._skipped, self._skipped_in_a_row = self._skipped + 1, self._skipped_in_a_row + 1
+        self._skipped += 1
+        self._skipped_in_a_row += 1
         self._skipped_at = self.state.global_step + 1
-        # DeepSpeed has made its step by now.
-        self._stop_unless_finite(0 if self.is_deepspeed_enabled else self.args.max_skipped_steps)
+        allowed = self.args.max_skipped_steps
+        if self.is_deepspeed_enabled:  # it has made its step by now
+            allowed = 0
+        self._stop_unless_finite(allowed)
         return norm
 
     def _finalize_training(self, *args, **kwargs):
@@ -284,9 +298,11 @@ class SimMIMTrainer(Trainer):
             seconds = time.monotonic() - (self._tokens_since or time.monotonic())
             if "loss" in logs and seconds > 0:
                 logs["tokens_per_second"] = round(tokens / seconds)
-            self._tokens, self._tokens_since = 0, None
+            self._tokens = 0
+            self._tokens_since = None
             if self._skipped:
-                logs["skipped_steps"], self._skipped = self._skipped, 0
+                logs["skipped_steps"] = self._skipped
+                self._skipped = 0
         # With `start_time` transformers would add its own tokens per second, over the whole run, to each entry.
         super().log(logs)
 
@@ -349,14 +365,19 @@ class SimMIMTrainer(Trainer):
     @functools.cached_property
     def record(self) -> dict:
         """What this run depends on: its `meaning`, without which it would be another run, and where it ran."""
-        config, args, collator = self._unwrapped_model().config, self.args, self.data_collator
-        fields = dataclasses.fields(collator) if isinstance(collator, DataCollatorForSimMIM) else []
-        backbone, text = config.text_config.to_dict(), {"training": self.train_dataset, "held-out": self.eval_dataset}
+        config = self._unwrapped_model().config
+        backbone = config.text_config.to_dict()
+        text = {"training": self.train_dataset, "held-out": self.eval_dataset}
+        args = self.args
+        collator = self.data_collator
+        corruption = []
+        if isinstance(collator, DataCollatorForSimMIM):
+            corruption = [field.name for field in dataclasses.fields(collator) if field.name != "tokenizer"]
         training = {name: getattr(args, name, None) for name in TRAINING_OPTIONS if name not in MEANINGLESS}
         meaning = {
             "backbone": {name: backbone[name] for name in backbone if name not in UNRELATED},
             "objective": {name: getattr(config, name) for name in OBJECTIVE_OPTIONS},
-            "corruption": {field.name: getattr(collator, field.name) for field in fields if field.name != "tokenizer"},
+            "corruption": {name: getattr(collator, name) for name in corruption},
             "training": {**training, "precision": precision(self), "processes": args.world_size},
             "text": {name: records.fingerprint(rows) for name, rows in text.items()},
         }
@@ -366,7 +387,8 @@ class SimMIMTrainer(Trainer):
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         if resume_from_checkpoint:
             resume_from_checkpoint = checkpoints.to_resume(resume_from_checkpoint, self.args.output_dir)
-        self._is_finite, self._skipped_in_a_row = True, 0
+        self._is_finite = True
+        self._skipped_in_a_row = 0
         agreement.check_start(self)
         self._has_trained = True
         with memory.remedied(less_memory(self.args)):
@@ -379,7 +401,9 @@ class SimMIMTrainer(Trainer):
 
     def _get_output_dir(self, trial):
         folder = super()._get_output_dir(trial)
-        return os.path.join(folder, folders.SAVING) if self._is_saving else folder
+        if self._is_saving:
+            return os.path.join(folder, folders.SAVING)
+        return folder
 
     def _save_checkpoint(self, model, trial):
         run = Path(self._get_output_dir(trial))
