@@ -33,6 +33,7 @@ from simmim_hf.metric_catalogue import metric_of, title
 from simmim_hf.model.configuration_simmim import POSITIVE_VIEWS
 from simmim_hf.pretraining import console
 from simmim_hf.training import card as hub
+from simmim_hf.training.facts import earlier_runs
 
 pytestmark = pytest.mark.slow  # it trains
 
@@ -341,7 +342,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_tells_of_the_runs_before(run, tmp_
     assert f"| with those of the runs before | {total:,} |" in text
     assert f"```bash\n{sources[0]['command']}\n```" in text and "Run 2 of those before, from the local ch" in text
     (first / "results.json").write_text("{")
-    assert hub.earlier_runs(first) == {} and "is not known" in caplog.text
+    assert earlier_runs(first) == {} and "is not known" in caplog.text
 
 
 def test_vectors_can_learn_while_the_encoder_stays_as_it_is(run, tmp_path):
