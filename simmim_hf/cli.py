@@ -167,7 +167,8 @@ def staying_together(parser: argparse.ArgumentParser) -> Iterator[None]:
     from .training.agreement import ProcessesDiffer, ProcessLost, noticing_lost_processes
 
     lost = ending(parser, FAILED, ProcessLost)
-    with lost, ending(parser, REFUSED, ProcessesDiffer), noticing_lost_processes(), letting_threads_end():
+    # The message comes before the wait, in which a launcher may already end this process.
+    with letting_threads_end(), lost, ending(parser, REFUSED, ProcessesDiffer), noticing_lost_processes():
         yield
 
 
