@@ -79,7 +79,7 @@ class AdaptationArguments(PretrainingArguments):
         "steps as this share of all.",
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not is_number(self.head_warmup, 0, 1):
             raise ValueError(f"--head_warmup is {self.head_warmup!r}: give a share of the steps, from 0 to 1.")
@@ -107,7 +107,7 @@ class Adaptation(Pretraining):
 
     def __init__(
         self, model_args: AdaptedModelArguments, data_args: AdaptationTextArguments, args: AdaptationArguments
-    ):
+    ) -> None:
         export.require(*export.NEEDED["sentence-transformers"])
         check_source(model_args, args)
         preset = OBJECTIVES[model_args.objective]

@@ -148,7 +148,7 @@ class DataArguments(CorruptionOptions):
         None, "Scored pairs (sentence1, sentence2, score): Spearman before and after training goes to the table."
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("train_file", "validation_file"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, [getattr(self, name)])
@@ -211,10 +211,11 @@ class PretrainingArguments(SimMIMTrainingArguments):
     # HfArgumentParser reads this union only with None first, as TrainingArguments has it.
     report_to: None | str | list[str] = option("tensorboard", "Where to log: tensorboard, wandb, ..., all or none.")  # noqa: RUF036
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ranges(self)
         # transformers takes bfloat16 on a CPU only where the CPU was asked for.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
         try:
             super().__post_init__()
         except Exception as error:

@@ -47,7 +47,7 @@ class Pretraining:
         ValueError, FileNotFoundError: input that cannot work; the message names the value and the remedy.
     """
 
-    def __init__(self, model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments):
+    def __init__(self, model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments) -> None:
         self.model_args = model_args
         self.data_args = data_args
         self.args = args
@@ -301,7 +301,7 @@ class Pretraining:
 class StopAtNonFiniteEvaluation(TrainerCallback):
     """Ends training where the held-out loss says that the weights are lost."""
 
-    def on_evaluate(self, args, state, control, metrics, **kwargs):
+    def on_evaluate(self, args, state, control, metrics, **kwargs) -> None:
         loss = metrics["eval_loss"]
         if not math.isfinite(loss):
             raise FloatingPointError(

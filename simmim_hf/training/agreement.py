@@ -56,13 +56,13 @@ def check_start(trainer: Trainer) -> None:
 class SameWeights(TrainerCallback):
     """Compares the weights of all processes after the first step: they differ where gradients were not averaged."""
 
-    def __init__(self, trainer: Trainer):
+    def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.first_step = state.global_step + 1
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args, state, control, **kwargs) -> None:
         if is_distributed() and state.global_step == self.first_step and not is_sharded(self.trainer):
             _compare({f"weights after step {state.global_step}": checksum(self.trainer.model)})
 

@@ -47,7 +47,7 @@ class SimMIMTrainingArguments(TrainingArguments):
         20, "Steps in a row whose loss or gradient may be not finite; they are skipped, and one more stops the run."
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.deepspeed and not is_deepspeed_available():
             # transformers finds it out later, and leaves a half-made configuration for the next model to stumble on.
             raise ValueError("--deepspeed needs a package: pip install deepspeed, or leave it out.")
@@ -57,7 +57,7 @@ class SimMIMTrainingArguments(TrainingArguments):
             # transformers hands the timeout over for GPUs only, and takes the process group that it finds.
             PartialState(cpu=True, backend=self.ddp_backend, timeout=timedelta(seconds=self.ddp_timeout))
         super().__post_init__()
-        self.weight_schedule = read_weight_schedule(self.weight_schedule)
+        self.weight_schedule = read_weight_schedule(self.weight_schedule)  # type: ignore[assignment]  # was words
 
 
 METHOD_OPTIONS = [field_.name for field_ in fields(SimMIMTrainingArguments)][len(fields(TrainingArguments)) :]

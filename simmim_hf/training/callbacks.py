@@ -1,6 +1,8 @@
 """The order of a training, and what is logged of it."""
 
 import random
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
@@ -21,7 +23,7 @@ class SimilarLengthSampler(LengthGroupedSampler):
         seed: of the order
     """
 
-    def __init__(self, batch_size: int, lengths: list[int], seed: int):
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
         super().__init__(batch_size, lengths=lengths)
         self.seed = seed
         self.epoch = 0
@@ -29,7 +31,7 @@ class SimilarLengthSampler(LengthGroupedSampler):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         self.generator = torch.Generator().manual_seed(random.Random(f"{self.seed} {self.epoch}").getrandbits(63))
         indices = get_length_grouped_indices(self.lengths, self.batch_size, generator=self.generator)
         batches = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
@@ -43,7 +45,7 @@ class SimilarLengthSampler(LengthGroupedSampler):
 class LastStepLogged(TrainerCallback):
     """Logs the last step too: a run of fewer steps than `logging_steps` would say nothing of what it learned."""
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args, state, control, **kwargs) -> None:
         ends = state.global_step >= state.max_steps or control.should_training_stop
         if ends and args.logging_strategy == IntervalStrategy.STEPS:
             control.should_log = True
@@ -53,11 +55,11 @@ class SamplerEpoch(TrainerCallback):
     """Sets the epoch where Trainer does not: of the sampler behind the skipped batches of a resumed run, and of the
     collator."""
 
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs) -> None:
         collator = getattr(train_dataloader, "collate_fn", None)
         if isinstance(collator, PassCollator):
             collator.number.fill_(int(state.epoch))
-        sampler = getattr(train_dataloader, "batch_sampler", None)
+        sampler: Any = getattr(train_dataloader, "batch_sampler", None)
         while hasattr(sampler, "batch_sampler"):
             sampler = sampler.batch_sampler
         sampler = getattr(sampler, "sampler", None)

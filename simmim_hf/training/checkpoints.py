@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 from transformers.trainer import TRAINER_STATE_NAME
@@ -233,7 +234,7 @@ def remove_checkpoint(checkpoint: Path) -> None:
         shutil.rmtree(checkpoint)
 
 
-def in_all_processes(value):
+def in_all_processes(value) -> Any:
     """The value of the main process; waits until all processes are here."""
     if not dist.is_initialized():
         return value

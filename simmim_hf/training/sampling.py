@@ -18,7 +18,7 @@ class ShortestFirstSampler(Sampler[int]):
         lengths: tokens of each row
     """
 
-    def __init__(self, lengths: list[int]):
+    def __init__(self, lengths: list[int]) -> None:
         self.order = np.argsort(lengths, kind="stable").tolist()
 
     def __len__(self) -> int:
@@ -41,7 +41,7 @@ class SharedBatches:
         drop_last: leave out the last batch where it is smaller
     """
 
-    def __init__(self, sampler: Sampler[int], batch_size: int, processes: int, drop_last: bool):
+    def __init__(self, sampler: Sampler[int], batch_size: int, processes: int, drop_last: bool) -> None:
         self.sampler = sampler
         self.drop_last = drop_last
         self.processes = processes
@@ -64,7 +64,7 @@ class WholeBatches:
         processes: how many share them
     """
 
-    def __init__(self, batches: BatchSampler, processes: int):
+    def __init__(self, batches: BatchSampler, processes: int) -> None:
         self.sampler = batches.sampler
         self.batches = batches
         self.processes = processes
@@ -89,7 +89,7 @@ class PassCollator:
         collator: a row that has the column `draw` already keeps it
     """
 
-    def __init__(self, collator: DataCollatorForSimMIM):
+    def __init__(self, collator: DataCollatorForSimMIM) -> None:
         self.collator = collator
         self.number = torch.zeros((), dtype=torch.int64).share_memory_()
 

@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import time
+from collections.abc import Iterator
 
 import torch
 from transformers import TrainerCallback
@@ -22,7 +23,7 @@ class StopAtSignal(TrainerCallback):
     A signal that reaches one process counts in all. A second one has its ordinary effect, which is the end.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received = 0
         self.received_at = 0.0
 
@@ -32,7 +33,7 @@ class StopAtSignal(TrainerCallback):
         return signal.Signals(self.received).name
 
     @contextlib.contextmanager
-    def listening(self):
+    def listening(self) -> Iterator[None]:
         """Notes the signals instead of what they do otherwise. For the main thread."""
         before = {number: signal.signal(number, self._note) for number in SIGNALS}
         try:
@@ -57,10 +58,10 @@ class StopAtSignal(TrainerCallback):
             self.received = int(received)
         return self.received != 0
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args, state, control, **kwargs) -> None:
         if self.came(args.device):
             control.should_save = control.should_training_stop = True
 
-    def on_prediction_step(self, args, state, control, **kwargs):
+    def on_prediction_step(self, args, state, control, **kwargs) -> None:
         if self.came(args.device):
             raise Interrupted

@@ -10,24 +10,26 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import transformers.trainer
 from torch import nn
+from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerControl, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
 from .. import folders, memory, records
 from ..data.collator import DataCollatorForSimMIM
 from ..model.configuration_simmim import Objective
 from ..model.losses import alignment, uniformity
-from ..model.objective import TERMS
+from ..model.objective import TERMS, SimMIMForPreTrainingOutput
 from ..options import error_prefix
 from . import agreement, card, checkpoints, sampling, sharding
 from .arguments import (
@@ -72,7 +74,9 @@ class SimMIMTrainer(Trainer):
 
     args: TrainingArguments
     control: TrainerControl
+    data_collator: Any
     _signature_columns: list[str]
+    _is_finite: torch.Tensor | bool
     # What `simmim pretrain` recorded for the card; without it the card states what the Trainer itself knows.
     results: dict | None = None
     _is_saving = False
@@ -93,7 +97,7 @@ class SimMIMTrainer(Trainer):
         weight_schedule: dict[str, list[tuple[float, float]]] | None = None,
         max_skipped_steps: int | None = None,
         **options,
-    ):
+    ) -> None:
         # On a CPU, oneDNN keeps what it compiled for the last 1,024 shapes. Batches without padding have new ones at
         # every step: memory grew by hundreds of megabytes. One step needs fewer than 64. It is read at the first use.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
@@ -143,7 +147,7 @@ class SimMIMTrainer(Trainer):
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *COLLATOR_COLUMNS]))
 
-    def _get_train_sampler(self, train_dataset=None):
+    def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, LengthGroupedSampler):
             seed = self.args.data_seed
@@ -154,13 +158,13 @@ class SimMIMTrainer(Trainer):
             return SimilarLengthSampler(sampler.batch_size * self.args.world_size, lengths, seed)
         return sampler
 
-    def _get_eval_sampler(self, eval_dataset):
+    def _get_eval_sampler(self, eval_dataset) -> Sampler | None:
         sampler = super()._get_eval_sampler(eval_dataset)
         if isinstance(sampler, LengthGroupedSampler):  # in another random order each time
             return sampling.ShortestFirstSampler(list(sampler.lengths[:]))
         return sampler
 
-    def get_train_dataloader(self):
+    def get_train_dataloader(self) -> DataLoader:
         collator = self.data_collator
         if isinstance(collator, DataCollatorForSimMIM):
             self.data_collator = sampling.PassCollator(collator)
@@ -169,16 +173,16 @@ class SimMIMTrainer(Trainer):
         finally:
             self.data_collator = collator
 
-    def get_eval_dataloader(self, eval_dataset=None):
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         with self._without_drop_last():
             return sampling.keep_batches_whole(super().get_eval_dataloader(eval_dataset))
 
-    def get_test_dataloader(self, test_dataset):
+    def get_test_dataloader(self, test_dataset) -> DataLoader:
         with self._without_drop_last():
             return super().get_test_dataloader(test_dataset)
 
     @contextlib.contextmanager
-    def _without_drop_last(self):
+    def _without_drop_last(self) -> Iterator[None]:
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = False  # it is for training
         try:
@@ -186,7 +190,7 @@ class SimMIMTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = drop_last
 
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
+    def get_batch_samples(self, epoch_iterator, num_batches, device) -> tuple[list, torch.Tensor | int | None]:
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._shares = deque(self._shares_of(batches) if len(batches) > 1 else [])
         return batches, num_items
@@ -212,14 +216,16 @@ class SimMIMTrainer(Trainer):
     def current_objective(self) -> Objective:
         return self.objective_at(self.state.global_step / max(self.state.max_steps, 1))
 
-    def _unwrapped_model(self):
+    def _unwrapped_model(self) -> PreTrainedModel:
         model = self.accelerator.unwrap_model(self.model)
         # peft keeps attributes that are set on it to itself.
         if hasattr(model, "get_base_model"):
             return model.get_base_model()
         return model
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model, inputs, return_outputs=False, num_items_in_batch=None
+    ) -> torch.Tensor | tuple[torch.Tensor, SimMIMForPreTrainingOutput]:
         unwrapped = self._unwrapped_model()
         is_training = unwrapped.training  # an engine of DeepSpeed says True in evaluation too
         objective = unwrapped.config.objective  # evaluation keeps it
@@ -250,14 +256,14 @@ class SimMIMTrainer(Trainer):
             rows_in_pairs = rows if rows > 1 else 0
             meter.add({"uniformity": uniformity(outputs.original_embeds)}, rows_in_pairs, is_counted)
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         if self._tokens_since is None:
             self._tokens_since = time.monotonic()
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._is_finite = loss.isfinite() & self._is_finite
         return loss
 
-    def _get_grad_norm(self, model, grad_norm=None):
+    def _get_grad_norm(self, model, grad_norm=None) -> float | None:
         """The norm of the whole gradient; takes a gradient away that is not finite, or of a loss that is not."""
         norm = super()._get_grad_norm(model, grad_norm)
         is_finite = bool(self._is_finite) and (norm is None or math.isfinite(norm))
@@ -276,7 +282,7 @@ class SimMIMTrainer(Trainer):
         self._stop_unless_finite(allowed)
         return norm
 
-    def _finalize_training(self, *args, **kwargs):
+    def _finalize_training(self, *args, **kwargs) -> TrainOutput:
         self._stop_unless_finite(1)  # what ends in several such steps has not come back to its way
         return super()._finalize_training(*args, **kwargs)
 
@@ -308,7 +314,7 @@ class SimMIMTrainer(Trainer):
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
-    ):
+    ) -> EvalLoopOutput:
         """The loss and what is logged beside it, over the rows of all processes: the same for any number of them.
 
         Each batch is one process's own, with the negatives in it. Nothing is gathered but sums and counts, and the
@@ -384,7 +390,7 @@ class SimMIMTrainer(Trainer):
         ran = {"versions": records.versions(), "hardware": records.hardware(args), "revision": records.git_revision()}
         return {"meaning": records.without_folders(meaning), **ran}
 
-    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+    def train(self, resume_from_checkpoint=None, *args, **kwargs) -> TrainOutput:
         if resume_from_checkpoint:
             resume_from_checkpoint = checkpoints.to_resume(resume_from_checkpoint, self.args.output_dir)
         self._is_finite = True
@@ -394,18 +400,18 @@ class SimMIMTrainer(Trainer):
         with memory.remedied(less_memory(self.args)):
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def _run_epoch(self, *args, **kwargs):
+    def _run_epoch(self, *args, **kwargs) -> None:
         # A checkpoint of the last step may be resumed, and Trainer would take one step more.
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
 
-    def _get_output_dir(self, trial):
+    def _get_output_dir(self, trial) -> str:
         folder = super()._get_output_dir(trial)
         if self._is_saving:
             return os.path.join(folder, folders.SAVING)
         return folder
 
-    def _save_checkpoint(self, model, trial):
+    def _save_checkpoint(self, model, trial) -> None:
         run = Path(self._get_output_dir(trial))
         target = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         written = run / folders.SAVING / target.name
@@ -437,7 +443,7 @@ class SimMIMTrainer(Trainer):
         best = Path(self.state.best_model_checkpoint or target)
         checkpoints.rotate(target.parent, self.args.save_total_limit, keep={target, best})
 
-    def _save(self, output_dir=None, state_dict=None):
+    def _save(self, output_dir=None, state_dict=None) -> None:
         if not self.args.should_save:
             super()._save(output_dir, state_dict)  # a sharded model is gathered by all processes
             return
@@ -511,7 +517,7 @@ class SimMIMTrainer(Trainer):
 
 
 @contextlib.contextmanager
-def _without_pickled_arguments():
+def _without_pickled_arguments() -> Iterator[None]:
     """transformers pickles the arguments beside what it saves and uploads; in here, to nowhere.
 
     A pickle can execute code when it is opened, this one holds the access token, and nothing reads it. Trainer has no
