@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState
 
 # Tensors this small gain nothing from a second thread, and lose much where other processes want the same cores.
 torch.set_num_threads(1)
@@ -53,8 +53,10 @@ def shared_data():
 
 @pytest.fixture
 def fresh_accelerator():
-    """accelerate keeps the device and the precision of the first Trainer or Accelerator of a process."""
+    """accelerate keeps the device and the precision of the first Trainer or Accelerator of a process, and the loader
+    of a training that ended in the middle, at whose end gradients are applied."""
     AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
