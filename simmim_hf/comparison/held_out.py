@@ -52,7 +52,7 @@ class HeldOut:
         for masked in self.batches:
             batch = {name: column.to(model.device) for name, column in masked.items()}  # (batch, length) each
             outputs = model(**batch, objective=objective)
-            for name, count in model.counts(objective, **batch).items():  # a mean -> its sum
+            for name, count in outputs.counts.items():  # a mean -> its sum
                 sums[name] += outputs[name].item() * count.item()
                 counts[name] += count.item()
         model.train(was_training)

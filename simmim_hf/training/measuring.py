@@ -20,12 +20,15 @@ class Meter:
     ) -> None:
         """Adds values, which count for nothing where `counts` is false or `weight` is 0, but are named all the same:
         all processes have to read the same names."""
+        if counts is not None:
+            weight = weight * counts
         for name, value in values.items():
-            value = _precise(value.detach())
-            weight = torch.as_tensor(weight, device=value.device)
-            if counts is not None:
-                weight = weight * counts
-            self.sums[name] = self.sums[name] + (value * weight).where(weight != 0, 0.0)
+            weighted = _precise(value.detach()) * weight
+            if isinstance(weight, torch.Tensor):
+                weighted = weighted.where(weight != 0, 0.0)
+            elif weight == 0:  # a number stays one: a tensor of it would make a GPU wait
+                weighted = torch.zeros_like(weighted)
+            self.sums[name] = self.sums[name] + weighted
             self.weights[name] = self.weights[name] + weight
 
     def read(self, accelerator) -> dict[str, float]:

@@ -327,8 +327,7 @@ class SimMIMTrainer(Trainer):
         self._evaluation_meter = Meter()
         args = self.args
         is_plain = prediction_loss_only and not (args.fp16_full_eval or args.bf16_full_eval)
-        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if not self._has_trained and args.world_size > 1 and (is_sharded or not is_plain):
+        if not self._has_trained and args.world_size > 1 and (self._trains_in_parts or not is_plain):
             raise ValueError(
                 "evaluate() before train() would leave a model that several processes cannot train together: give "
                 "--eval_on_start instead, which evaluates when training has prepared it."
@@ -349,11 +348,15 @@ class SimMIMTrainer(Trainer):
             output.metrics[f"{metric_key_prefix}_{name}"] = value
         return output
 
+    @property
+    def _trains_in_parts(self) -> bool:
+        """Whether a process alone lacks weights, gradients or the state of the optimizer."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
     @torch.no_grad()
     def _evaluate_batches(self, dataloader) -> EvalLoopOutput:
         """Reads all batches of this process, which notes what they add to the mean over all processes."""
-        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        model = self.model_wrapped if is_sharded else self.model
+        model = self.model_wrapped if self._trains_in_parts else self.model
         model.eval()
         if hasattr(self.optimizer, "eval"):  # such as a schedule-free one
             self.optimizer.eval()
